@@ -1,0 +1,1 @@
+"""The init role of pyttpd. Its contract: services/init/README.md."""

@@ -1,0 +1,1 @@
+"""The listener role of pyttpd. Its contract: services/listener/README.md."""

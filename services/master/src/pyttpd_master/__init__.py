@@ -1,0 +1,1 @@
+"""The master role of pyttpd. Its contract: services/master/README.md."""

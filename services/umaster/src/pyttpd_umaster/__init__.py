@@ -1,0 +1,1 @@
+"""The umaster role of pyttpd. Its contract: services/umaster/README.md."""

@@ -1,0 +1,1 @@
+"""The vhost role of pyttpd. Its contract: services/vhost/README.md."""
