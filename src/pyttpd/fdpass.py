@@ -1,0 +1,112 @@
+"""Descriptors over unix sockets: send_fd and recv_fd, and what a received one must prove before it is let in.
+
+socket.recv_fds() ignores its flags, so descriptors would arrive inheritable; this uses recvmsg(2) with
+MSG_CMSG_CLOEXEC. When the receiver has no free descriptor the kernel *destroys* the one in flight and sets MSG_CTRUNC
+(unix(7)): that is load on our side and not an attack, and is told apart from a peer that sends too many.
+"""
+
+from __future__ import annotations
+
+import array
+import os
+import socket
+from collections.abc import Callable
+
+from pyttpd.wire.errors import RemoteProtocolError
+from pyttpd.wire.messages import DescriptorKind
+
+_FD_SIZE = array.array("i").itemsize
+#: Room for two: one is what the protocol allows, so the second one is seen and not merely cut off. (CMSG_SPACE of one
+#: rounds up to two on 64 bit anyway.)
+_ANCILLARY = socket.CMSG_SPACE(2 * _FD_SIZE)
+
+_IPPROTO_MPTCP = 262  # linux/in.h; accepted connections of an MPTCP listener
+
+
+def send_fd(sock: socket.socket, data: bytes, fd: int) -> None:
+    """Send `data` as one packet with a copy of `fd`. The caller keeps `fd`. Raises OSError (EAGAIN, ETOOMANYREFS, EPIPE)."""
+    sock.sendmsg([data], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, fd.to_bytes(_FD_SIZE, "little"))], socket.MSG_NOSIGNAL)
+
+
+class DescriptorLost(Exception):
+    """We had no free descriptor, and the kernel destroyed the one that came. `data` is the packet."""
+
+    def __init__(self, data: bytes) -> None:
+        super().__init__("no free descriptor: the one in flight is lost")
+        self.data = data
+
+
+def recv_fd(sock: socket.socket, size: int) -> tuple[bytes, int | None]:
+    """Receive one packet of at most `size` bytes and the descriptor that came with it, which the caller owns.
+
+    Raises RemoteProtocolError for a longer packet or more than one descriptor, DescriptorLost, or OSError. All
+    descriptors that came are closed then.
+    """
+    data, ancillary, flags, _ = sock.recvmsg(size, _ANCILLARY, socket.MSG_CMSG_CLOEXEC)
+    fds: list[int] = []
+    for level, kind, payload in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            whole = array.array("i")
+            whole.frombytes(payload[: len(payload) - len(payload) % _FD_SIZE])
+            fds.extend(whole)
+    if not flags & (socket.MSG_CTRUNC | socket.MSG_TRUNC) and len(fds) <= 1:
+        return data, fds[0] if fds else None
+    for fd in fds:
+        os.close(fd)
+    if flags & socket.MSG_TRUNC:
+        raise RemoteProtocolError("oversized", f"a packet of more than {size} bytes")
+    if len(fds) > 1:
+        raise RemoteProtocolError("descriptors", "more than one descriptor in a packet")
+    raise DescriptorLost(data)
+
+
+def _is_tcp(sock: socket.socket) -> bool:
+    return (
+        sock.getsockopt(socket.SOL_SOCKET, socket.SO_TYPE) == socket.SOCK_STREAM
+        and sock.getsockopt(socket.SOL_SOCKET, socket.SO_PROTOCOL) in (socket.IPPROTO_TCP, _IPPROTO_MPTCP)
+        and sock.getsockopt(socket.SOL_SOCKET, socket.SO_DOMAIN) in (socket.AF_INET, socket.AF_INET6)
+    )
+
+
+def _is_connection(sock: socket.socket) -> bool:
+    return _is_tcp(sock) and not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+
+
+def _is_listener(sock: socket.socket) -> bool:
+    return _is_tcp(sock) and bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
+
+
+def _is_channel(sock: socket.socket) -> bool:
+    if (
+        sock.getsockopt(socket.SOL_SOCKET, socket.SO_DOMAIN) != socket.AF_UNIX
+        or sock.getsockopt(socket.SOL_SOCKET, socket.SO_TYPE) != socket.SOCK_SEQPACKET
+        or sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+    ):
+        return False
+    sock.getpeername()  # ENOTCONN: an end that nobody can ever send to
+    return True
+
+
+_SOCKET_CHECKS: dict[DescriptorKind, Callable[[socket.socket], bool]] = {
+    DescriptorKind.CONNECTION: _is_connection,
+    DescriptorKind.LISTENER: _is_listener,
+    DescriptorKind.CHANNEL: _is_channel,
+}
+
+
+def check(fd: int, kind: DescriptorKind) -> bool:
+    """Say whether `fd` is what `kind` asks for. The caller keeps `fd`. A memfd is checked where it is read (`memfd.read`).
+
+    A connection whose client has left already is still one (getpeername() isn't asked).
+    """
+    test = _SOCKET_CHECKS.get(kind)
+    if test is None:
+        return True
+    # Family and type are given so that the constructor doesn't ask the kernel; they are only names here.
+    sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM, 0, fileno=fd)
+    try:
+        return test(sock)
+    except OSError:
+        return False
+    finally:
+        sock.detach()

@@ -1,0 +1,494 @@
+"""One class a message, and the codec for all of them.
+
+A frame is one SOCK_SEQPACKET packet: a header of 16 bytes, a body of at most `MAX_BODY` bytes, at most one descriptor.
+
+    version u8 | type u8 | flags u8 | reserved u8 (0) | body length u32 | id u64        (network byte order)
+
+`flags` bit 0 says that a descriptor travels with the frame; which messages carry one, and of what kind, is in
+`MESSAGES`. The id names a connection in the messages about one (the sender of ROUTE, PASS and DISPATCH chooses it); it
+is 0 in all others.
+
+Every decoder checks the exact length before it looks at a field, and every text against `NAME` or `AUTHORITY`: what a
+message object holds can be put into a log or a metric's label as it is.
+
+In step with: `permits` (who may send what), PROTOCOL.md (made from here), tests/unit/test_wire.py (one case table for
+encoder and decoder).
+"""
+
+from __future__ import annotations
+
+import enum
+import re
+import socket
+import struct
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeAlias
+
+from pyttpd.wire.errors import LocalProtocolError, RemoteProtocolError
+
+#: The version that we speak, and the oldest that we understand.
+VERSION = 1
+OLDEST_VERSION = 1
+
+HEADER = struct.Struct("!BBBBIQ")
+#: Bodies are small on purpose: what is large (shares, the host map) travels as a sealed memfd.
+MAX_BODY = 1008
+MAX_FRAME = HEADER.size + MAX_BODY
+HAS_DESCRIPTOR = 1
+
+#: A role's, listener's, vhost's or socket's name: fixed width on the wire, so that the hello has a fixed size.
+NAME_SIZE = 64
+NAME = re.compile(rb"[a-z0-9][a-z0-9_.-]{0,62}\Z")
+#: A normalised host name (or, on the metrics listener, a vhost's name); empty for HTTP/1.0 without Host.
+AUTHORITY = re.compile(rb"[a-z0-9_.\[\]:-]{0,255}\Z")
+#: So many ids fit one SETTLED.
+MAX_BATCH = 64
+
+
+class DescriptorKind(enum.Enum):
+    """What a descriptor has to be to be let in (`pyttpd.fdpass.check`)."""
+
+    CONNECTION = "a TCP connection"
+    LISTENER = "a listening TCP socket"
+    MEMFD = "a sealed memfd"
+    CHANNEL = "a SOCK_SEQPACKET socket"
+
+
+class Client(NamedTuple):
+    """A client's address: `host` is numeric, `port` 0 to 65535."""
+
+    host: str
+    port: int
+
+
+class Hello(NamedTuple):
+    """The first message of every channel but a worker's. Fixed size, so that nothing has to be parsed before it."""
+
+    role: str
+    name: str
+    oldest: int = OLDEST_VERSION
+    newest: int = VERSION
+
+
+class Welcome(NamedTuple):
+    """The answer to Hello: the version to speak, and how many of its messages may be open at a time (listeners: ROUTEs)."""
+
+    version: int
+    credits: int
+
+
+class Goodbye(NamedTuple):
+    """The sender leaves on purpose, or asks the other side to. Nothing new may be begun; what is open is finished."""
+
+    reason: str
+
+
+class Socket(NamedTuple):
+    """init hands over a listening socket; `use` is "listen" or "metrics", `name` its table in the configuration."""
+
+    use: str
+    name: str
+
+
+class SocketsEnd(NamedTuple):
+    """init has handed over all `count` sockets that are this role's."""
+
+    count: int
+
+
+class Share(NamedTuple):
+    """master's share of the configuration for this role, as a sealed memfd of `size` bytes; `part` is "share" or "map"."""
+
+    generation: int
+    part: str
+    size: int
+    digest: bytes
+
+
+class ShareOk(NamedTuple):
+    """The share of this generation is in force."""
+
+    generation: int
+
+
+class Route(NamedTuple):
+    """A listener offers a connection that nobody has read from. The listener keeps a copy until it is settled."""
+
+    id: int
+    client: Client
+    authority: str
+
+
+class Settled(NamedTuple):
+    """These connections are others' now: the sender of ROUTE or PASS closes its copies."""
+
+    ids: tuple[int, ...]
+
+
+class Refuse(NamedTuple):
+    """Nobody takes this connection. Who offered it answers with `status` (or, after PASS, keeps it)."""
+
+    id: int
+    status: int
+
+
+class Retry(NamedTuple):
+    """The worker that was given this connection is gone: offer it again if nothing has been read from it."""
+
+    id: int
+
+
+class Drop(NamedTuple):
+    """A worker that can't be proved dead has this connection: close the copy and write nothing."""
+
+    id: int
+
+
+class Worker(NamedTuple):
+    """A supervisor announces a worker; the descriptor is the far end of its channel. `work` is "requests" or "metrics"."""
+
+    number: int
+    work: str
+
+
+class Gone(NamedTuple):
+    """A supervisor has reaped this worker: nobody can read from the connections it was given any more."""
+
+    number: int
+
+
+class Stuck(NamedTuple):
+    """umaster tells the supervisor that this worker does not take what it was given. It is to be killed and reaped."""
+
+    number: int
+
+
+class Credit(NamedTuple):
+    """The worker can take this many connections more."""
+
+    count: int
+
+
+class Dispatch(NamedTuple):
+    """A connection for this worker."""
+
+    id: int
+    client: Client
+    authority: str
+
+
+class Taken(NamedTuple):
+    """The worker is about to read from this connection, and answers for it from now on."""
+
+    id: int
+
+
+class Pass(NamedTuple):
+    """A worker offers a connection, of which nothing is unanswered and nothing read ahead, for one of its siblings."""
+
+    id: int
+    client: Client
+    authority: str
+
+
+class Spawn(NamedTuple):
+    """The supervisor asks the prototype for worker `number`; the descriptor is the worker's control channel."""
+
+    number: int
+
+
+class Spawned(NamedTuple):
+    """The prototype has forked worker `number` as process `pid`."""
+
+    number: int
+    pid: int
+
+
+class Attach(NamedTuple):
+    """The supervisor gives a worker its channel to a new umaster."""
+
+
+class Ready(NamedTuple):
+    """A prototype has imported the application, or a worker has begun to serve."""
+
+
+class Beat(NamedTuple):
+    """A worker's (or prototype's) event loop still turns."""
+
+
+class Failed(NamedTuple):
+    """A prototype could not load the application; the reason is in the tenant's log, its first line here."""
+
+    reason: str
+
+
+Message: TypeAlias = (
+    Hello
+    | Welcome
+    | Goodbye
+    | Socket
+    | SocketsEnd
+    | Share
+    | ShareOk
+    | Route
+    | Settled
+    | Refuse
+    | Retry
+    | Drop
+    | Worker
+    | Gone
+    | Stuck
+    | Credit
+    | Dispatch
+    | Taken
+    | Pass
+    | Spawn
+    | Spawned
+    | Attach
+    | Ready
+    | Beat
+    | Failed
+)
+MessageType: TypeAlias = type[Any]
+
+
+# ---- fields -----------------------------------------------------------------------------------------------------
+
+
+def _pack_name(name: str) -> bytes:
+    raw = name.encode("ascii")
+    if not NAME.match(raw):
+        raise LocalProtocolError(f"{name!r} is not a name")
+    return raw.ljust(NAME_SIZE, b"\0")
+
+
+def _unpack_name(raw: bytes) -> str:
+    name = raw.rstrip(b"\0")
+    if not NAME.match(name):
+        raise RemoteProtocolError("bad-field", f"{name[:32]!r} is not a name")
+    return name.decode("ascii")
+
+
+def _pack_client(client: Client) -> bytes:
+    if ":" in client.host:
+        return struct.pack("!BH16s", 6, client.port, socket.inet_pton(socket.AF_INET6, client.host.partition("%")[0]))
+    return struct.pack("!BH16s", 4, client.port, socket.inet_pton(socket.AF_INET, client.host))
+
+
+def _pack_offer(message: Route | Dispatch | Pass) -> bytes:
+    authority = message.authority.encode("ascii")
+    if not AUTHORITY.match(authority):
+        raise LocalProtocolError(f"{message.authority!r} is not an authority")
+    return _pack_client(message.client) + authority
+
+
+CLIENT_SIZE = 19
+
+
+def _unpack_offer(body: bytes) -> tuple[Client, str]:
+    if len(body) < CLIENT_SIZE:
+        raise RemoteProtocolError("bad-length", f"{len(body)} bytes, {CLIENT_SIZE} at least expected")
+    family, port, address = struct.unpack_from("!BH16s", body)
+    if family == 4:
+        host = socket.inet_ntop(socket.AF_INET, address[:4])
+    elif family == 6:
+        host = socket.inet_ntop(socket.AF_INET6, address)
+    else:
+        raise RemoteProtocolError("bad-field", f"address family {family}")
+    authority = body[CLIENT_SIZE:]
+    if not AUTHORITY.match(authority):
+        raise RemoteProtocolError("bad-field", f"{authority[:64]!r} is not an authority")
+    return Client(host, port), authority.decode("ascii")
+
+
+#: Printable ASCII only: these texts go into logs.
+_TEXT = re.compile(rb"[\x20-\x7e]{0,200}\Z")
+
+
+def _pack_text(text: str) -> bytes:
+    return re.sub(r"[^\x20-\x7e]", "?", text)[:200].encode("ascii")
+
+
+def _unpack_text(body: bytes) -> str:
+    if not _TEXT.match(body):
+        raise RemoteProtocolError("bad-field", "text is too long or not printable")
+    return body.decode("ascii")
+
+
+def _exactly(body: bytes, fields: struct.Struct) -> tuple[Any, ...]:
+    if len(body) != fields.size:
+        raise RemoteProtocolError("bad-length", f"{len(body)} bytes, {fields.size} expected")
+    return fields.unpack(body)
+
+
+def _one_of(value: int, choices: tuple[str, ...]) -> str:
+    if value >= len(choices):
+        raise RemoteProtocolError("bad-field", f"{value} is none of {', '.join(choices)}")
+    return choices[value]
+
+
+ROLE_NAMES = ("init", "master", "umaster", "listener", "vhost", "operator")
+SOCKET_USES = ("listen", "metrics")
+SHARE_PARTS = ("share", "map")
+WORK = ("requests", "metrics")
+
+_HELLO = struct.Struct(f"!BBBx{NAME_SIZE}s")
+_WELCOME = struct.Struct("!BxxxI")
+_SOCKET = struct.Struct(f"!Bxxx{NAME_SIZE}s")
+_SHARE = struct.Struct("!QBxxxI32s")
+_WORKER = struct.Struct("!IBxxx")
+_SPAWNED = struct.Struct("!II")
+_U16 = struct.Struct("!H")
+_U32 = struct.Struct("!I")
+_U64 = struct.Struct("!Q")
+_EMPTY = struct.Struct("!")
+
+
+def _unpack_hello(body: bytes) -> Hello:
+    oldest, newest, role, name = _exactly(body, _HELLO)
+    if not 1 <= oldest <= newest:
+        raise RemoteProtocolError("bad-field", f"versions {oldest} to {newest}")
+    return Hello(_one_of(role, ROLE_NAMES), _unpack_name(name), oldest, newest)
+
+
+def _unpack_settled(body: bytes) -> Settled:
+    if not body or len(body) % 8 or len(body) > 8 * MAX_BATCH:
+        raise RemoteProtocolError("bad-length", f"{len(body)} bytes of ids")
+    return Settled(struct.unpack(f"!{len(body) // 8}Q", body))
+
+
+def _unpack_refuse(id_: int, body: bytes) -> Refuse:
+    (status,) = _exactly(body, _U16)
+    if not 400 <= status <= 599:
+        raise RemoteProtocolError("bad-field", f"status {status}")
+    return Refuse(id_, status)
+
+
+def _unpack_share(body: bytes) -> Share:
+    generation, part, size, digest = _exactly(body, _SHARE)
+    return Share(generation, _one_of(part, SHARE_PARTS), size, digest)
+
+
+def _unpack_socket(body: bytes) -> Socket:
+    use, name = _exactly(body, _SOCKET)
+    return Socket(_one_of(use, SOCKET_USES), _unpack_name(name))
+
+
+def _unpack_worker(body: bytes) -> Worker:
+    number, work = _exactly(body, _WORKER)
+    return Worker(number, _one_of(work, WORK))
+
+
+def _unpack_id(body: bytes) -> None:
+    if body:
+        raise RemoteProtocolError("bad-length", f"{len(body)} bytes, none expected")
+
+
+class Row(NamedTuple):
+    """How one message stands on the wire. `about_one` says that the header's id names a connection."""
+
+    code: int
+    cls: MessageType
+    pack: Callable[[Any], bytes]
+    unpack: Callable[[int, bytes], Any]
+    descriptor: DescriptorKind | None = None
+    about_one: bool = False
+
+
+def _nothing(_: object) -> bytes:
+    return b""
+
+
+MESSAGES: tuple[Row, ...] = (
+    Row(
+        1,
+        Hello,
+        lambda m: _HELLO.pack(m.oldest, m.newest, ROLE_NAMES.index(m.role), _pack_name(m.name)),
+        lambda _, b: _unpack_hello(b),
+    ),
+    Row(2, Welcome, lambda m: _WELCOME.pack(m.version, m.credits), lambda _, b: Welcome(*_exactly(b, _WELCOME))),
+    Row(3, Goodbye, lambda m: _pack_text(m.reason), lambda _, b: Goodbye(_unpack_text(b))),
+    Row(
+        10,
+        Socket,
+        lambda m: _SOCKET.pack(SOCKET_USES.index(m.use), _pack_name(m.name)),
+        lambda _, b: _unpack_socket(b),
+        DescriptorKind.LISTENER,
+    ),
+    Row(11, SocketsEnd, lambda m: _U32.pack(m.count), lambda _, b: SocketsEnd(*_exactly(b, _U32))),
+    Row(
+        20,
+        Share,
+        lambda m: _SHARE.pack(m.generation, SHARE_PARTS.index(m.part), m.size, m.digest),
+        lambda _, b: _unpack_share(b),
+        DescriptorKind.MEMFD,
+    ),
+    Row(21, ShareOk, lambda m: _U64.pack(m.generation), lambda _, b: ShareOk(*_exactly(b, _U64))),
+    Row(30, Route, _pack_offer, lambda i, b: Route(i, *_unpack_offer(b)), DescriptorKind.CONNECTION, True),
+    Row(31, Settled, lambda m: struct.pack(f"!{len(m.ids)}Q", *m.ids), lambda _, b: _unpack_settled(b)),
+    Row(32, Refuse, lambda m: _U16.pack(m.status), _unpack_refuse, None, True),
+    Row(33, Retry, _nothing, lambda i, b: (_unpack_id(b), Retry(i))[1], None, True),
+    Row(34, Drop, _nothing, lambda i, b: (_unpack_id(b), Drop(i))[1], None, True),
+    Row(
+        40,
+        Worker,
+        lambda m: _WORKER.pack(m.number, WORK.index(m.work)),
+        lambda _, b: _unpack_worker(b),
+        DescriptorKind.CHANNEL,
+    ),
+    Row(41, Gone, lambda m: _U32.pack(m.number), lambda _, b: Gone(*_exactly(b, _U32))),
+    Row(42, Stuck, lambda m: _U32.pack(m.number), lambda _, b: Stuck(*_exactly(b, _U32))),
+    Row(50, Credit, lambda m: _U16.pack(m.count), lambda _, b: Credit(*_exactly(b, _U16))),
+    Row(51, Dispatch, _pack_offer, lambda i, b: Dispatch(i, *_unpack_offer(b)), DescriptorKind.CONNECTION, True),
+    Row(52, Taken, _nothing, lambda i, b: (_unpack_id(b), Taken(i))[1], None, True),
+    Row(53, Pass, _pack_offer, lambda i, b: Pass(i, *_unpack_offer(b)), DescriptorKind.CONNECTION, True),
+    Row(60, Spawn, lambda m: _U32.pack(m.number), lambda _, b: Spawn(*_exactly(b, _U32)), DescriptorKind.CHANNEL),
+    Row(61, Spawned, lambda m: _SPAWNED.pack(m.number, m.pid), lambda _, b: Spawned(*_exactly(b, _SPAWNED))),
+    Row(62, Attach, _nothing, lambda _, b: (_unpack_id(b), Attach())[1], DescriptorKind.CHANNEL),
+    Row(63, Ready, _nothing, lambda _, b: (_unpack_id(b), Ready())[1]),
+    Row(64, Beat, _nothing, lambda _, b: (_unpack_id(b), Beat())[1]),
+    Row(65, Failed, lambda m: _pack_text(m.reason), lambda _, b: Failed(_unpack_text(b))),
+)
+BY_CODE: dict[int, Row] = {row.code: row for row in MESSAGES}
+BY_CLASS: dict[MessageType, Row] = {row.cls: row for row in MESSAGES}
+
+
+def encode(message: Message) -> bytes:
+    """Return the frame of `message` (header and body); the descriptor, if it takes one, travels beside it."""
+    row = BY_CLASS[type(message)]
+    body = row.pack(message)
+    if len(body) > MAX_BODY:
+        raise LocalProtocolError(f"{row.cls.__name__} of {len(body)} bytes")
+    return (
+        HEADER.pack(
+            VERSION,
+            row.code,
+            HAS_DESCRIPTOR if row.descriptor else 0,
+            0,
+            len(body),
+            message.id if row.about_one else 0,  # type: ignore[union-attr]
+        )
+        + body
+    )
+
+
+def decode(frame: bytes) -> Message:
+    """Return the message that `frame`, one whole packet, holds.
+
+    Raises RemoteProtocolError for anything else than exactly one well-formed frame. Whether the descriptor that the
+    header announces has come is the channel's business.
+    """
+    if len(frame) < HEADER.size:
+        raise RemoteProtocolError("truncated", f"{len(frame)} bytes are no header")
+    version, code, flags, reserved, length, id_ = HEADER.unpack_from(frame)
+    if not OLDEST_VERSION <= version <= VERSION:
+        raise RemoteProtocolError("bad-version", f"version {version}, {OLDEST_VERSION} to {VERSION} understood")
+    row = BY_CODE.get(code)
+    if row is None:
+        raise RemoteProtocolError("unknown-type", f"type {code}")
+    if length != len(frame) - HEADER.size:
+        raise RemoteProtocolError("bad-length", f"{length} bytes announced, {len(frame) - HEADER.size} sent")
+    if reserved or flags != (HAS_DESCRIPTOR if row.descriptor else 0) or (id_ and not row.about_one):
+        raise RemoteProtocolError("bad-field", f"flags {flags}, reserved {reserved}, id {id_} in {row.cls.__name__}")
+    message: Message = row.unpack(id_, frame[HEADER.size :])
+    return message
