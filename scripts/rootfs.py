@@ -1,20 +1,22 @@
-"""Assemble the root of one role's image: the interpreter, the standard library, the role, the library, and nothing else.
+"""Assemble the root of one role's image: the interpreter, the standard library, the role, the library, no more.
 
-Runs inside the build stage of services/<role>/Dockerfile (Debian, with python3, pip and setuptools), as root, on a copy
-of the repository that holds only what Dockerfile.dockerignore lets through. The final stage is FROM scratch and takes
-the folder as it is.
+Runs inside the build stage of services/<role>/Dockerfile (Debian, with python3, pip and setuptools), as root, on a
+copy of the repository that holds only what Dockerfile.dockerignore lets through. The final stage is FROM scratch
+and takes the folder as it is.
 
 What an image gets:
 
-- /usr/bin/python3 and the standard library as Debian built them. Roles get the part that servers use, tenants all of it.
-- The packages of the role's lock, by hash: from .cache/wheels/<role> if scripts/wheels has filled it (a build that can
-  reach no package index), else from the index that pip is configured for.
+- /usr/bin/python3 and the standard library as Debian built them: roles the part that they use, tenants all of it.
+- The packages of the role's lock, by hash: from .cache/wheels/<role> if scripts/wheels has filled it (for builds
+  that can reach no package index), else from the index that pip is configured for.
 - `pyttpd` and `pyttpd-<role>`, built from source by setuptools.
-- The closure of shared objects, asked from the dynamic loader itself (ldd), and that loader, at the paths where it looks.
+- The closure of shared objects, asked from the dynamic loader itself (ldd), and that loader, at the paths where it
+  looks.
 - One line of passwd and group, so that getpwuid() of the role's own uid works.
 
-What no image gets: a shell, a package manager, a setuid bit, a writable file of the role's own, another role's code.
-Everything is byte-compiled with hashes instead of times, and all times are one fixed time: the same input gives the same tree.
+What no image gets: a shell, a package manager, a setuid bit, a file that the role may write, another role's code.
+Everything is byte-compiled with hashes instead of times, and all times are one fixed time: the same input gives the
+same tree.
 """
 
 from __future__ import annotations
@@ -30,8 +32,11 @@ import stat
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 STDLIB = Path(sysconfig.get_paths()["stdlib"])
 #: Where Debian's interpreter looks for packages in isolated mode, too.
@@ -39,28 +44,30 @@ SITE = Path("usr/lib/python3/dist-packages")
 #: One time for every file (1980-01-01, the first that zip files can hold).
 EPOCH = 315532800
 
-#: Not a server's business and nobody imports them at run time: tests, demos, and Debian's own start-up hook (a link into /etc).
+#: Nobody imports these at run time: tests, demos, and Debian's own start-up hook (a link into /etc).
 NOT_IN_ANY = (
-    "test", "idlelib", "turtledemo", "turtle.py", "lib2to3", "ensurepip", "pydoc_data", "_pyrepl", "sitecustomize.py",
-    "EXTERNALLY-MANAGED", "lib-dynload/_test*", "lib-dynload/_ctypes_test*", "lib-dynload/xx*", "lib-dynload/_xx*",
-    "config-*", "__phello__", "this.py", "antigravity.py",
+    "test", "idlelib", "turtledemo", "turtle.py", "lib2to3", "ensurepip", "pydoc_data", "_pyrepl",
+    "sitecustomize.py", "EXTERNALLY-MANAGED", "config-*", "__phello__", "this.py", "antigravity.py",
+    "lib-dynload/_test*", "lib-dynload/_ctypes_test*", "lib-dynload/xx*", "lib-dynload/_xx*",
     # The only user of Berkeley DB's 1.8 MB; dbm falls back to SQLite.
     "lib-dynload/_dbm*",
 )  # fmt: skip
 #: The roles answer a few frames each: no interactive tools, no other protocols, no second way to start programs.
 #: (The codecs for east Asian text are 0.9 MB of C that a name such as "big5" in foreign data could reach.)
 NOT_IN_ROLES = (
-    "asyncio", "concurrent", "curses", "dbm", "multiprocessing", "sqlite3", "tkinter", "unittest", "venv", "wsgiref", "xmlrpc",
-    "cProfile.py", "code.py", "codeop.py", "doctest.py", "ftplib.py", "imaplib.py", "mailbox.py", "pdb.py", "poplib.py",
-    "profile.py", "pstats.py", "pty.py", "pydoc.py", "smtplib.py", "tabnanny.py", "timeit.py", "trace.py", "tty.py",
-    "webbrowser.py", "xml", "zipapp.py",
+    "asyncio", "concurrent", "curses", "dbm", "multiprocessing", "sqlite3", "tkinter", "unittest", "venv",
+    "xmlrpc", "cProfile.py", "code.py", "codeop.py", "doctest.py", "ftplib.py", "imaplib.py", "mailbox.py",
+    "pdb.py", "poplib.py", "profile.py", "pstats.py", "pty.py", "pydoc.py", "smtplib.py", "tabnanny.py",
+    "timeit.py", "trace.py", "tty.py", "webbrowser.py", "xml", "zipapp.py",
     "lib-dynload/_asyncio*", "lib-dynload/_codecs_*", "lib-dynload/_curses*", "lib-dynload/_sqlite3*",
     "lib-dynload/_multibytecodec*", "lib-dynload/_multiprocessing*", "lib-dynload/readline*",
 )  # fmt: skip
-#: What a role's locked packages import all the same, although nothing of it runs.
+#: What a role's locked packages import all the same, although nothing of it runs (pyroute2 in init).
 KEPT_FOR = {
-    "init": ("asyncio", "concurrent", "lib-dynload/_asyncio*", "lib-dynload/_multiprocessing*", "multiprocessing",
-             "unittest"),  # pyroute2
+    "init": (
+        "asyncio", "concurrent", "multiprocessing", "unittest",
+        "lib-dynload/_asyncio*", "lib-dynload/_multiprocessing*",
+    ),
 }  # fmt: skip
 
 #: Loaded by name at run time, so that no ldd shows it: threads that end early unwind their stack with it.
@@ -68,9 +75,13 @@ RUNTIME_LIBRARIES = ("libgcc_s.so.1",)
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--role", required=True)
-    parser.add_argument("--uid", type=int, required=True, help="the role's uid in containers, for its line of passwd")
+    parser.add_argument(
+        "--uid", type=int, required=True, help="the role's uid in containers, for its line of passwd"
+    )
     parser.add_argument("--source", type=Path, default=Path.cwd(), help="the repository")
     parser.add_argument("--out", type=Path, required=True, help="where to build the root; made new")
     parser.add_argument("--whole-stdlib", action="store_true", help="tenants' code may import anything")
@@ -110,7 +121,11 @@ def copy_stdlib(out: Path, *, leave_out: Iterable[str]) -> None:
     def ignore(folder: str, names: list[str]) -> set[str]:
         here = Path(folder).relative_to(STDLIB)
         paths = {name: (here / name).as_posix() for name in names}
-        return {n for n, path in paths.items() if n == "__pycache__" or any(fnmatch.fnmatchcase(path, glob) for glob in leave)}
+        return {
+            n
+            for n, path in paths.items()
+            if n == "__pycache__" or any(fnmatch.fnmatchcase(path, glob) for glob in leave)
+        }
 
     shutil.copytree(STDLIB, out / STDLIB.relative_to("/"), ignore=ignore, symlinks=False)
 
@@ -128,7 +143,7 @@ def install_locked(source: Path, role: str, site: Path) -> None:
 
 
 def install_own(source: Path, role: str, site: Path) -> None:
-    """Build and install the library and the role. setuptools comes from Debian: a build needs no index for it."""
+    """Build and install the library and the role. setuptools comes from Debian: that needs no index."""
     work = Path("/tmp/rootfs-build")
     for project in (source, source / "services" / role):
         # Into a copy: setuptools writes beside the sources, and those are mounted read-only.
@@ -136,7 +151,9 @@ def install_own(source: Path, role: str, site: Path) -> None:
         work.mkdir()
         for name in ("pyproject.toml", "README.md", "LICENSE", "src"):
             if (project / name).is_dir():
-                shutil.copytree(project / name, work / name, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
+                shutil.copytree(
+                    project / name, work / name, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info")
+                )
             elif (project / name).exists():
                 shutil.copy(project / name, work / name)
         pip("--no-build-isolation", "--no-deps", "--no-index", f"--target={site}", str(work))
@@ -148,13 +165,13 @@ def install_own(source: Path, role: str, site: Path) -> None:
 
 
 def pip(*arguments: str) -> None:
-    command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--root-user-action=ignore",
-               "--break-system-packages", "--no-compile", "--no-cache-dir", *arguments]  # fmt: skip
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check",
+               "--root-user-action=ignore", "--break-system-packages", "--no-compile", "--no-cache-dir", *arguments]  # fmt: skip
     subprocess.run(command, check=True)
 
 
 def copy_shared_objects(out: Path) -> None:
-    """Copy what the interpreter and every extension module need, to where the loader looks without a cache."""
+    """Copy what the interpreter and the extension modules need, to where the loader looks without a cache."""
     programs = [out / "usr/bin/python3", *sorted(out.rglob("*.so"))]
     listing = subprocess.run(["ldd", *map(str, programs)], check=True, capture_output=True, text=True).stdout
     if missing := re.findall(r"^\s*(\S+) => not found", listing, re.MULTILINE):
@@ -208,9 +225,11 @@ for top in sys.argv[1:]:
 
 
 def import_everything(out: Path) -> None:
-    """Import every package, and every module of ours, in the new root: a missing library ends the build, not a role."""
+    """Import every package and every module of ours in the new root: what is missing ends the build, not a role."""
     packages = sorted(path.parent.name for path in (out / SITE).glob("*/__init__.py"))
-    subprocess.run(["chroot", str(out), "/usr/bin/python3", "-I", "-B", "-c", IMPORT_ALL, *packages], check=True)
+    subprocess.run(
+        ["chroot", str(out), "/usr/bin/python3", "-I", "-B", "-c", IMPORT_ALL, *packages], check=True
+    )
 
 
 def settle(out: Path) -> None:
