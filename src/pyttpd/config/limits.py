@@ -1,0 +1,98 @@
+"""The bounds of every configured value, each with its reason. Used by the schema (what an operator may write) and by
+the shares (what a role believes from master), so that the two can't drift apart. Lean: roles import it.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from pyttpd.roles import MAX_LISTENERS, MAX_UID, MIN_VHOST_UID, ROLES, TENANT_METRICS_OFFSET, Role
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """A closed interval of numbers. `0` is often a special value; the key's documentation says so."""
+
+    low: int | float
+    high: int | float
+
+    def __contains__(self, value: int | float) -> bool:
+        return self.low <= value <= self.high  # False for NaN
+
+
+# --- files -------------------------------------------------------------------------------------------------------
+#: All files together: 10,000 vhosts with 100,000 names take about 6 MB; more is a mistake, not a configuration.
+MAX_CONFIG_BYTES = 16 * 1024 * 1024
+#: Files that `include` may match: a tenant a file, for those who generate them, up to a sensible folder.
+MAX_CONFIG_FILES = 1000
+#: Errors told at once; a person reads the first twenty, a wrong generator makes a hundred thousand.
+MAX_ERRORS = 1000
+
+# --- shares ------------------------------------------------------------------------------------------------------
+#: One role's share: umaster's with 10,000 vhosts is about 1.3 MB; the names foreign to a wildcard may fill the rest.
+MAX_SHARE_BYTES = 4 * 1024 * 1024
+#: The host map: 100,000 names of at most 253 characters.
+MAX_HOST_MAP_BYTES = 32 * 1024 * 1024
+
+# --- names -------------------------------------------------------------------------------------------------------
+#: Names become file names, metric labels, container names and process titles.
+NAME = re.compile(r"[a-z][a-z0-9-]{0,31}")
+NAME_RULE = 'a lower-case letter, then at most 31 lower-case letters, digits or "-"'
+#: RFC 1035 2.3.4: 255 octets on the wire are 253 characters of text.
+MAX_HOST_LENGTH = 253
+#: One label of a host name; "_" is not a host name's by RFC 952 but is found in practice.
+HOST_LABEL = re.compile(r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?")
+#: Cheap test of many names at once, joined by line feeds: characters and length only (the loader checks the rest).
+HOST_LINES = re.compile(r"(?:(?:\*\.)?[a-z0-9._\-]{1,253}+\n|\[[0-9a-f:.]{2,45}\]\n)*+")
+#: A WSGI application as everybody writes it: "package.module:attribute.of.it".
+APPLICATION = re.compile(r"[^\W\d]\w*(?:\.[^\W\d]\w*)*:[^\W\d]\w*(?:\.[^\W\d]\w*)*")
+ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+
+#: Linux's PATH_MAX; longer ones can't be opened.
+MAX_PATH_LENGTH = 4096
+MAX_APPLICATION_LENGTH = 255
+#: Environment of a tenant: far below the kernel's limit for one string (128 KiB) and for exec.
+MAX_ENV_ENTRIES = 256
+MAX_ENV_BYTES = 64 * 1024
+#: Entries of python_path and writable; each becomes a Landlock rule.
+MAX_PATHS = 64
+#: Names that one vhost may have (the whole tree: roles.MAX_NAMES).
+MAX_HOSTS_PER_VHOST = 20_000
+
+# --- numbers -----------------------------------------------------------------------------------------------------
+GENERATION = Range(1, 2**63 - 1)
+GRACE = Range(0, 3600)
+PORT = Range(1, 65535)
+#: Eleven ports are counted from here; below 1024 init would need its privilege for metrics too.
+BASE_PORT = Range(1024, 65535 - TENANT_METRICS_OFFSET)
+#: listen(2) truncates to net.core.somaxconn anyway.
+BACKLOG = Range(1, 65535)
+LISTENER_UID = Range(ROLES[Role.LISTENER].uid, MIN_VHOST_UID - 1)
+#: In shares: the metrics listener's uid lies just below the others'.
+ANY_LISTENER_UID = Range(ROLES[Role.LISTENER].uid - 1, MIN_VHOST_UID - 1)
+VHOST_UID = Range(MIN_VHOST_UID, MAX_UID)
+#: MSG_PEEK with edge-triggered epoll is reliable up to 64 KiB [tried: DESIGN section 3].
+HEAD_LIMIT = Range(1024, 65536)
+BODY_LIMIT = Range(0, 2**40)
+#: Below a tenth of a second an honest client on another continent fails; above an hour a stuck one is kept.
+TIMEOUT = Range(0.1, 3600)
+LINGER = Range(0, 60)
+#: One descriptor each (two while a connection is on its way): RLIMIT_NOFILE is the real bound.
+MAX_CONNECTIONS = Range(1, 1_000_000)
+WORKERS = Range(1, 1024)
+COUNT = Range(0, 1_000_000_000)
+#: Each waiting connection is a descriptor in umaster.
+QUEUE = Range(0, 65536)
+#: Longer than a browser waits makes no sense in a queue.
+QUEUE_TIMEOUT = Range(0.1, 300)
+HANDOVERS = Range(1, 4096)
+
+# --- choices -----------------------------------------------------------------------------------------------------
+LOG_LEVELS = ("debug", "info", "warning", "error")
+LOG_FORMATS = ("text", "json")
+MODES = ("http", "metrics")
+KINDS = ("static", "wsgi")
+ENGINES = ("llhttp",)
+#: Listeners in umaster's share: the configured ones and the metrics listener.
+MAX_LISTENER_PEERS = MAX_LISTENERS + 1

@@ -1,0 +1,70 @@
+"""On which line of a TOML text a table or key stands: a light scan, for error messages only.
+
+tomllib keeps no positions. This finds headers and keys at the start of a line, which is where people write them; what it
+can't find (keys within inline tables) gets the line of the nearest thing around it. A wrong line can only come from
+text that looks like a key within a multi-line array; multi-line strings are skipped.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+_PART = r"""[A-Za-z0-9_-]+|"(?:[^"\\\n]|\\.)*"|'[^'\n]*'"""
+_DOTTED = rf"(?:{_PART})(?:[ \t]*\.[ \t]*(?:{_PART}))*"
+_HEADER = re.compile(rf"[ \t]*\[\[?[ \t]*({_DOTTED})[ \t]*\]")
+_KEY = re.compile(rf"[ \t]*({_DOTTED})[ \t]*=")
+_EACH = re.compile(_PART)
+_LONG_QUOTE = re.compile(r'"""|' + "'''")
+
+
+class LineIndex:
+    """The lines of one file's tables and keys. Keys are paths of names: ("vhost", "blog", "uid")."""
+
+    def __init__(self, text: str) -> None:
+        self._lines = text.splitlines()
+        self._index = dict(reversed(list(_scan(self._lines))))  # the first of several wins
+
+    def find(self, path: tuple[str, ...], literal: str | None = None) -> int | None:
+        """Return the line (from 1) of the thing at `path`, or of the nearest thing around it; None if there is none.
+
+        With `literal`, the line at or after it, before the next table, where that text stands in quotes.
+        """
+        for length in range(len(path), 0, -1):
+            line = self._index.get(path[:length])
+            if line is not None:
+                return self._literal(line, literal) if length == len(path) and literal else line
+        return None
+
+    def _literal(self, line: int, literal: str) -> int:
+        quoted = (f'"{literal}"', f"'{literal}'")
+        for number in range(line, len(self._lines) + 1):
+            text = self._lines[number - 1]
+            if any(form in text for form in quoted):
+                return number
+            if number > line and (_HEADER.match(text) or _KEY.match(text)):
+                break
+        return line
+
+
+def _scan(lines: list[str]) -> Iterator[tuple[tuple[str, ...], int]]:
+    table: tuple[str, ...] = ()
+    closing = ""  # of the multi-line string that we are in
+    for number, line in enumerate(lines, 1):
+        if closing:
+            closing = "" if closing in line else closing
+            continue
+        if header := _HEADER.match(line):
+            table = _names(header[1])
+            for length in range(1, len(table) + 1):
+                yield table[:length], number
+        elif key := _KEY.match(line):
+            names = _names(key[1])
+            for length in range(1, len(names) + 1):
+                yield table + names[:length], number
+            if (quote := _LONG_QUOTE.search(line, key.end())) and line.count(quote[0], quote.end()) == 0:
+                closing = quote[0]
+
+
+def _names(dotted: str) -> tuple[str, ...]:
+    return tuple([part[1:-1] if part[0] in "\"'" else part for part in _EACH.findall(dotted)])

@@ -1,0 +1,604 @@
+"""From files to a valid Config, or to everything that is wrong with them.
+
+Theory of operation
+  1. Read: the main file and those that its `include` matches, bounded in number and size, each parsed by tomllib. A file
+     that can't be read or parsed is an error; the others are still looked at.
+  2. Walk: each table against schema.SCHEMA, which yields a Record of converted values for each table that may be written.
+  3. Compare: what one table alone can't know (two vhosts with one host, one uid, one default; ports that clash).
+  4. Build: only if nothing was wrong; so the dataclasses' own validation can't fail but by a fault of ours.
+
+Nothing here looks whether paths exist: files may lie in another container. `filesystem.check_filesystem` does.
+In step with: schema.py (keys), model.py and shares.py (fields have the keys' names).
+"""
+
+from __future__ import annotations
+
+import difflib
+import errno
+import glob
+import hashlib
+import os
+import re
+import stat
+import tomllib
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from pyttpd.config import limits
+from pyttpd.config.errors import ConfigError, ConfigErrors, printable
+from pyttpd.config.lines import LineIndex
+from pyttpd.config.model import Address, Config, Listener, MetricsSettings, QueueSettings, Vhost
+from pyttpd.config.schema import REQUIRED, SCHEMA, Key, Table
+from pyttpd.config.shares import HttpSettings, LogSettings, PoolSettings
+from pyttpd.config.values import INVALID, convert, describe
+from pyttpd.roles import (
+    MAX_LISTENERS,
+    MAX_NAMES,
+    MAX_VHOSTS,
+    METRICS_LISTENER,
+    METRICS_LISTENER_OFFSET,
+    METRICS_LISTENER_UID,
+    ROLES,
+    TENANT_METRICS_OFFSET,
+    Role,
+)
+
+#: What `load` reads if it is given a folder.
+MAIN_FILE = "pyttpd.toml"
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """One file: how errors name it, the folder that its relative paths start at, its content, its lines."""
+
+    shown: str
+    folder: str
+    data: dict[str, Any]
+    lines: LineIndex
+
+
+@dataclass(slots=True)
+class Record:
+    """One table as it was written: where, and its converted values (without those that were wrong)."""
+
+    table: Table
+    path: tuple[str, ...]
+    source: Source
+    values: dict[str, Any] = field(default_factory=dict)
+    tables: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """The instance's name: "blog" of [vhost.blog]."""
+        return self.path[-1]
+
+    def place(self, key: str = "", literal: str | None = None) -> str:
+        """Return "file:line" for a message about another table."""
+        line = self.source.lines.find((*self.path, key) if key else self.path, literal)
+        return self.source.shown if line is None else f"{self.source.shown}:{line}"
+
+
+class _Errors:
+    """Gathers what is wrong, to be told in the order of files and lines."""
+
+    def __init__(self) -> None:
+        self._found: list[ConfigError] = []
+        self.unread = False  # a file is missing: what seems absent may be in there
+
+    def __bool__(self) -> bool:
+        return bool(self._found)
+
+    def at_file(self, shown: str, message: str, line: int | None = None) -> None:
+        self._found.append(ConfigError(shown, line, "", message))
+
+    def at(self, source: Source, path: tuple[str, ...], key: str, message: str, literal: str | None = None) -> None:
+        full = (*path, key) if key else path
+        table = f"[{'.'.join([printable(part) for part in path])}]" if path else ""
+        where = " ".join([part for part in (table, printable(key)) if part])
+        self._found.append(ConfigError(source.shown, source.lines.find(full, literal), where, message))
+
+    def on(self, record: Record, key: str, message: str, literal: str | None = None) -> None:
+        self.at(record.source, record.path, key, message, literal)
+
+    def raise_if_any(self, order: Iterable[str]) -> None:
+        if self._found:
+            rank = {shown: number for number, shown in enumerate(order)}
+            raise ConfigErrors(sorted(self._found, key=lambda e: (rank.get(e.file, len(rank)), e.line or 0)))
+
+
+def load(path: str | os.PathLike[str], *, generation: int = 1) -> Config:
+    """Read and validate the configuration in `path`: a file, or a folder with a "pyttpd.toml" in it.
+
+    Raises ConfigErrors with everything that is wrong. `generation` is what the shares will be stamped with.
+    """
+    errors = _Errors()
+    reader = _Reader(errors)
+    reader.read_main(os.fspath(path))
+    errors.raise_if_any(reader.order)
+    tree = _walk(reader.sources, errors)
+    _compare(tree, errors)
+    errors.raise_if_any(reader.order)
+    return _build(tree, reader, generation)
+
+
+# --- 1. read ---------------------------------------------------------------------------------------------------------
+class _Reader:
+    """Reads and parses the main file and the included ones, within the bounds of limits.py."""
+
+    def __init__(self, errors: _Errors) -> None:
+        self.sources: list[Source] = []
+        self.order: list[str] = []
+        self.main = ""
+        self._errors = errors
+        self._digest = hashlib.sha256()
+        self._left = limits.MAX_CONFIG_BYTES
+
+    @property
+    def digest(self) -> str:
+        return self._digest.hexdigest()
+
+    def read_main(self, path: str) -> None:
+        self.main = os.path.abspath(os.path.join(path, MAIN_FILE) if os.path.isdir(path) else path)
+        shown = os.path.join(path, MAIN_FILE) if os.path.isdir(path) else path
+        source = self._read(self.main, printable(shown, limits.MAX_PATH_LENGTH))
+        if source is None:
+            return
+        include = SCHEMA.key("include")
+        if include is None or "include" not in source.data:
+            return
+
+        def report(message: str, literal: str | None) -> None:
+            self._errors.at(source, (), "include", message, literal)
+
+        patterns = convert(include, source.data["include"], source.folder, report)
+        if patterns is INVALID or not isinstance(patterns, tuple):
+            self._errors.unread = True
+            return
+        self._read_included(source, patterns, os.path.dirname(source.shown))
+
+    def _read_included(self, main: Source, patterns: tuple[str, ...], shown_folder: str) -> None:
+        files: list[str] = []
+        for pattern in patterns:
+            # Hidden files don't match "*": editors' copies of a file being written stay out.
+            matched = sorted(glob.glob(os.path.join(glob.escape(main.folder), pattern)))
+            if not matched and not glob.has_magic(pattern):
+                self._errors.at(main, (), "include", f'the file "{printable(pattern)}" does not exist', pattern)
+                self._errors.unread = True
+            files += [file for file in matched if file not in files and os.path.abspath(file) != self.main]
+        if len(files) > limits.MAX_CONFIG_FILES - 1:
+            message = f"matches {len(files)} files; at most {limits.MAX_CONFIG_FILES - 1} can be included"
+            self._errors.at(main, (), "include", message)
+            self._errors.unread = True
+            return
+        for file in files:
+            shown = os.path.join(shown_folder, os.path.relpath(file, main.folder))
+            included = self._read(os.path.abspath(file), printable(shown, limits.MAX_PATH_LENGTH))
+            if included is not None and "include" in included.data:
+                self._errors.at(included, (), "include", "must be in the main file only")
+
+    def _read(self, file: str, shown: str) -> Source | None:
+        self.order.append(shown)
+        data = self._bytes(file, shown)
+        if data is None:
+            self._errors.unread = True
+            return None
+        try:
+            text = data.decode()
+        except UnicodeDecodeError as error:
+            line = data.count(b"\n", 0, error.start) + 1
+            self._errors.at_file(shown, "must be UTF-8 text; this line is not", line)
+            self._errors.unread = True
+            return None
+        try:
+            parsed = tomllib.loads(text)
+        except tomllib.TOMLDecodeError as error:
+            message, line_number = _syntax_error(error, text)
+            self._errors.at_file(shown, message, line_number)
+        except RecursionError:
+            self._errors.at_file(shown, "must be TOML, with lists and tables not so deep in each other")
+        except ValueError:
+            self._errors.at_file(shown, "must be TOML, with numbers and dates that exist")
+        else:
+            source = Source(shown, os.path.dirname(file), parsed, LineIndex(text))
+            self.sources.append(source)
+            return source
+        self._errors.unread = True
+        return None
+
+    def _bytes(self, file: str, shown: str) -> bytes | None:
+        try:
+            # Non-blocking: a FIFO in the folder must not hang us.
+            descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+            with open(descriptor, "rb") as stream:
+                if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                    self._errors.at_file(shown, "must be a regular file")
+                    return None
+                data = stream.read(self._left + 1)
+        except OSError as error:
+            reason = os.strerror(error.errno) if error.errno else "unknown error"
+            hint = " (the configuration is a .toml file)" if error.errno == errno.ENOENT else ""
+            self._errors.at_file(shown, f"can't be read: {reason}{hint}")
+            return None
+        except ValueError:  # a NUL in the path
+            self._errors.at_file(shown, "can't be read: this is no file name")
+            return None
+        if len(data) > self._left:
+            self._errors.at_file(shown, f"all files together must be at most {limits.MAX_CONFIG_BYTES} bytes")
+            return None
+        self._left -= len(data)
+        # Length and name are in the hash so that text can't move from one file to another unnoticed.
+        name = os.path.relpath(file, os.path.dirname(self.main))
+        self._digest.update(f"{len(name)}:{name}:{len(data)}:".encode("utf-8", "surrogateescape"))
+        self._digest.update(data)
+        return data
+
+
+_AT_LINE = re.compile(r" \(at (?:line (\d+), column \d+|end of document)\)\Z")
+
+
+def _syntax_error(error: tomllib.TOMLDecodeError, text: str) -> tuple[str, int | None]:
+    """Split tomllib's message into its sentence and the line."""
+    message = str(error)
+    match = _AT_LINE.search(message)
+    line = None
+    if match is not None:
+        line = int(match[1]) if match[1] else max(1, len(text.splitlines()))
+        message = message[: match.start()]
+    return f"must be TOML: {printable(message)}", line
+
+
+# --- 2. walk ---------------------------------------------------------------------------------------------------------
+@dataclass(slots=True)
+class _Tree:
+    """All records: of the tables that exist once, by path; of listeners and vhosts, in order."""
+
+    single: dict[str, Record] = field(default_factory=dict)
+    named: dict[str, dict[str, Record]] = field(default_factory=dict)
+
+
+def _walk(sources: list[Source], errors: _Errors) -> _Tree:
+    tree = _Tree({"": Record(SCHEMA, (), sources[0])}, {table.name: {} for table in SCHEMA.tables if table.named})
+    for source in sources:
+        _read_top(source, tree, errors)
+    for table in (SCHEMA, *[table for table in SCHEMA.tables if not table.named]):
+        record = tree.single.setdefault(table.name, Record(table, (table.name,), sources[0]))
+        _fill_defaults(record.table, record.values, {})
+    return tree
+
+
+def _read_top(source: Source, tree: _Tree, errors: _Errors) -> None:
+    top = tree.single[""]
+    for name, value in source.data.items():
+        key, table = SCHEMA.key(name), SCHEMA.table(name)
+        if key is not None:
+            if name == "include":
+                continue  # read before
+            if source is not top.source:
+                errors.at(source, (), name, f"must be in the main file ({top.source.shown})")
+            else:
+                _read_key(key, value, source, (), top.values, errors)
+        elif table is None:
+            errors.at(source, (), name, _unknown(name, value, SCHEMA, ()))
+        elif table.named:
+            _read_named(table, value, source, tree.named[name], errors)
+        elif name in tree.single:
+            errors.at(source, (name,), "", f"is there already ({tree.single[name].place()})")
+        else:
+            record = tree.single[name] = Record(table, (name,), source)
+            _read_table(record, value, errors)
+
+
+def _read_named(table: Table, value: object, source: Source, records: dict[str, Record], errors: _Errors) -> None:
+    if not isinstance(value, dict):
+        errors.at(source, (table.name,), "", f"must be written as [{table.name}.NAME], once for each")
+        return
+    for name, inner in value.items():
+        path = (table.name, name)
+        if not isinstance(inner, dict):
+            message = f"is in no table: write it below [{table.name}.NAME], with a name of your choice"
+            known = name in [key.name for key in table.keys]
+            errors.at(source, (table.name,), name, message if known else f"must be a table, not {describe(inner)}")
+        elif limits.NAME.fullmatch(name) is None:
+            errors.at(source, path, "", f"the name must be {limits.NAME_RULE}")
+        elif table.name == "listen" and name == METRICS_LISTENER:
+            errors.at(source, path, "", "this name is taken by the tenants' metrics listener: choose another")
+        elif name in records:
+            errors.at(source, path, "", f"is there already ({records[name].place()})")
+        else:
+            record = records[name] = Record(table, path, source)
+            _read_table(record, inner, errors)
+
+
+def _read_table(record: Record, value: object, errors: _Errors) -> None:
+    """Read one table and those below it into `record`; missing keys get their defaults."""
+    if not isinstance(value, dict):
+        errors.on(record, "", f"must be a table, not {describe(value)}")
+        return
+    table = record.table
+    seen = {"": value}
+    _read_keys(table, value, record, record.path, record.values, errors)
+    for below in table.tables:
+        values = record.tables.setdefault(below.name, {})
+        inner = value.get(below.name, {})
+        path = (*record.path, below.name)
+        if isinstance(inner, dict):
+            _read_keys(below, inner, record, path, values, errors)
+            seen[below.name] = inner
+        else:
+            errors.at(record.source, path, "", f"must be a table, not {describe(inner)}")
+        _fill_defaults(below, values, inner if isinstance(inner, dict) else {})
+    for key in table.keys:
+        if key.default is REQUIRED and key.name not in value:
+            errors.on(record, "", f"{key.name} is missing{_proposal(key)}")
+    _fill_defaults(table, record.values, value)
+
+
+def _read_keys(
+    table: Table,
+    value: dict[str, Any],
+    record: Record,
+    path: tuple[str, ...],
+    into: dict[str, Any],
+    errors: _Errors,
+) -> None:
+    for name, inner in value.items():
+        key = table.key(name)
+        if key is not None:
+            _read_key(key, inner, record.source, path, into, errors)
+        elif table.table(name) is None:
+            errors.at(record.source, path, name, _unknown(name, inner, table, path))
+
+
+def _read_key(
+    key: Key, value: object, source: Source, path: tuple[str, ...], into: dict[str, Any], errors: _Errors
+) -> None:
+    def report(message: str, literal: str | None) -> None:
+        errors.at(source, path, key.name, message, literal)
+
+    converted = convert(key, value, source.folder, report)
+    if converted is not INVALID:
+        into[key.name] = converted
+
+
+def _fill_defaults(table: Table, values: dict[str, Any], written: dict[str, Any]) -> None:
+    """Give the keys that were not written their defaults; those that were written but wrong stay out."""
+    for key in table.keys:
+        if key.name not in values and key.name not in written and key.default is not REQUIRED:
+            values[key.name] = key.default
+
+
+def _proposal(key: Key) -> str:
+    example = key.example or (f'"{key.choices[0]}"' if key.choices else "")
+    return f": write, for example, {key.name} = {example}" if example else ""
+
+
+def _unknown(name: str, value: object, table: Table, path: tuple[str, ...]) -> str:
+    """Say that a key or table is unknown, and where or what it might have been meant to be."""
+    what = "table" if isinstance(value, dict) else "key"
+    homes = _homes(path)
+    exact = [home for home, keys in homes.items() if name in keys]
+    if exact:
+        return f"is not known here: it belongs {exact[0]}"
+    near = difflib.get_close_matches(name, [*[key.name for key in table.keys], *[below.name for below in table.tables]], 1)
+    if near:
+        return f'unknown {what}; did you mean "{near[0]}"?'
+    for home, keys in homes.items():
+        near = difflib.get_close_matches(name, keys, 1)
+        if near:
+            return f'unknown {what}; did you mean "{near[0]}" {home.removeprefix("to ").removeprefix("in ")}?'
+    names = [key.name for key in table.keys] + [f"[{below.name}]" for below in table.tables]
+    return f"unknown {what}; known here: {', '.join(names)}"
+
+
+def _homes(path: tuple[str, ...]) -> dict[str, list[str]]:
+    """Return all tables' keys and sub-tables, each table named as seen from `path` ("in [vhost.blog.http]")."""
+    homes = {}
+    for where, table in SCHEMA.walk():
+        names = [key.name for key in table.keys] + [below.name for below in table.tables]
+        if not where:
+            homes["at the top of the main file, before all tables"] = names
+            continue
+        parts = where.split(".")
+        if len(path) > 1 and parts[0] == path[0]:
+            parts[1] = printable(path[1])
+        homes[f"in [{'.'.join(parts)}]"] = names
+    # those of the same top table first
+    return dict(sorted(homes.items(), key=lambda item: not (path and item[0].startswith(f"in [{path[0]}."))))
+
+
+# --- 3. compare ------------------------------------------------------------------------------------------------------
+def _compare(tree: _Tree, errors: _Errors) -> None:
+    listeners, vhosts = list(tree.named["listen"].values()), list(tree.named["vhost"].values())
+    main = tree.single[""]
+    if not listeners and not errors:
+        errors.on(main, "", 'there is no listener: add a table [listen.http] with address = "0.0.0.0:80"')
+    if len(listeners) > MAX_LISTENERS:
+        errors.on(listeners[MAX_LISTENERS], "", f"is one too many: at most {MAX_LISTENERS} listeners")
+    if len(vhosts) > MAX_VHOSTS:
+        errors.on(vhosts[MAX_VHOSTS], "", f"is one too many: at most {MAX_VHOSTS} vhosts")
+    _compute_listeners(tree, listeners)
+    _compare_sockets(tree, listeners, errors)
+    _compare_listener_uids(listeners, errors)
+    for record in vhosts:
+        _check_vhost(record, errors)
+    _compare_hosts(vhosts, errors)
+    _compare_defaults(vhosts, errors)
+    _compare_uids(vhosts, errors)
+
+
+def _compute_listeners(tree: _Tree, listeners: list[Record]) -> None:
+    """Fill in the values that depend on a listener's position."""
+    base_port = tree.single["metrics"].values.get("base_port")
+    first = ROLES[Role.LISTENER]
+    for position, record in enumerate(listeners):
+        if record.values.get("uid", 0) is None:
+            record.values["uid"] = first.uid + position
+        if record.values.get("metrics_port", 0) is None:
+            if base_port is None or first.metrics_offset is None:
+                del record.values["metrics_port"]
+            else:
+                record.values["metrics_port"] = base_port + first.metrics_offset + position
+
+
+def _compare_sockets(tree: _Tree, listeners: list[Record], errors: _Errors) -> None:
+    """No two sockets may want the same address: listeners', and all metrics ports."""
+    metrics = tree.single["metrics"]
+    taken: list[tuple[Address, str]] = []
+
+    def claim(address: Address, what: str, record: Record, key: str) -> None:
+        for other, whose in taken:
+            if _overlap(address, other):
+                errors.on(record, key, f"{what} {address} clashes with {whose} ({other}): choose another port")
+                return
+        taken.append((address, f"{what} of {record.place(key)}"))
+
+    host = metrics.values.get("address")
+    if host is not None and "base_port" in metrics.values:
+        base = metrics.values["base_port"]
+        roles = ((Role.INIT.value, 0), (Role.MASTER.value, 1), (Role.UMASTER.value, 2))
+        for name, offset in (*roles, ("metrics listener", METRICS_LISTENER_OFFSET), ("tenants", TENANT_METRICS_OFFSET)):
+            taken.append((Address(host, base + offset), f"the metrics port of {name}"))
+    for record in listeners:
+        if host is not None and "metrics_port" in record.values:
+            key = "metrics_port" if record.source.lines.find((*record.path, "metrics_port")) else ""
+            claim(Address(host, record.values["metrics_port"]), "the metrics port", record, key)
+    for record in listeners:
+        if "address" in record.values:
+            claim(record.values["address"], "the address", record, "address")
+
+
+def _overlap(one: Address, other: Address) -> bool:
+    """Whether the kernel would refuse to bind both. IPv6 sockets are IPv6 only, so the families don't meet."""
+    if one.port != other.port or (":" in one.host) != (":" in other.host):
+        return False
+    return one.host == other.host or one.host in ("0.0.0.0", "::") or other.host in ("0.0.0.0", "::")  # noqa: S104 (compared)
+
+
+def _compare_listener_uids(listeners: list[Record], errors: _Errors) -> None:
+    seen: dict[int, Record] = {}
+    for record in listeners:
+        uid = record.values.get("uid")
+        if uid is None:
+            continue
+        if uid in seen:
+            message = f"{uid} is the uid of {_table(seen[uid])} as well ({seen[uid].place('uid')}): each listener needs its own"
+            errors.on(record, "uid", message)
+        seen.setdefault(uid, record)
+
+
+def _check_vhost(record: Record, errors: _Errors) -> None:
+    """What the keys of one vhost demand of each other."""
+    values = record.values
+    if values.get("hosts") == () and values.get("default") is False:
+        errors.on(record, "", 'hosts is missing: write, for example, hosts = ["blog.example"] (or default = true)')
+    match values.get("kind"):
+        case "wsgi":
+            if values.get("application", "") is None:
+                errors.on(record, "", 'application is missing: write, for example, application = "app:application"')
+        case "static":
+            for key in ("application", "python_path"):
+                if values.get(key):
+                    errors.on(record, key, 'is for kind = "wsgi": remove it, or change the kind')
+    if values.get("gid", 0) is None and "uid" in values:
+        values["gid"] = values["uid"]
+
+
+def _compare_hosts(vhosts: list[Record], errors: _Errors) -> None:
+    owners: dict[str, Record] = {}
+    for record in vhosts:
+        for host in record.values.get("hosts", ()):
+            owner = owners.setdefault(host, record)
+            if owner is not record:
+                message = f'"{host}" belongs to {_table(owner)} already ({owner.place("hosts", host)})'
+                errors.on(record, "hosts", message, host)
+    if len(owners) > MAX_NAMES:
+        errors.on(vhosts[-1], "hosts", f"all vhosts together must have at most {MAX_NAMES} host names, not {len(owners)}")
+
+
+def _compare_defaults(vhosts: list[Record], errors: _Errors) -> None:
+    first, *others = [record for record in vhosts if record.values.get("default") is True] or [None]
+    for record in others:
+        if first is not None and record is not None:
+            message = f"there can be one default vhost only: it is {_table(first)} already ({first.place('default')})"
+            errors.on(record, "default", message)
+
+
+def _compare_uids(vhosts: list[Record], errors: _Errors) -> None:
+    uids: dict[int, list[Record]] = {}
+    gids: dict[int, Record] = {}
+    for record in vhosts:
+        if "uid" in record.values:
+            uids.setdefault(record.values["uid"], []).append(record)
+    for uid, sharing in uids.items():
+        for record in sharing if len(sharing) > 1 else ():
+            if record.values.get("share_uid") is False:
+                other = next(each for each in sharing if each is not record)
+                errors.on(
+                    record,
+                    "uid",
+                    f"{uid} is the uid of {_table(other)} as well ({other.place('uid')}): give each its own, or write "
+                    "share_uid = true in all of them, if they may read each other's files and memory",
+                )
+    for record in vhosts:
+        uid, gid = record.values.get("uid"), record.values.get("gid")
+        if uid is None or gid is None:
+            continue
+        other = gids.setdefault(gid, record)
+        if other.values["uid"] != uid:
+            errors.on(
+                record,
+                "gid",
+                f"{gid} is the gid of {_table(other)} as well ({other.place('gid')}), which has another uid: leave gid out "
+                "(it is then the uid)",
+            )
+
+
+def _table(record: Record) -> str:
+    return f"[{'.'.join(record.path)}]"
+
+
+# --- 4. build --------------------------------------------------------------------------------------------------------
+def _build(tree: _Tree, reader: _Reader, generation: int) -> Config:
+    top, metrics = tree.single[""].values, MetricsSettings(**tree.single["metrics"].values)
+    listeners = [
+        Listener(name=record.name, mode="http", **record.values) for record in tree.named["listen"].values()
+    ]
+    return Config(
+        file=reader.main,
+        generation=generation,
+        digest=reader.digest,
+        runtime_dir=top["runtime_dir"],
+        grace=top["grace"],
+        log=LogSettings(**tree.single["log"].values),
+        metrics=metrics,
+        listeners=(*listeners, _metrics_listener(metrics)),
+        vhosts=tuple([_vhost(record) for record in tree.named["vhost"].values()]),
+    )
+
+
+def _vhost(record: Record) -> Vhost:
+    return Vhost(
+        name=record.name,
+        pool=PoolSettings(**record.tables["pool"]),
+        queue=QueueSettings(**record.tables["queue"]),
+        http=HttpSettings(**record.tables["http"]),
+        **record.values,
+    )
+
+
+def _metrics_listener(metrics: MetricsSettings) -> Listener:
+    """The listener of the tenants' metrics: scrapers are few and quick, so it takes little."""
+    return Listener(
+        name=METRICS_LISTENER,
+        mode="metrics",
+        address=Address(metrics.address, metrics.tenants_port),
+        backlog=128,
+        uid=METRICS_LISTENER_UID,
+        head_limit=8192,
+        head_timeout=5.0,
+        linger_timeout=1.0,
+        max_connections=1024,
+        handover_timeout=5.0,
+        metrics_port=metrics.listener_port,
+    )

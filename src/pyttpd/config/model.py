@@ -1,0 +1,223 @@
+"""The configuration as a whole, as init, master and the operator's command see it; and how it is cut into shares."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from pyttpd.config.shares import (
+    HostMap,
+    HttpSettings,
+    ListenerPeer,
+    ListenerShare,
+    LogSettings,
+    PoolSettings,
+    UmasterShare,
+    VhostPeer,
+    VhostShare,
+)
+from pyttpd.roles import METRICS_LISTENER_OFFSET, ROLES, TENANT_METRICS_OFFSET, Role
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """An IP address and a port to bind: the IP in normal form, IPv6 without brackets."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True)
+class MetricsSettings:
+    """Where metrics are served: one address, ports counted from `base_port`."""
+
+    address: str
+    base_port: int
+
+    def port_of(self, role: Role) -> int:
+        """Return the port of a role's own metrics (a listener's: the first one's). ValueError for vhosts."""
+        offset = ROLES[role].metrics_offset
+        if offset is None:
+            raise ValueError("tenants share one port")
+        return self.base_port + offset
+
+    @property
+    def listener_port(self) -> int:
+        """The port of the metrics listener's own metrics."""
+        return self.base_port + METRICS_LISTENER_OFFSET
+
+    @property
+    def tenants_port(self) -> int:
+        """The tenants' shared port: /metrics/NAME."""
+        return self.base_port + TENANT_METRICS_OFFSET
+
+
+@dataclass(frozen=True, slots=True)
+class Listener:
+    """One listening socket and the process that accepts from it. `mode` is "http" or "metrics"; times in seconds."""
+
+    name: str
+    mode: str
+    address: Address
+    backlog: int
+    uid: int
+    head_limit: int
+    head_timeout: float
+    linger_timeout: float
+    max_connections: int
+    handover_timeout: float
+    metrics_port: int
+
+
+@dataclass(frozen=True, slots=True)
+class QueueSettings:
+    """A vhost's quotas in umaster: waiting connections, how long (s), and those given to a worker but not yet taken."""
+
+    limit: int
+    timeout: float
+    handovers: int
+
+
+@dataclass(frozen=True, slots=True)
+class Vhost:
+    """One tenant. Paths are absolute; `hosts` are in the head scanner's normal form, wildcards as "*.suffix"."""
+
+    name: str
+    hosts: tuple[str, ...]
+    default: bool
+    uid: int
+    gid: int
+    share_uid: bool
+    kind: str
+    root: str
+    application: str | None
+    python_path: tuple[str, ...]
+    env: Mapping[str, str]
+    writable: tuple[str, ...]
+    pool: PoolSettings
+    queue: QueueSettings
+    http: HttpSettings
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """A valid configuration. Made by loader.load(); never sent to a role that isn't init or master.
+
+    `listeners` are in the order of the file; the last one is the tenants' metrics listener. `digest` is the SHA-256
+    (hex) of the files, `generation` what the shares are stamped with.
+    """
+
+    file: str
+    generation: int
+    digest: str
+    runtime_dir: str
+    grace: float
+    log: LogSettings
+    metrics: MetricsSettings
+    listeners: tuple[Listener, ...]
+    vhosts: tuple[Vhost, ...]
+    _listeners: dict[str, Listener] = field(init=False, repr=False, compare=False)
+    _vhosts: dict[str, Vhost] = field(init=False, repr=False, compare=False)
+    _foreign: dict[str, list[str]] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_listeners", {listener.name: listener for listener in self.listeners})
+        object.__setattr__(self, "_vhosts", {vhost.name: vhost for vhost in self.vhosts})
+        object.__setattr__(self, "_foreign", foreign_names(self.host_map()))
+
+    def listener(self, name: str) -> Listener:
+        """Return the listener of that name. KeyError if there is none."""
+        return self._listeners[name]
+
+    def vhost(self, name: str) -> Vhost:
+        """Return the vhost of that name. KeyError if there is none."""
+        return self._vhosts[name]
+
+    def share_for_listener(self, name: str) -> ListenerShare:
+        """Return what the listener of that name may know. KeyError if there is none."""
+        listener = self._listeners[name]
+        return ListenerShare(
+            generation=self.generation,
+            name=name,
+            mode=listener.mode,
+            head_limit=listener.head_limit,
+            head_timeout=listener.head_timeout,
+            linger_timeout=listener.linger_timeout,
+            max_connections=listener.max_connections,
+            handover_timeout=listener.handover_timeout,
+            log=self.log,
+            grace=self.grace,
+        )
+
+    def share_for_umaster(self) -> UmasterShare:
+        """Return what umaster may know; the host map goes beside it."""
+        return UmasterShare(
+            generation=self.generation,
+            listeners=tuple([ListenerPeer(each.name, each.uid, each.mode) for each in self.listeners]),
+            vhosts=tuple(
+                [
+                    VhostPeer(each.name, each.uid, each.queue.limit, each.queue.timeout, each.queue.handovers)
+                    for each in self.vhosts
+                ]
+            ),
+            log=self.log,
+            grace=self.grace,
+        )
+
+    def share_for_vhost(self, name: str) -> VhostShare:
+        """Return what the vhost of that name may know. KeyError if there is none."""
+        vhost = self._vhosts[name]
+        return VhostShare(
+            generation=self.generation,
+            name=name,
+            uid=vhost.uid,
+            gid=vhost.gid,
+            hosts=vhost.hosts,
+            foreign=tuple(self._foreign.get(name, ())),
+            default=vhost.default,
+            kind=vhost.kind,
+            root=vhost.root,
+            application=vhost.application,
+            python_path=vhost.python_path,
+            env=vhost.env,
+            writable=vhost.writable,
+            pool=vhost.pool,
+            http=vhost.http,
+            log=self.log,
+            grace=self.grace,
+        )
+
+    def host_map(self) -> HostMap:
+        """Return who gets which host."""
+        exact: dict[str, str] = {}
+        wildcard: dict[str, str] = {}
+        default = None
+        for vhost in self.vhosts:
+            for host in vhost.hosts:
+                if host.startswith("*."):
+                    wildcard[host[2:]] = vhost.name
+                else:
+                    exact[host] = vhost.name
+            if vhost.default:
+                default = vhost.name
+        return HostMap(self.generation, exact, wildcard, default)
+
+
+def foreign_names(hosts: HostMap) -> dict[str, list[str]]:
+    """Return, for each vhost with wildcards, the names directly under them that belong to others.
+
+    Directly: what lies under somebody else's wildcard is covered by that wildcard. So there is at most one entry for
+    each name, and all lists together are no longer than the host map.
+    """
+    enclosing = HostMap(hosts.generation, {}, hosts.wildcard, None)
+    foreign: dict[str, list[str]] = {}
+    if hosts.wildcard:
+        for names, prefix in ((hosts.exact, ""), (hosts.wildcard, "*.")):
+            for name, owner in names.items():
+                around = enclosing.find(name)
+                if around is not None and around != owner:
+                    foreign.setdefault(around, []).append(prefix + name)
+    return foreign

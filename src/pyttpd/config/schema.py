@@ -1,0 +1,373 @@
+"""The one table of configuration keys: name, kind of value, default, unit, bounds, one sentence of documentation.
+
+It drives validation (loader.py), error messages (values.py) and docs/configuration.md (document.py). To add a key: add a
+row here, a field to the dataclass that carries it (model.py or shares.py), and regenerate the document.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from pyttpd.config import limits
+from pyttpd.config.limits import Range
+from pyttpd.config.shares import HttpSettings, LogSettings, PoolSettings
+from pyttpd.roles import MAX_LISTENERS, METRICS_LISTENER_OFFSET, MIN_VHOST_UID, ROLES, TENANT_METRICS_OFFSET, Role
+
+
+class Kind(enum.Enum):
+    """What a value must be; the text says so to a person ("must be ...")."""
+
+    INTEGER = "a whole number"
+    SECONDS = "a number of seconds"
+    FLAG = "true or false"
+    CHOICE = "one of a few words"
+    IP = "an IP address"
+    ADDRESS = "an IP address and a port"
+    PATH = "a path"
+    PATHS = "a list of paths"
+    PATTERNS = "a file name pattern, or a list of them"
+    HOSTS = "a list of host names"
+    APPLICATION = "a module and the application in it"
+    ENV = "a table of texts"
+
+
+class Required(enum.Enum):
+    """The default of a key that has none."""
+
+    REQUIRED = "required"
+
+
+REQUIRED = Required.REQUIRED
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """One key of a table. `default` is REQUIRED, a value, or None where it is computed or means "none": then
+    `default_text` says how. `example` is what an error message proposes."""
+
+    name: str
+    kind: Kind
+    default: object
+    doc: str
+    unit: str = ""
+    bounds: Range | None = None
+    choices: tuple[str, ...] = ()
+    default_text: str = ""
+    example: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """One table. `named`: it is written once for each instance, as [name.INSTANCE], and its sub-tables below that."""
+
+    name: str
+    doc: str
+    keys: tuple[Key, ...]
+    tables: tuple[Table, ...] = ()
+    named: bool = False
+
+    def key(self, name: str) -> Key | None:
+        """Return the key of that name, or None."""
+        return next((key for key in self.keys if key.name == name), None)
+
+    def table(self, name: str) -> Table | None:
+        """Return the sub-table of that name, or None."""
+        return next((table for table in self.tables if table.name == name), None)
+
+    def walk(self, path: str = "") -> Iterator[tuple[str, Table]]:
+        """Yield this table and all below it, each with its path as documentation writes it ("vhost.NAME.http")."""
+        yield path, self
+        for table in self.tables:
+            below = f"{path}.{table.name}".lstrip(".") + (".NAME" if table.named else "")
+            yield from table.walk(below)
+
+
+_LOG = LogSettings()
+_POOL = PoolSettings()
+_HTTP = HttpSettings()
+_FIRST_LISTENER_UID = ROLES[Role.LISTENER].uid
+_FIRST_LISTENER_PORT = ROLES[Role.LISTENER].metrics_offset
+
+
+def _seconds(name: str, default: float, doc: str, bounds: Range = limits.TIMEOUT) -> Key:
+    return Key(name, Kind.SECONDS, default, doc, "s", bounds, example=str(default))
+
+
+def _count(name: str, default: int, doc: str, bounds: Range, unit: str = "") -> Key:
+    return Key(name, Kind.INTEGER, default, doc, unit, bounds, example=str(default))
+
+
+SCHEMA = Table(
+    "",
+    "The whole tree.",
+    (
+        Key(
+            "include",
+            Kind.PATTERNS,
+            (),
+            "More files to read, in sorted order, such as a file for each tenant; only in the main file, relative to it.",
+            default_text="none",
+            example='"conf.d/*.toml"',
+        ),
+        Key(
+            "runtime_dir",
+            Kind.PATH,
+            "/run/pyttpd",
+            "Where the channels' directories are made when the tree runs as plain processes.",
+            example='"/run/pyttpd"',
+        ),
+        _seconds(
+            "grace",
+            30.0,
+            "How long a part that was asked to leave may finish what it has in hand; then it is ended.",
+            limits.GRACE,
+        ),
+    ),
+    (
+        Table(
+            "log",
+            "What every role logs, to its standard error.",
+            (
+                Key("level", Kind.CHOICE, _LOG.level, "The least severe level that is logged.", choices=limits.LOG_LEVELS),
+                Key(
+                    "format",
+                    Kind.CHOICE,
+                    _LOG.format,
+                    "Lines for people, or one JSON object a line for collectors.",
+                    choices=limits.LOG_FORMATS,
+                ),
+            ),
+        ),
+        Table(
+            "metrics",
+            f"Where Prometheus finds the roles. Counted from `base_port`: init, master and umaster (+0, +1, +2), listeners "
+            f"(from +{_FIRST_LISTENER_PORT}), the tenants' metrics listener (+{METRICS_LISTENER_OFFSET}) and the tenants "
+            f"(+{TENANT_METRICS_OFFSET}, by path: /metrics/NAME).",
+            (
+                Key(
+                    "address",
+                    Kind.IP,
+                    "127.0.0.1",
+                    "The address that all metrics ports are bound to; in a container 0.0.0.0, published to the host's loopback.",
+                    example='"127.0.0.1"',
+                ),
+                _count("base_port", 9100, "The first of the metrics ports.", limits.BASE_PORT, "port"),
+            ),
+        ),
+        Table(
+            "listen",
+            f"A listening socket and the process that accepts from it; at least one, at most {MAX_LISTENERS}. The name "
+            "is yours; `metrics` is taken.",
+            (
+                Key(
+                    "address",
+                    Kind.ADDRESS,
+                    REQUIRED,
+                    'The IP address and port to listen on; "[::]:80" takes IPv6 only, so that it can stand beside "0.0.0.0:80".',
+                    example='"0.0.0.0:80"',
+                ),
+                _count(
+                    "backlog",
+                    1024,
+                    "Connections that the kernel keeps waiting for accept; net.core.somaxconn is a bound as well.",
+                    limits.BACKLOG,
+                    "connections",
+                ),
+                Key(
+                    "uid",
+                    Kind.INTEGER,
+                    None,
+                    "The uid of the listener's process: each needs its own.",
+                    "uid",
+                    limits.LISTENER_UID,
+                    default_text=f"{_FIRST_LISTENER_UID} + position",
+                    example=str(_FIRST_LISTENER_UID),
+                ),
+                _count(
+                    "head_limit",
+                    32768,
+                    "The longest request head that is looked at to find the host; a longer one is answered 431.",
+                    limits.HEAD_LIMIT,
+                    "bytes",
+                ),
+                _seconds("head_timeout", 10.0, "Within this time the head must have come, or the answer is 408."),
+                _seconds(
+                    "linger_timeout",
+                    2.0,
+                    "How long the listener reads on after an answer of its own, so that a reset doesn't destroy it.",
+                    limits.LINGER,
+                ),
+                _count(
+                    "max_connections",
+                    16384,
+                    "Connections accepted but not yet taken by a worker; above that the listener stops accepting.",
+                    limits.MAX_CONNECTIONS,
+                    "connections",
+                ),
+                _seconds(
+                    "handover_timeout", 15.0, "How long a connection waits for an absent umaster before it is answered 503."
+                ),
+                Key(
+                    "metrics_port",
+                    Kind.INTEGER,
+                    None,
+                    "The port of this listener's own metrics.",
+                    "port",
+                    limits.PORT,
+                    default_text=f"base_port + {_FIRST_LISTENER_PORT} + position",
+                    example=str(9100 + (_FIRST_LISTENER_PORT or 0)),
+                ),
+            ),
+            named=True,
+        ),
+        Table(
+            "vhost",
+            "A tenant: its names, its identity, what it serves.",
+            (
+                Key(
+                    "hosts",
+                    Kind.HOSTS,
+                    (),
+                    'Names that this tenant answers for; "*.blog.example" is every name below blog.example, at any depth, but '
+                    "not blog.example itself; the exact name wins over a wildcard, and the longer wildcard over the shorter.",
+                    default_text="required, unless `default` is true",
+                    example='["blog.example", "*.blog.example"]',
+                ),
+                Key("default", Kind.FLAG, False, "Whether it gets all hosts that nobody owns; at most one vhost."),
+                Key(
+                    "uid",
+                    Kind.INTEGER,
+                    REQUIRED,
+                    "The uid of all of the tenant's processes.",
+                    "uid",
+                    limits.VHOST_UID,
+                    example=str(MIN_VHOST_UID),
+                ),
+                Key(
+                    "gid",
+                    Kind.INTEGER,
+                    None,
+                    "The only group of the tenant's processes.",
+                    "gid",
+                    limits.VHOST_UID,
+                    default_text="the uid",
+                    example=str(MIN_VHOST_UID),
+                ),
+                Key(
+                    "share_uid",
+                    Kind.FLAG,
+                    False,
+                    "Allows other vhosts with the same uid, which nothing then protects from each other; all must say so.",
+                ),
+                Key("kind", Kind.CHOICE, REQUIRED, "What serves: files, or a WSGI application.", choices=limits.KINDS),
+                Key(
+                    "root",
+                    Kind.PATH,
+                    REQUIRED,
+                    "static: the folder that is served; wsgi: the working directory, first in the module search path.",
+                    example='"/srv/blog"',
+                ),
+                Key(
+                    "application",
+                    Kind.APPLICATION,
+                    None,
+                    "The application object and the module that it is in.",
+                    default_text="required for kind wsgi",
+                    example='"app:application"',
+                ),
+                Key(
+                    "python_path",
+                    Kind.PATHS,
+                    (),
+                    "More folders to search for modules, such as a virtual environment's site-packages.",
+                    default_text="none",
+                    example='["lib"]',
+                ),
+                Key(
+                    "env",
+                    Kind.ENV,
+                    {},
+                    "Environment variables that the application finds.",
+                    default_text="none",
+                    example='{ DEBUG = "0" }',
+                ),
+                Key(
+                    "writable",
+                    Kind.PATHS,
+                    (),
+                    "Folders below which the tenant may write; everything else is read-only for it.",
+                    default_text="none",
+                    example='["data"]',
+                ),
+            ),
+            (
+                Table(
+                    "pool",
+                    "A tenant's worker processes.",
+                    (
+                        _count("max_workers", _POOL.max_workers, "The most workers at a time.", limits.WORKERS, "processes"),
+                        _count(
+                            "max_requests",
+                            _POOL.max_requests,
+                            "A worker retires after so many requests; 0: never.",
+                            limits.COUNT,
+                            "requests",
+                        ),
+                    ),
+                ),
+                Table(
+                    "queue",
+                    "What may wait for a tenant, so that a slow one harms only itself.",
+                    (
+                        _count(
+                            "limit", 256, "Connections that wait for a worker; further ones get 503.", limits.QUEUE, "connections"
+                        ),
+                        _seconds("timeout", 10.0, "How long one may wait before it gets 503.", limits.QUEUE_TIMEOUT),
+                        _count(
+                            "handovers",
+                            256,
+                            "Connections given to workers that have not yet said that they took them.",
+                            limits.HANDOVERS,
+                            "connections",
+                        ),
+                    ),
+                ),
+                Table(
+                    "http",
+                    "A tenant's HTTP.",
+                    (
+                        _count(
+                            "head_limit", _HTTP.head_limit, "The longest request head; a longer one gets 431.",
+                            limits.HEAD_LIMIT, "bytes",
+                        ),
+                        _count(
+                            "body_limit", _HTTP.body_limit, "The longest request body; a longer one gets 413.",
+                            limits.BODY_LIMIT, "bytes",
+                        ),
+                        _seconds("head_timeout", _HTTP.head_timeout, "From a head's first byte to its last, else 408."),
+                        _seconds("idle_timeout", _HTTP.idle_timeout, "How long a kept connection may wait for its next request."),
+                        _seconds("write_timeout", _HTTP.write_timeout, "How long a client may take none of a response."),
+                        _seconds("read_timeout", _HTTP.read_timeout, "How long a client may send none of a body."),
+                        _count(
+                            "max_keepalive_requests",
+                            _HTTP.max_keepalive_requests,
+                            "Requests on one connection before it is closed; 0: no limit.",
+                            limits.COUNT,
+                            "requests",
+                        ),
+                        Key(
+                            "keepalive",
+                            Kind.FLAG,
+                            _HTTP.keepalive,
+                            "Whether connections are kept between requests; false behind a proxy that mixes hosts on one.",
+                        ),
+                        Key("engine", Kind.CHOICE, _HTTP.engine, "The HTTP parser.", choices=limits.ENGINES),
+                    ),
+                ),
+            ),
+            named=True,
+        ),
+    ),
+)

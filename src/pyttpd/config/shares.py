@@ -1,0 +1,545 @@
+"""The shares: what master gives to each role, and nothing else of the configuration.
+
+Rules
+  1. A share is a frozen dataclass that validates itself on construction; `to_json` and `from_json` are each other's
+     inverse. `from_json` believes nothing: size, syntax, keys (all of them, no others), types, limits. What is wrong
+     raises ShareError, whose text is safe for logs (it never repeats what was received).
+  2. One table per class (`_..._FIELDS`) drives construction and decoding.
+  3. Lean: every role process imports this module; no TOML, no file access, no error prose.
+
+The host map has a form of its own, grouped by vhost, because 100,000 names must be read in less than 0.1 s:
+    {"generation": 1, "default": "blog", "vhosts": {"blog": ["blog.example", "*.blog.example"]}}
+
+In step with: loader.py (makes them), schema.py (documents the same values), limits.py (the bounds).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, TypeAlias, TypeVar
+
+from pyttpd.config import limits
+from pyttpd.config.limits import Range
+from pyttpd.roles import MAX_NAMES, MAX_VHOSTS
+
+Buffer: TypeAlias = bytes | bytearray | memoryview
+Check: TypeAlias = Callable[[object, str], Any]
+T = TypeVar("T")
+
+
+class ShareError(ValueError):
+    """A share is not what it must be. The text names the field and the rule, never the value."""
+
+
+# --- checks: each takes a value and the field's name, returns the value in its final form or raises ShareError -------
+def _integer(bounds: Range) -> Check:
+    def check(value: object, where: str) -> int:
+        if type(value) is not int or value not in bounds:
+            raise ShareError(f"{where}: must be a whole number from {bounds.low} to {bounds.high}")
+        return value
+
+    return check
+
+
+def _number(bounds: Range) -> Check:
+    def check(value: object, where: str) -> float:
+        if type(value) not in (int, float) or not math.isfinite(value) or value not in bounds:  # type: ignore[arg-type,operator]
+            raise ShareError(f"{where}: must be a number from {bounds.low} to {bounds.high}")
+        return float(value)  # type: ignore[arg-type]
+
+    return check
+
+
+def _flag(value: object, where: str) -> bool:
+    if type(value) is not bool:
+        raise ShareError(f"{where}: must be true or false")
+    return value
+
+
+def _choice(choices: tuple[str, ...]) -> Check:
+    def check(value: object, where: str) -> str:
+        if not isinstance(value, str) or value not in choices:
+            raise ShareError(f"{where}: must be one of {', '.join(choices)}")
+        return value
+
+    return check
+
+
+def _name(value: object, where: str) -> str:
+    if not isinstance(value, str) or limits.NAME.fullmatch(value) is None:
+        raise ShareError(f"{where}: must be a name: {limits.NAME_RULE}")
+    return value
+
+
+def _path(value: object, where: str) -> str:
+    if (
+        not isinstance(value, str)
+        or not value.startswith("/")
+        or not value.isprintable()
+        or len(_utf8(value, where)) >= limits.MAX_PATH_LENGTH
+    ):
+        raise ShareError(f"{where}: must be an absolute path of printable characters")
+    return value
+
+
+def _application(value: object, where: str) -> str | None:
+    if value is None:
+        return None
+    if (
+        not isinstance(value, str)
+        or len(value) > limits.MAX_APPLICATION_LENGTH
+        or limits.APPLICATION.fullmatch(value) is None
+    ):
+        raise ShareError(f'{where}: must be null or "module:attribute"')
+    return value
+
+
+def _env(value: object, where: str) -> dict[str, str]:
+    if not isinstance(value, Mapping) or len(value) > limits.MAX_ENV_ENTRIES:
+        raise ShareError(f"{where}: must be an object of at most {limits.MAX_ENV_ENTRIES} texts")
+    size = 0
+    for key, text in value.items():
+        if not isinstance(key, str) or limits.ENV_NAME.fullmatch(key) is None:
+            raise ShareError(f"{where}: a variable's name must be letters, digits and underscores")
+        if not isinstance(text, str) or "\0" in text:
+            raise ShareError(f"{where}: a variable's value must be text without NUL")
+        size += len(key) + len(_utf8(text, where)) + 2
+    if size > limits.MAX_ENV_BYTES:
+        raise ShareError(f"{where}: must be at most {limits.MAX_ENV_BYTES} bytes")
+    return dict(value)
+
+
+def _utf8(value: str, where: str) -> bytes:
+    try:
+        return value.encode()
+    except UnicodeEncodeError:
+        raise ShareError(f"{where}: must be text that UTF-8 can express") from None
+
+
+def _tuple(check_item: Check, most: int) -> Check:
+    def check(value: object, where: str) -> tuple[Any, ...]:
+        if not isinstance(value, list | tuple) or len(value) > most:
+            raise ShareError(f"{where}: must be a list of at most {most}")
+        return tuple([check_item(item, where) for item in value])
+
+    return check
+
+
+def _hosts(most: int) -> Check:
+    def check(value: object, where: str) -> tuple[str, ...]:
+        if not isinstance(value, list | tuple) or len(value) > most:
+            raise ShareError(f"{where}: must be a list of at most {most} host names")
+        _check_hosts(value, where)
+        return tuple(value)
+
+    return check
+
+
+def _check_hosts(names: Any, where: str) -> None:
+    """Check many host names in one pass of the regular expression engine: a loop in Python costs three times as much."""
+    try:
+        lines = "\n".join(names)
+    except TypeError:
+        raise ShareError(f"{where}: host names must be text") from None
+    count = len(names)
+    if count and (lines.count("\n") != count - 1 or limits.HOST_LINES.fullmatch(lines + "\n") is None):
+        raise ShareError(f"{where}: not every one is a host name in normal form")
+
+
+def _object(cls: type[T], fields: Mapping[str, Check]) -> Check:
+    def check(value: object, where: str) -> T:
+        return value if isinstance(value, cls) else _from_object(cls, fields, value, where)
+
+    return check
+
+
+def _from_object(cls: type[T], fields: Mapping[str, Check], value: object, where: str) -> T:
+    if not isinstance(value, dict):
+        raise ShareError(f"{where}: must be an object")
+    if value.keys() != fields.keys():
+        missing = ", ".join(sorted(fields.keys() - value.keys())) or "none"
+        raise ShareError(f"{where}: wrong keys ({missing} missing, {len(value.keys() - fields.keys())} unknown)")
+    return cls(**value)
+
+
+def _validate(instance: object, fields: Mapping[str, Check]) -> None:
+    for name, check in fields.items():
+        object.__setattr__(instance, name, check(getattr(instance, name), name))
+
+
+def _distinct(values: list[Any], where: str) -> None:
+    if len(set(values)) != len(values):
+        raise ShareError(f"{where}: one of them is there twice")
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        raise ShareError("share: a key is there twice")
+    return result
+
+
+def _no_constant(_text: str) -> float:
+    raise ShareError("share: NaN and infinity are not numbers here")
+
+
+def _parse(data: Buffer, limit: int) -> object:
+    if len(data) > limit:
+        raise ShareError(f"share: must be at most {limit} bytes")
+    try:
+        text = str(data, "utf-8")  # not json's guess, which would take UTF-16 as well
+        value: object = json.loads(text, object_pairs_hook=_unique_keys, parse_constant=_no_constant)
+    except ShareError:
+        raise
+    except (ValueError, RecursionError):
+        raise ShareError("share: must be JSON in UTF-8") from None
+    return value
+
+
+def _dump(value: object, limit: int) -> bytes:
+    data = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
+    if len(data) > limit:
+        raise ShareError(f"share: must be at most {limit} bytes")
+    return data
+
+
+# --- settings that are the same in the configuration and in shares ---------------------------------------------------
+@dataclass(frozen=True, slots=True)
+class LogSettings:
+    """What a role logs: the least level, and whether a line is text or JSON."""
+
+    level: str = "info"
+    format: str = "text"
+
+    def __post_init__(self) -> None:
+        _validate(self, _LOG_FIELDS)
+
+
+@dataclass(frozen=True, slots=True)
+class PoolSettings:
+    """A vhost's workers: how many, and after how many requests one retires (0: never)."""
+
+    max_workers: int = 2
+    max_requests: int = 0
+
+    def __post_init__(self) -> None:
+        _validate(self, _POOL_FIELDS)
+
+
+@dataclass(frozen=True, slots=True)
+class HttpSettings:
+    """A vhost's HTTP: sizes in bytes, times in seconds; `max_keepalive_requests` 0 is unlimited."""
+
+    head_limit: int = 32768
+    body_limit: int = 10485760
+    head_timeout: float = 10.0
+    idle_timeout: float = 60.0
+    write_timeout: float = 30.0
+    read_timeout: float = 30.0
+    max_keepalive_requests: int = 0
+    keepalive: bool = True
+    engine: str = "llhttp"
+
+    def __post_init__(self) -> None:
+        _validate(self, _HTTP_FIELDS)
+
+
+_LOG_FIELDS: dict[str, Check] = {"level": _choice(limits.LOG_LEVELS), "format": _choice(limits.LOG_FORMATS)}
+_POOL_FIELDS: dict[str, Check] = {
+    "max_workers": _integer(limits.WORKERS),
+    "max_requests": _integer(limits.COUNT),
+}
+_HTTP_FIELDS: dict[str, Check] = {
+    "head_limit": _integer(limits.HEAD_LIMIT),
+    "body_limit": _integer(limits.BODY_LIMIT),
+    "head_timeout": _number(limits.TIMEOUT),
+    "idle_timeout": _number(limits.TIMEOUT),
+    "write_timeout": _number(limits.TIMEOUT),
+    "read_timeout": _number(limits.TIMEOUT),
+    "max_keepalive_requests": _integer(limits.COUNT),
+    "keepalive": _flag,
+    "engine": _choice(limits.ENGINES),
+}
+
+
+# --- the shares --------------------------------------------------------------------------------------------------
+@dataclass(frozen=True, slots=True)
+class ListenerShare:
+    """A listener's share. Times in seconds, `head_limit` in bytes; `max_connections` counts accepted connections that
+    no worker has taken; `handover_timeout` is how long umaster may be away before clients get 503."""
+
+    generation: int
+    name: str
+    mode: str
+    head_limit: int
+    head_timeout: float
+    linger_timeout: float
+    max_connections: int
+    handover_timeout: float
+    log: LogSettings
+    grace: float
+
+    def __post_init__(self) -> None:
+        _validate(self, _LISTENER_FIELDS)
+
+    def to_json(self) -> bytes:
+        """Return the share as JSON in UTF-8."""
+        return _dump(asdict(self), limits.MAX_SHARE_BYTES)
+
+    @classmethod
+    def from_json(cls, data: Buffer) -> ListenerShare:
+        """Read what `to_json` made. Raises ShareError."""
+        return _from_object(cls, _LISTENER_FIELDS, _parse(data, limits.MAX_SHARE_BYTES), "share")
+
+
+@dataclass(frozen=True, slots=True)
+class ListenerPeer:
+    """A listener as umaster knows it: who may connect to `route`, and whether it sends host names or vhosts' names."""
+
+    name: str
+    uid: int
+    mode: str
+
+    def __post_init__(self) -> None:
+        _validate(self, _LISTENER_PEER_FIELDS)
+
+
+@dataclass(frozen=True, slots=True)
+class VhostPeer:
+    """A vhost as umaster knows it: who may register, and its quotas (connections; seconds; connections)."""
+
+    name: str
+    uid: int
+    queue_limit: int
+    queue_timeout: float
+    handovers: int
+
+    def __post_init__(self) -> None:
+        _validate(self, _VHOST_PEER_FIELDS)
+
+
+@dataclass(frozen=True, slots=True)
+class UmasterShare:
+    """umaster's share. The host map comes beside it, in a sealed memfd."""
+
+    generation: int
+    listeners: tuple[ListenerPeer, ...]
+    vhosts: tuple[VhostPeer, ...]
+    log: LogSettings
+    grace: float
+
+    def __post_init__(self) -> None:
+        _validate(self, _UMASTER_FIELDS)
+        _distinct([peer.name for peer in self.listeners], "listeners")
+        _distinct([peer.name for peer in self.vhosts], "vhosts")
+
+    def to_json(self) -> bytes:
+        """Return the share as JSON in UTF-8."""
+        return _dump(asdict(self), limits.MAX_SHARE_BYTES)
+
+    @classmethod
+    def from_json(cls, data: Buffer) -> UmasterShare:
+        """Read what `to_json` made. Raises ShareError."""
+        return _from_object(cls, _UMASTER_FIELDS, _parse(data, limits.MAX_SHARE_BYTES), "share")
+
+
+@dataclass(frozen=True, slots=True)
+class VhostShare:
+    """A tenant's share: itself and nobody else, except `foreign`: the names (exact, or "*.suffix") under its own
+    wildcards that belong to others, without which it could not know what it does not own."""
+
+    generation: int
+    name: str
+    uid: int
+    gid: int
+    hosts: tuple[str, ...]
+    foreign: tuple[str, ...]
+    default: bool
+    kind: str
+    root: str
+    application: str | None
+    python_path: tuple[str, ...]
+    env: Mapping[str, str]
+    writable: tuple[str, ...]
+    pool: PoolSettings
+    http: HttpSettings
+    log: LogSettings
+    grace: float
+
+    def __post_init__(self) -> None:
+        _validate(self, _VHOST_FIELDS)
+        if (self.application is None) != (self.kind == "static"):
+            raise ShareError("application: every kind but static must have one")
+
+    def to_json(self) -> bytes:
+        """Return the share as JSON in UTF-8. Raises ShareError if `foreign` makes it too large."""
+        return _dump(asdict(self), limits.MAX_SHARE_BYTES)
+
+    @classmethod
+    def from_json(cls, data: Buffer) -> VhostShare:
+        """Read what `to_json` made. Raises ShareError."""
+        return _from_object(cls, _VHOST_FIELDS, _parse(data, limits.MAX_SHARE_BYTES), "share")
+
+
+_GENERATION = _integer(limits.GENERATION)
+_GRACE = _number(limits.GRACE)
+_LOG = _object(LogSettings, _LOG_FIELDS)
+_LISTENER_FIELDS: dict[str, Check] = {
+    "generation": _GENERATION,
+    "name": _name,
+    "mode": _choice(limits.MODES),
+    "head_limit": _integer(limits.HEAD_LIMIT),
+    "head_timeout": _number(limits.TIMEOUT),
+    "linger_timeout": _number(limits.LINGER),
+    "max_connections": _integer(limits.MAX_CONNECTIONS),
+    "handover_timeout": _number(limits.TIMEOUT),
+    "log": _LOG,
+    "grace": _GRACE,
+}
+_LISTENER_PEER_FIELDS: dict[str, Check] = {
+    "name": _name,
+    "uid": _integer(limits.ANY_LISTENER_UID),
+    "mode": _choice(limits.MODES),
+}
+_VHOST_PEER_FIELDS: dict[str, Check] = {
+    "name": _name,
+    "uid": _integer(limits.VHOST_UID),
+    "queue_limit": _integer(limits.QUEUE),
+    "queue_timeout": _number(limits.QUEUE_TIMEOUT),
+    "handovers": _integer(limits.HANDOVERS),
+}
+_UMASTER_FIELDS: dict[str, Check] = {
+    "generation": _GENERATION,
+    "listeners": _tuple(_object(ListenerPeer, _LISTENER_PEER_FIELDS), limits.MAX_LISTENER_PEERS),
+    "vhosts": _tuple(_object(VhostPeer, _VHOST_PEER_FIELDS), MAX_VHOSTS),
+    "log": _LOG,
+    "grace": _GRACE,
+}
+_VHOST_FIELDS: dict[str, Check] = {
+    "generation": _GENERATION,
+    "name": _name,
+    "uid": _integer(limits.VHOST_UID),
+    "gid": _integer(limits.VHOST_UID),
+    "hosts": _hosts(limits.MAX_HOSTS_PER_VHOST),
+    "foreign": _hosts(MAX_NAMES),
+    "default": _flag,
+    "kind": _choice(limits.KINDS),
+    "root": _path,
+    "application": _application,
+    "python_path": _tuple(_path, limits.MAX_PATHS),
+    "env": _env,
+    "writable": _tuple(_path, limits.MAX_PATHS),
+    "pool": _object(PoolSettings, _POOL_FIELDS),
+    "http": _object(HttpSettings, _HTTP_FIELDS),
+    "log": _LOG,
+    "grace": _GRACE,
+}
+
+
+# --- the host map ------------------------------------------------------------------------------------------------
+@dataclass(frozen=True, slots=True)
+class HostMap:
+    """Who gets which host: `exact` name -> vhost, `wildcard` suffix (without "*.") -> vhost, `default` vhost or None.
+
+    Looking up costs the same for ten names and for 100,000: one dictionary access, then at most one for each label.
+    """
+
+    generation: int
+    exact: dict[str, str]
+    wildcard: dict[str, str]
+    default: str | None
+    #: Labels of the longest suffix: longer tails need not be looked at.
+    _depth: int = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        _GENERATION(self.generation, "generation")
+        if len(self.exact) + len(self.wildcard) > MAX_NAMES:
+            raise ShareError(f"host map: must be at most {MAX_NAMES} names")
+        _check_hosts(self.exact, "exact")
+        _check_hosts(self.wildcard, "wildcard")
+        if any(name.startswith("*") for name in self.exact) or any(name[0] in "*[" for name in self.wildcard):
+            raise ShareError("host map: a wildcard among exact names, or a suffix that can't be one")
+        owners = {*self.exact.values(), *self.wildcard.values()}
+        if self.default is not None:
+            owners.add(self.default)
+        if len(owners) > MAX_VHOSTS:
+            raise ShareError(f"host map: must be at most {MAX_VHOSTS} vhosts")
+        for owner in owners:
+            _name(owner, "host map")
+        object.__setattr__(self, "_depth", 1 + max((name.count(".") for name in self.wildcard), default=-1))
+
+    def find(self, host: str) -> str | None:
+        """Return the vhost that owns `host`, which must be in the head scanner's normal form ("": none was sent)."""
+        owner = self.exact.get(host)
+        if owner is None:
+            suffix = self._suffix(host)
+            owner = self.default if suffix is None else self.wildcard[suffix]
+        return owner
+
+    def lookup(self, host: str) -> tuple[str | None, str]:
+        """Return what `find` returns and why, in words for a person."""
+        owner = self.exact.get(host)
+        if owner is not None:
+            return owner, "exact name"
+        suffix = self._suffix(host)
+        if suffix is not None:
+            return self.wildcard[suffix], f"wildcard *.{suffix}"
+        if self.default is not None:
+            return self.default, "default vhost"
+        return None, "nobody owns this name and there is no default vhost"
+
+    def _suffix(self, host: str) -> str | None:
+        """Return the longest wildcard suffix of `host`. The host itself is none: "*.a" does not own "a"."""
+        if not self._depth:
+            return None
+        labels = host.rsplit(".", self._depth)
+        for first in range(1, len(labels)):
+            suffix = ".".join(labels[first:])
+            if suffix in self.wildcard:
+                return suffix
+        return None
+
+    def to_json(self) -> bytes:
+        """Return the map in the form that the module's docstring shows, as JSON in UTF-8."""
+        vhosts: dict[str, list[str]] = {}
+        for name, owner in self.exact.items():
+            vhosts.setdefault(owner, []).append(name)
+        for suffix, owner in self.wildcard.items():
+            vhosts.setdefault(owner, []).append(f"*.{suffix}")
+        value = {"generation": self.generation, "default": self.default, "vhosts": vhosts}
+        return _dump(value, limits.MAX_HOST_MAP_BYTES)
+
+    @classmethod
+    def from_json(cls, data: Buffer) -> HostMap:
+        """Read what `to_json` made. Raises ShareError."""
+        value = _parse(data, limits.MAX_HOST_MAP_BYTES)
+        if not isinstance(value, dict) or value.keys() != {"generation", "default", "vhosts"}:
+            raise ShareError("host map: wrong keys")
+        vhosts = value["vhosts"]
+        if not isinstance(vhosts, dict):
+            raise ShareError("host map: vhosts must be an object")
+        exact: dict[str, str] = {}
+        wildcard: dict[str, str] = {}
+        count = 0
+        for owner, names in vhosts.items():
+            if not isinstance(names, list):
+                raise ShareError("host map: a vhost's names must be a list")
+            count += len(names)
+            for name in names:
+                if not isinstance(name, str) or not name:
+                    raise ShareError("host map: host names must be text")
+                if name[0] == "*":
+                    wildcard[name[2:]] = owner
+                    if name[1:2] != "." or len(name) == 2:
+                        raise ShareError("host map: a wildcard must be *.suffix")
+                else:
+                    exact[name] = owner
+        if len(exact) + len(wildcard) != count:
+            raise ShareError("host map: a name is there twice")
+        default = value["default"]
+        if default is not None:
+            _name(default, "host map")
+        return cls(value["generation"], exact, wildcard, default)

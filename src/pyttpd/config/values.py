@@ -1,0 +1,343 @@
+"""Values of the configuration: from what TOML gives to what the dataclasses carry, or the sentence that says what is wrong.
+
+Every function returns the value in its final form, or reports at least one problem and returns INVALID.
+"""
+
+from __future__ import annotations
+
+import enum
+import ipaddress
+import math
+import os.path
+from collections.abc import Callable
+from typing import TypeAlias
+
+from pyttpd.config import limits
+from pyttpd.config.errors import printable
+from pyttpd.config.limits import Range
+from pyttpd.config.model import Address
+from pyttpd.config.schema import Key, Kind
+
+#: Takes the message, and the text within the value that it is about (for its line), if any.
+Report: TypeAlias = Callable[[str, str | None], None]
+
+
+class Invalid(enum.Enum):
+    """What a conversion returns after it has reported why."""
+
+    INVALID = "invalid"
+
+
+INVALID = Invalid.INVALID
+
+
+def convert(key: Key, value: object, folder: str, report: Report) -> object:
+    """Return `value` as `key` demands it; relative paths are relative to `folder` (absolute). INVALID: reported."""
+    match key.kind:
+        case Kind.INTEGER:
+            return _integer(key, value, report)
+        case Kind.SECONDS:
+            return _seconds(key, value, report)
+        case Kind.FLAG:
+            return _flag(value, report)
+        case Kind.CHOICE:
+            return _choice(key, value, report)
+        case Kind.IP:
+            return _ip(key, value, report)
+        case Kind.ADDRESS:
+            return _address(key, value, report)
+        case Kind.PATH:
+            return _path(key, value, folder, report)
+        case Kind.PATHS:
+            return _paths(key, value, folder, report)
+        case Kind.PATTERNS:
+            return _patterns(key, value, report)
+        case Kind.HOSTS:
+            return _hosts(key, value, report)
+        case Kind.APPLICATION:
+            return _application(key, value, report)
+        case Kind.ENV:
+            return _env(key, value, report)
+
+
+def describe(value: object) -> str:
+    """Say what a TOML value is, fit for an error message."""
+    match value:
+        case bool():
+            return "true" if value else "false"
+        case int():
+            # str() of a huge integer raises; nobody reads its digits anyway
+            return f"the number {value}" if abs(value) < 10**18 else "a number far too large"
+        case float():
+            return f"the number {value}"
+        case str():
+            return f'the text "{printable(value)}"'
+        case list():
+            return "a list"
+        case dict():
+            return "a table"
+        case _:
+            return "a date or time"
+
+
+def _integer(key: Key, value: object, report: Report) -> object:
+    if type(value) is not int:
+        report(f"must be a whole number{_within(key.bounds)}, not {describe(value)}{_such_as(key)}", None)
+        return INVALID
+    if key.bounds is not None and value not in key.bounds:
+        report(f"must be{_within(key.bounds)}{_unit(key)}, not {describe(value).removeprefix('the number ')}", None)
+        return INVALID
+    return value
+
+
+def _seconds(key: Key, value: object, report: Report) -> object:
+    if not isinstance(value, int | float) or isinstance(value, bool) or (isinstance(value, float) and math.isnan(value)):
+        report(f"must be a number of seconds{_within(key.bounds)}, not {describe(value)}{_such_as(key)}", None)
+        return INVALID
+    if key.bounds is not None and value not in key.bounds:
+        report(f"must be{_within(key.bounds)} seconds, not {describe(value).removeprefix('the number ')}", None)
+        return INVALID
+    return float(value)
+
+
+def _flag(value: object, report: Report) -> object:
+    if isinstance(value, bool):
+        return value
+    hint = ""
+    if isinstance(value, str) and value.lower() in _WORDS_FOR_FLAGS:
+        hint = f" (write {_WORDS_FOR_FLAGS[value.lower()]}, without quotes)"
+    report(f"must be true or false, not {describe(value)}{hint}", None)
+    return INVALID
+
+
+_WORDS_FOR_FLAGS = {"on": "true", "yes": "true", "true": "true", "off": "false", "no": "false", "false": "false"}
+
+
+def _choice(key: Key, value: object, report: Report) -> object:
+    if isinstance(value, str) and value in key.choices:
+        return value
+    words = [f'"{choice}"' for choice in key.choices]
+    wanted = words[0] if len(words) == 1 else f"{', '.join(words[:-1])} or {words[-1]}"
+    report(f"must be {wanted}, not {describe(value)}", None)
+    return INVALID
+
+
+def _ip(key: Key, value: object, report: Report) -> object:
+    host = _normal_ip(value.removeprefix("[").removesuffix("]")) if isinstance(value, str) else None
+    if host is None:
+        report(f"must be an IP address, not {describe(value)}{_such_as(key)}", None)
+        return INVALID
+    return host
+
+
+def _address(key: Key, value: object, report: Report) -> object:
+    wanted = 'must be an IP address and a port, such as "0.0.0.0:80" or "[::]:80"'
+    if not isinstance(value, str):
+        report(f"{wanted}, not {describe(value)}", None)
+        return INVALID
+    host, colon, port = value.rpartition(":")
+    bracketed = host.startswith("[") and host.endswith("]")
+    ip = _normal_ip(host[1:-1] if bracketed else host)
+    if not colon or ip is None or (":" in ip) != bracketed:
+        report(f"{wanted}, not {describe(value)}", None)
+        return INVALID
+    if not port.isascii() or not port.isdigit() or len(port) > 5 or int(port) not in limits.PORT:
+        report(f"{wanted}; the port must be{_within(limits.PORT)}, not {describe(port)}", None)
+        return INVALID
+    return Address(ip, int(port))
+
+
+def _normal_ip(text: str) -> str | None:
+    try:
+        address = ipaddress.ip_address(text)
+    except ValueError:
+        return None
+    # A scope ("fe80::1%eth0") names an interface, which another network namespace doesn't have.
+    return None if "%" in text else str(address)
+
+
+def _path(key: Key, value: object, folder: str, report: Report) -> object:
+    if not isinstance(value, str):
+        report(f"must be a path, not {describe(value)}{_such_as(key)}", None)
+        return INVALID
+    problem = _path_problem(value)
+    if problem:
+        report(problem, None)
+        return INVALID
+    path = absolute(value, folder)
+    if path == "/":
+        report('must be a folder of its own, not "/"', None)
+        return INVALID
+    return path
+
+
+def _paths(key: Key, value: object, folder: str, report: Report) -> object:
+    if not isinstance(value, list):
+        report(f"must be a list of paths, not {describe(value)}{_such_as(key)}", None)
+        return INVALID
+    if len(value) > limits.MAX_PATHS:
+        report(f"must be at most {limits.MAX_PATHS} paths, not {len(value)}", None)
+        return INVALID
+    paths = []
+    for item in value:
+        problem = _path_problem(item) if isinstance(item, str) else f"must hold paths only, not {describe(item)}"
+        if problem:
+            report(problem, item if isinstance(item, str) else None)
+        elif absolute(item, folder) == "/":
+            report('must hold folders, not "/"', item)
+        else:
+            paths.append(absolute(item, folder))
+    return tuple(paths) if len(paths) == len(value) else INVALID
+
+
+def _path_problem(text: str) -> str | None:
+    if not text:
+        return "must be a path, not empty"
+    if not text.isprintable():
+        return f"must be a path of printable characters, not {describe(text)}"
+    if len(text.encode()) >= limits.MAX_PATH_LENGTH // 2:  # the other half is for the folder it may be relative to
+        return f"must be a path of fewer than {limits.MAX_PATH_LENGTH // 2} bytes"
+    return None
+
+
+def absolute(path: str, folder: str) -> str:
+    """Return `path` without "." and "..", absolute; relative ones start at `folder`."""
+    # normpath keeps two leading slashes, which POSIX allows to mean something else; Linux gives them no meaning
+    return "/" + os.path.normpath(os.path.join(folder, path)).lstrip("/")
+
+
+def _patterns(key: Key, value: object, report: Report) -> object:
+    patterns = [value] if isinstance(value, str) else value
+    if not isinstance(patterns, list) or not all(isinstance(item, str) for item in patterns):
+        report(f"must be a file name pattern or a list of them, not {describe(value)}{_such_as(key)}", None)
+        return INVALID
+    for pattern in patterns:
+        problem = _path_problem(pattern)
+        if problem:
+            report(problem, pattern)
+            return INVALID
+    return tuple(patterns)
+
+
+def _application(key: Key, value: object, report: Report) -> object:
+    if (
+        isinstance(value, str)
+        and len(value) <= limits.MAX_APPLICATION_LENGTH
+        and limits.APPLICATION.fullmatch(value) is not None
+    ):
+        return value
+    report(f'must be "module:attribute"{_such_as(key)}, not {describe(value)}', None)
+    return INVALID
+
+
+def _env(key: Key, value: object, report: Report) -> object:
+    if not isinstance(value, dict):
+        report(f"must be a table of texts, not {describe(value)}{_such_as(key)}", None)
+        return INVALID
+    valid = True
+    size = 0
+    for name, text in value.items():
+        if limits.ENV_NAME.fullmatch(name) is None:
+            report(f'a variable\'s name must be letters, digits and "_", not "{printable(name)}"', None)
+            valid = False
+        elif not isinstance(text, str):
+            form = f' (write "{text}")' if type(text) is int and abs(text) < 10**18 else ""
+            report(f"the value of {printable(name)} must be text, not {describe(text)}{form}", None)
+            valid = False
+        elif "\0" in text:
+            report(f"the value of {printable(name)} must not contain NUL", None)
+            valid = False
+        else:
+            size += len(name) + len(text.encode()) + 2
+    if len(value) > limits.MAX_ENV_ENTRIES or size > limits.MAX_ENV_BYTES:
+        report(f"must be at most {limits.MAX_ENV_ENTRIES} variables and {limits.MAX_ENV_BYTES} bytes in all", None)
+        valid = False
+    return dict(value) if valid else INVALID
+
+
+# --- host names ------------------------------------------------------------------------------------------------------
+def _hosts(key: Key, value: object, report: Report) -> object:
+    if not isinstance(value, list):
+        hint = f' (write ["{printable(value)}"])' if isinstance(value, str) else _such_as(key)
+        report(f"must be a list of host names, not {describe(value)}{hint}", None)
+        return INVALID
+    if len(value) > limits.MAX_HOSTS_PER_VHOST:
+        report(f"must be at most {limits.MAX_HOSTS_PER_VHOST} names, not {len(value)}", None)
+        return INVALID
+    hosts = []
+    seen: set[str] = set()
+    for item in value:
+        if not isinstance(item, str):
+            report(f"must hold host names only, not {describe(item)}", None)
+            continue
+        host = item.lower() if item.isascii() else item
+        problem = f'"{printable(item)}" is there twice' if host in seen else host_problem(host)
+        seen.add(host)
+        if problem:
+            report(problem, item)
+        else:
+            hosts.append(host)
+    return tuple(hosts) if len(hosts) == len(value) else INVALID
+
+
+def host_problem(host: str) -> str | None:
+    """Say why `host` (lower case) can't be in a vhost's `hosts`, or None: a name, an IP address, "*.suffix"."""
+    shown = f'"{printable(host)}"'
+    name = host.removeprefix("*.")
+    if not host:
+        return "a host name must not be empty (write default = true for all hosts that nobody owns)"
+    if not host.isascii():
+        return f"{shown} must be written as punycode{_punycode(host)}"
+    if host in ("*", "*.", "_"):
+        return f"{shown} is no host name (write default = true for all hosts that nobody owns)"
+    if "*" in name:
+        return f'{shown}: a wildcard must be "*." and a name, such as "*.blog.example"'
+    if "/" in host:
+        return f"{shown} must be a host name, without scheme and path"
+    if host.startswith("["):
+        return _ipv6_problem(host, shown)
+    if ":" in host:
+        ip = _normal_ip(host)
+        return f'{shown} must be written "[{ip}]"' if ip else f"{shown} must be written without the port"
+    if host.endswith("."):
+        return f'{shown} must be written without the final dot: "{printable(host[:-1])}"'
+    if len(name) > limits.MAX_HOST_LENGTH:
+        return f"{shown} must have at most {limits.MAX_HOST_LENGTH} characters"
+    labels = name.split(".")
+    for label in labels:
+        if limits.HOST_LABEL.fullmatch(label) is None:
+            return f'{shown} is no host name: "{printable(label)}" must be 1 to 63 letters, digits or "-" (not at its ends)'
+    if labels[-1].isdigit() and (host != name or _normal_ip(name) != name):
+        return f"{shown} is no host name: one that ends in a number must be an IPv4 address"
+    return None
+
+
+def _ipv6_problem(host: str, shown: str) -> str | None:
+    ip = _normal_ip(host[1:-1]) if host.endswith("]") else None
+    if ip is None or ":" not in ip:
+        return f'{shown} must be an IPv6 address in brackets, such as "[2001:db8::1]"'
+    return None if f"[{ip}]" == host else f'{shown} must be written "[{ip}]"'
+
+
+def _punycode(host: str) -> str:
+    """Propose the form to write, if the old IDNA of the standard library is sure of it."""
+    star = "*." if host.startswith("*.") else ""
+    try:
+        form = host.removeprefix("*.").encode("idna").decode()
+        sure = form.encode().decode("idna") == host.removeprefix("*.").lower()
+    except UnicodeError:
+        sure = False
+    return f': "{star}{form}"' if sure else ' (a name that starts with "xn--")'
+
+
+# --- phrases ---------------------------------------------------------------------------------------------------------
+def _within(bounds: Range | None) -> str:
+    return f" from {bounds.low} to {bounds.high}" if bounds else ""
+
+
+def _unit(key: Key) -> str:
+    return f" {key.unit}" if key.unit not in ("", "uid", "gid", "port") else ""
+
+
+def _such_as(key: Key) -> str:
+    return f", such as {key.example}" if key.example else ""
