@@ -1,22 +1,23 @@
-"""Assemble the root of one role's image: the interpreter, the standard library, the role, the library, no more.
+"""Assemble the root of one role's image: the interpreter, the standard library, role, library, no more.
 
-Runs inside the build stage of services/<role>/Dockerfile (Debian, with python3, pip and setuptools), as root, on a
-copy of the repository that holds only what Dockerfile.dockerignore lets through. The final stage is FROM scratch
-and takes the folder as it is.
+Runs inside the build stage of services/<role>/Dockerfile (Debian, with python3, pip and setuptools), as
+root, on a copy of the repository that holds only what Dockerfile.dockerignore lets through. The final stage
+is FROM scratch and takes the folder as it is.
 
 What an image gets:
 
-- /usr/bin/python3 and the standard library as Debian built them: roles the part that they use, tenants all of it.
-- The packages of the role's lock, by hash: from .cache/wheels/<role> if scripts/wheels has filled it (for builds
-  that can reach no package index), else from the index that pip is configured for.
+- /usr/bin/python3 and the standard library as Debian built them: roles the part that they use, tenants all
+  of it.
+- The packages of the role's lock, by hash: from .cache/wheels/<role> if scripts/wheels has filled it (for
+  builds that can reach no package index), else from the index that pip is configured for.
 - `pyttpd` and `pyttpd-<role>`, built from source by setuptools.
-- The closure of shared objects, asked from the dynamic loader itself (ldd), and that loader, at the paths where it
-  looks.
+- The closure of shared objects, asked from the dynamic loader itself (ldd), and that loader, at the paths
+  where it looks.
 - One line of passwd and group, so that getpwuid() of the role's own uid works.
 
-What no image gets: a shell, a package manager, a setuid bit, a file that the role may write, another role's code.
-Everything is byte-compiled with hashes instead of times, and all times are one fixed time: the same input gives the
-same tree.
+What no image gets: a shell, a package manager, a setuid bit, a file that the role may write, another role's
+code. Everything is byte-compiled with hashes instead of times, and all times are one fixed time: the same
+input gives the same tree.
 """
 
 from __future__ import annotations
@@ -52,13 +53,14 @@ NOT_IN_ANY = (
     # The only user of Berkeley DB's 1.8 MB; dbm falls back to SQLite.
     "lib-dynload/_dbm*",
 )  # fmt: skip
-#: The roles answer a few frames each: no interactive tools, no other protocols, no second way to start programs.
-#: (The codecs for east Asian text are 0.9 MB of C that a name such as "big5" in foreign data could reach.)
+#: The roles answer a few frames each: no interactive tools, no other protocols, no second way to start
+#: programs. (The codecs for east Asian text are 0.9 MB of C that a name such as "big5" in foreign data
+#: could reach.)
 NOT_IN_ROLES = (
     "asyncio", "concurrent", "curses", "dbm", "multiprocessing", "sqlite3", "tkinter", "unittest", "venv",
     "xmlrpc", "cProfile.py", "code.py", "codeop.py", "doctest.py", "ftplib.py", "imaplib.py", "mailbox.py",
     "pdb.py", "poplib.py", "profile.py", "pstats.py", "pty.py", "pydoc.py", "smtplib.py", "tabnanny.py",
-    "timeit.py", "trace.py", "tty.py", "webbrowser.py", "xml", "zipapp.py",
+    "trace.py", "tty.py", "webbrowser.py", "xml", "zipapp.py",
     "lib-dynload/_asyncio*", "lib-dynload/_codecs_*", "lib-dynload/_curses*", "lib-dynload/_sqlite3*",
     "lib-dynload/_multibytecodec*", "lib-dynload/_multiprocessing*", "lib-dynload/readline*",
 )  # fmt: skip
@@ -166,7 +168,8 @@ def install_own(source: Path, role: str, site: Path) -> None:
 
 def pip(*arguments: str) -> None:
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check",
-               "--root-user-action=ignore", "--break-system-packages", "--no-compile", "--no-cache-dir", *arguments]  # fmt: skip
+               "--root-user-action=ignore", "--break-system-packages", "--no-compile", "--no-cache-dir",
+               *arguments]  # fmt: skip
     subprocess.run(command, check=True)
 
 
@@ -225,7 +228,7 @@ for top in sys.argv[1:]:
 
 
 def import_everything(out: Path) -> None:
-    """Import every package and every module of ours in the new root: what is missing ends the build, not a role."""
+    """Import every package and every module of ours in the new root: a gap ends the build, not a role."""
     packages = sorted(path.parent.name for path in (out / SITE).glob("*/__init__.py"))
     subprocess.run(
         ["chroot", str(out), "/usr/bin/python3", "-I", "-B", "-c", IMPORT_ALL, *packages], check=True
