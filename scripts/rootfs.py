@@ -67,8 +67,8 @@ NOT_IN_ROLES = (
 #: What a role's locked packages import all the same, although nothing of it runs (pyroute2 in init).
 KEPT_FOR = {
     "init": (
-        "asyncio", "concurrent", "multiprocessing", "unittest",
-        "lib-dynload/_asyncio*", "lib-dynload/_multiprocessing*",
+        "asyncio", "concurrent", "multiprocessing", "sqlite3", "unittest",
+        "lib-dynload/_asyncio*", "lib-dynload/_multiprocessing*", "lib-dynload/_sqlite3*",
     ),
 }  # fmt: skip
 
