@@ -1,0 +1,55 @@
+# Everything that is done to this repository by hand has its word here.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+# The order of a target's prerequisites matters, and the programs below use both cores themselves.
+.NOTPARALLEL:
+
+.PHONY: help up down images run venv test lint format lock bench clean wheels
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+up: ## build the images and start the example tree with Docker Compose (PYTTPD_HTTP_PORT=8080)
+	scripts/up
+
+down: ## end what `make up` started
+	scripts/down
+
+images: ## build the images only
+	scripts/images
+
+wheels: ## download the hash-pinned wheels that the images are built from (where pip inside a build can't)
+	scripts/wheels
+
+venv: ## make .venv: every role and the command `pyttpd`, from hash-pinned locks (PYTHON=... chooses the interpreter)
+	@scripts/venv
+
+run: venv ## start the example tree as plain processes, as root or as an ordinary user; Ctrl-C ends it
+	@if [ -f examples/static/generate.py ]; then .venv/bin/python examples/static/generate.py; fi
+	@exec .venv/bin/pyttpd run examples/pyttpd.toml
+
+test: ## set everything up and run every test with coverage (ONLY="tests/unit -k head": those alone, without coverage)
+	@scripts/test $(ONLY)
+
+lint: ## ruff, mypy --strict, import-linter
+	@scripts/lint
+
+format: ## let ruff format the code and put imports in order
+	@scripts/venv test
+	.venv-test/bin/ruff check --select I --fix --quiet .
+	.venv-test/bin/ruff format .
+
+lock: ## write the hash-pinned locks anew (KEEP=1: only what the projects' dependencies changed)
+	@scripts/venv lock
+	@KEEP=$(KEEP) .venv-lock/bin/python scripts/lock
+
+bench: ## measure the example application through the tree, and beside other servers
+	@scripts/venv
+	@scripts/venv bench
+	@scripts/bench
+
+clean: ## remove what was made here (not the images)
+	rm -rf .venv .venv-test .venv-role .venv-lock .venv-bench build .cache .mypy_cache .ruff_cache .pytest_cache
+	rm -rf .import_linter_cache .hypothesis .coverage
+	find . -name __pycache__ -prune -exec rm -rf {} +
+	find src services -name '*.egg-info' -prune -exec rm -rf {} +

@@ -1,0 +1,150 @@
+"""After every test: is anything left? Descriptors, processes, threads, network namespaces, mounts, sockets.
+
+What NGINX Unit's fixture looks for after each of its tests. Processes that lose their parent come to the test process
+(it is made a subreaper), so that nothing a test has started can get away; those that belong to somebody else on this
+machine are none of our business.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import gc
+import os
+import signal
+import stat
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+#: What is on its way out gets so long (s).
+PATIENCE = 3.0
+PR_SET_CHILD_SUBREAPER = 36
+#: Where named network namespaces lie.
+NAMESPACES = Path("/run/netns")
+#: Where a tree's channels lie when nobody says otherwise: a test must not leave, or use, anything there.
+RUNTIME_DIR = Path("/run/pyttpd")
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """What the test process has at one moment."""
+
+    descriptors: frozenset[tuple[int, str]]
+    processes: frozenset[int]
+    threads: frozenset[threading.Thread]
+    namespaces: frozenset[str]
+    mounts: frozenset[str]
+    sockets: frozenset[str]
+
+    @classmethod
+    def take(cls) -> Snapshot:
+        return cls(
+            frozenset(descriptors()),
+            frozenset(descendants(os.getpid())),
+            frozenset(threading.enumerate()),
+            frozenset(os.listdir(NAMESPACES) if NAMESPACES.is_dir() else ()),
+            frozenset(mounts()),
+            frozenset(map(str, sockets(RUNTIME_DIR))),
+        )
+
+    def left(self) -> list[str]:
+        """Return what is there now and wasn't then, a sentence each."""
+        now = Snapshot.take()
+        return [
+            *(f"descriptor {fd} ({target})" for fd, target in sorted(now.descriptors - self.descriptors)),
+            *(f"process {pid} ({command(pid)})" for pid in sorted(now.processes - self.processes)),
+            *(f"thread {thread.name}" for thread in now.threads - self.threads),
+            *(f"network namespace {name}" for name in sorted(now.namespaces - self.namespaces)),
+            *(f"mount {path}" for path in sorted(now.mounts - self.mounts)),
+            *(f"socket {path}" for path in sorted(now.sockets - self.sockets)),
+        ]
+
+
+def descriptors() -> Iterator[tuple[int, str]]:
+    """The test process's descriptors, each with what it refers to."""
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):  # the one of this listing itself
+            yield int(name), os.readlink(f"/proc/self/fd/{name}")
+
+
+def descendants(pid: int) -> Iterator[int]:
+    """All living processes below `pid`. Dead ones that lost their parent to us are reaped on the way."""
+    for task in Path(f"/proc/{pid}/task").glob("*/children"):
+        try:
+            children = task.read_text().split()
+        except OSError:
+            continue
+        for child in map(int, children):
+            if state(child) in "ZX":
+                continue
+            yield child
+            yield from descendants(child)
+
+
+def state(pid: int) -> str:
+    """The letter of proc(5) for the state of `pid`; X (dead) when it is gone."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return "X"
+
+
+def command(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")[:120].strip()
+    except OSError:
+        return "gone"
+
+
+def mounts() -> Iterator[str]:
+    """Mount points where tests and trees make theirs."""
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        path = line.split()[4]
+        if path.startswith(("/tmp/", str(RUNTIME_DIR), str(NAMESPACES) + "/")):
+            yield path
+
+
+def sockets(folder: Path) -> Iterator[Path]:
+    """Socket files anywhere below `folder`."""
+    for where, _, names in os.walk(folder):
+        for name in names:
+            path = Path(where, name)
+            with contextlib.suppress(OSError):
+                if stat.S_ISSOCK(path.lstat().st_mode):
+                    yield path
+
+
+def end(pids: set[int]) -> None:
+    """Kill processes that a test has left, so that the next one doesn't suffer."""
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    for pid in pids:
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(pid, 0)
+
+
+def pytest_sessionstart() -> None:
+    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left() -> Iterator[None]:
+    before = Snapshot.take()
+    yield
+    deadline = time.monotonic() + PATIENCE
+    collected = False
+    while left := before.left():
+        if not collected:
+            gc.collect()
+            collected = True
+        elif time.monotonic() > deadline:
+            end(set(descendants(os.getpid())) - before.processes)
+            pytest.fail("left behind: " + "; ".join(left), pytrace=False)
+        else:
+            time.sleep(0.05)

@@ -1,0 +1,111 @@
+"""Coverage of every process of a test run, confined ones included.
+
+Rules. This module is part of test environments only: scripts/venv copies it into their site-packages as
+`pyttpd_measure` with a .pth file that calls `start()` in every process. It does nothing unless the file `measure` lies
+in the environment's folder: its content is the folder that data goes to (scripts/test writes and removes it). It is a
+file and not an environment variable, as init starts its roles with an environment of its own making.
+
+Theory. Roles fork, change their uid, mount things over /tmp, and give up opening files by Landlock and seccomp. So
+nothing is opened late: each process opens its file when it starts (at a high number, out of the way of programs that
+count or close descriptors) and keeps it over forks, as a forked child appends to its parent's file. Whoever ends, by
+leaving the interpreter, by os._exit() or by exec, appends one frame: 8 bytes of length and coverage's own dump.
+Processes that are killed say nothing.
+
+A forked child goes on with what its parent had measured. It repeats its parent's lines, which doesn't matter: lines
+are only ever united (scripts/test uses `collect()` for that).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from coverage import Coverage
+
+#: Descriptors below this are left to the program.
+FIRST_FD = 900
+LENGTH_BYTES = 8
+#: What is measured, below the repository's top.
+SOURCES = ("src/pyttpd", "services/*/src")
+SWITCH = "measure"
+#: Processes that import nothing of ours, or something before us, are no news.
+SILENT = ["no-data-collected", "module-not-measured", "already-imported", "module-not-imported"]
+
+
+def start() -> None:
+    """Begin to measure, if this environment is told to. Never raises: a test must not fail for want of a figure."""
+    if hasattr(sys, "_pyttpd_measured"):
+        return  # in a virtual environment site.py reads .pth files twice
+    sys._pyttpd_measured = True  # type: ignore[attr-defined]
+    with contextlib.suppress(Exception):
+        folder, top = Path(sys.prefix, SWITCH).read_text().splitlines()
+        _start(Path(folder), Path(top))
+
+
+def _start(folder: Path, top: Path) -> None:
+    import coverage
+    from coverage import CoverageData
+
+    low = os.open(folder / f"{os.getpid()}-{os.urandom(4).hex()}", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+    fd = fcntl.fcntl(low, fcntl.F_DUPFD_CLOEXEC, FIRST_FD)
+    os.close(low)
+    measured = coverage.Coverage(
+        data_file=None, config_file=False, include=[f"{top / source}/*" for source in SOURCES]
+    )
+    measured.set_option("run:disable_warnings", SILENT)
+    CoverageData(no_disk=True).dumps()  # imports everything that the last moment needs
+    _save_at_the_end(measured, fd)
+    measured.start()
+
+
+def _save_at_the_end(measured: Coverage, fd: int) -> None:
+    import atexit
+
+    def save() -> None:
+        with contextlib.suppress(Exception):
+            measured.stop()
+            data = measured.get_data().dumps()
+            os.write(fd, len(data).to_bytes(LENGTH_BYTES, "little") + data)
+
+    def first_save(ending: Callable[..., Any]) -> Callable[..., Any]:
+        def saved(*args: Any) -> Any:
+            save()
+            measured.start()  # an exec can fail
+            return ending(*args)
+
+        return saved
+
+    atexit.register(save)
+    for name in ("_exit", "execv", "execve"):
+        setattr(os, name, first_save(getattr(os, name)))
+
+
+def collect(folder: Path, top: Path, result: Path) -> int:
+    """Unite all frames below `folder` into coverage's data file `result`; return how many there were.
+
+    A file that no process has imported counts as well, with nothing covered.
+    """
+    from coverage import CoverageData
+
+    united = CoverageData(basename=str(result))
+    united.erase()
+    count = 0
+    for file in sorted(folder.iterdir()):
+        content = file.read_bytes()
+        while len(content) > LENGTH_BYTES:
+            end = LENGTH_BYTES + int.from_bytes(content[:LENGTH_BYTES], "little")
+            one = CoverageData(no_disk=True)
+            one.loads(content[LENGTH_BYTES:end])
+            united.update(one)
+            content = content[end:]
+            count += 1
+    united.add_lines({str(path): [] for source in SOURCES for path in top.glob(f"{source}/**/*.py")})
+    united.write()
+    return count
