@@ -22,7 +22,8 @@ def printable(text: str, limit: int = SHOWN_LENGTH) -> str:
 @dataclass(frozen=True, slots=True)
 class ConfigError:
     """One thing that is wrong: the file (as the operator named it), its line where known, the table and key
-    ("[vhost.blog] uid"; "" for a whole file), and what was wrong and what would be right."""
+    ("[vhost.blog] uid"; "" for a whole file), and what was wrong and what would be right.
+    """
 
     file: str
     line: int | None
@@ -34,7 +35,7 @@ class ConfigError:
         return ": ".join([part for part in (place, self.where, self.message) if part])
 
 
-class ConfigErrors(Exception):
+class ConfigErrors(Exception):  # noqa: N818 (it carries many, and says so)
     """Everything that is wrong with a configuration, in the order of its files and lines.
 
     `errors` holds at most MAX_ERRORS; `count` is how many there were.

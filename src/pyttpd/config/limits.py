@@ -21,7 +21,7 @@ class Range:
         return self.low <= value <= self.high  # False for NaN
 
 
-# --- files -------------------------------------------------------------------------------------------------------
+# --- files --------------------------------------------------------------------------------------------------
 #: All files together: 10,000 vhosts with 100,000 names take about 6 MB; more is a mistake, not a configuration.
 MAX_CONFIG_BYTES = 16 * 1024 * 1024
 #: Files that `include` may match: a tenant a file, for those who generate them, up to a sensible folder.
@@ -29,13 +29,13 @@ MAX_CONFIG_FILES = 1000
 #: Errors told at once; a person reads the first twenty, a wrong generator makes a hundred thousand.
 MAX_ERRORS = 1000
 
-# --- shares ------------------------------------------------------------------------------------------------------
+# --- shares -------------------------------------------------------------------------------------------------
 #: One role's share: umaster's with 10,000 vhosts is about 1.3 MB; the names foreign to a wildcard may fill the rest.
 MAX_SHARE_BYTES = 4 * 1024 * 1024
 #: The host map: 100,000 names of at most 253 characters.
 MAX_HOST_MAP_BYTES = 32 * 1024 * 1024
 
-# --- names -------------------------------------------------------------------------------------------------------
+# --- names --------------------------------------------------------------------------------------------------
 #: Names become file names, metric labels, container names and process titles.
 NAME = re.compile(r"[a-z][a-z0-9-]{0,31}")
 NAME_RULE = 'a lower-case letter, then at most 31 lower-case letters, digits or "-"'
@@ -60,7 +60,7 @@ MAX_PATHS = 64
 #: Names that one vhost may have (the whole tree: roles.MAX_NAMES).
 MAX_HOSTS_PER_VHOST = 20_000
 
-# --- numbers -----------------------------------------------------------------------------------------------------
+# --- numbers ------------------------------------------------------------------------------------------------
 GENERATION = Range(1, 2**63 - 1)
 GRACE = Range(0, 3600)
 PORT = Range(1, 65535)
@@ -88,7 +88,7 @@ QUEUE = Range(0, 65536)
 QUEUE_TIMEOUT = Range(0.1, 300)
 HANDOVERS = Range(1, 4096)
 
-# --- choices -----------------------------------------------------------------------------------------------------
+# --- choices ------------------------------------------------------------------------------------------------
 LOG_LEVELS = ("debug", "info", "warning", "error")
 LOG_FORMATS = ("text", "json")
 MODES = ("http", "metrics")

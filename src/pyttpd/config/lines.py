@@ -1,14 +1,17 @@
 """On which line of a TOML text a table or key stands: a light scan, for error messages only.
 
-tomllib keeps no positions. This finds headers and keys at the start of a line, which is where people write them; what it
-can't find (keys within inline tables) gets the line of the nearest thing around it. A wrong line can only come from
+tomllib keeps no positions. This finds headers and keys at the start of a line, which is where people write them; what
+it can't find (keys within inline tables) gets the line of the nearest thing around it. A wrong line can only come from
 text that looks like a key within a multi-line array; multi-line strings are skipped.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 _PART = r"""[A-Za-z0-9_-]+|"(?:[^"\\\n]|\\.)*"|'[^'\n]*'"""
 _DOTTED = rf"(?:{_PART})(?:[ \t]*\.[ \t]*(?:{_PART}))*"

@@ -1,9 +1,9 @@
 """From files to a valid Config, or to everything that is wrong with them.
 
 Theory of operation
-  1. Read: the main file and those that its `include` matches, bounded in number and size, each parsed by tomllib. A file
-     that can't be read or parsed is an error; the others are still looked at.
-  2. Walk: each table against schema.SCHEMA, which yields a Record of converted values for each table that may be written.
+  1. Read: the main file and those that its `include` matches, bounded in number and size, each parsed by tomllib. A
+     file that can't be read or parsed is an error; the others are still looked at.
+  2. Walk: each table against schema.SCHEMA, which yields a Record of converted values for each.
   3. Compare: what one table alone can't know (two vhosts with one host, one uid, one default; ports that clash).
   4. Build: only if nothing was wrong; so the dataclasses' own validation can't fail but by a fault of ours.
 
@@ -21,9 +21,8 @@ import os
 import re
 import stat
 import tomllib
-from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pyttpd.config import limits
 from pyttpd.config.errors import ConfigError, ConfigErrors, printable
@@ -43,6 +42,9 @@ from pyttpd.roles import (
     TENANT_METRICS_OFFSET,
     Role,
 )
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 #: What `load` reads if it is given a folder.
 MAIN_FILE = "pyttpd.toml"
@@ -92,7 +94,9 @@ class _Errors:
     def at_file(self, shown: str, message: str, line: int | None = None) -> None:
         self._found.append(ConfigError(shown, line, "", message))
 
-    def at(self, source: Source, path: tuple[str, ...], key: str, message: str, literal: str | None = None) -> None:
+    def at(
+        self, source: Source, path: tuple[str, ...], key: str, message: str, literal: str | None = None
+    ) -> None:
         full = (*path, key) if key else path
         table = f"[{'.'.join([printable(part) for part in path])}]" if path else ""
         where = " ".join([part for part in (table, printable(key)) if part])
@@ -122,7 +126,7 @@ def load(path: str | os.PathLike[str], *, generation: int = 1) -> Config:
     return _build(tree, reader, generation)
 
 
-# --- 1. read ---------------------------------------------------------------------------------------------------------
+# --- 1. read ------------------------------------------------------------------------------------------------
 class _Reader:
     """Reads and parses the main file and the included ones, within the bounds of limits.py."""
 
@@ -163,7 +167,9 @@ class _Reader:
             # Hidden files don't match "*": editors' copies of a file being written stay out.
             matched = sorted(glob.glob(os.path.join(glob.escape(main.folder), pattern)))
             if not matched and not glob.has_magic(pattern):
-                self._errors.at(main, (), "include", f'the file "{printable(pattern)}" does not exist', pattern)
+                self._errors.at(
+                    main, (), "include", f'the file "{printable(pattern)}" does not exist', pattern
+                )
                 self._errors.unread = True
             files += [file for file in matched if file not in files and os.path.abspath(file) != self.main]
         if len(files) > limits.MAX_CONFIG_FILES - 1:
@@ -248,7 +254,7 @@ def _syntax_error(error: tomllib.TOMLDecodeError, text: str) -> tuple[str, int |
     return f"must be TOML: {printable(message)}", line
 
 
-# --- 2. walk ---------------------------------------------------------------------------------------------------------
+# --- 2. walk ------------------------------------------------------------------------------------------------
 @dataclass(slots=True)
 class _Tree:
     """All records: of the tables that exist once, by path; of listeners and vhosts, in order."""
@@ -258,7 +264,9 @@ class _Tree:
 
 
 def _walk(sources: list[Source], errors: _Errors) -> _Tree:
-    tree = _Tree({"": Record(SCHEMA, (), sources[0])}, {table.name: {} for table in SCHEMA.tables if table.named})
+    tree = _Tree(
+        {"": Record(SCHEMA, (), sources[0])}, {table.name: {} for table in SCHEMA.tables if table.named}
+    )
     for source in sources:
         _read_top(source, tree, errors)
     for table in (SCHEMA, *[table for table in SCHEMA.tables if not table.named]):
@@ -289,7 +297,9 @@ def _read_top(source: Source, tree: _Tree, errors: _Errors) -> None:
             _read_table(record, value, errors)
 
 
-def _read_named(table: Table, value: object, source: Source, records: dict[str, Record], errors: _Errors) -> None:
+def _read_named(
+    table: Table, value: object, source: Source, records: dict[str, Record], errors: _Errors
+) -> None:
     if not isinstance(value, dict):
         errors.at(source, (table.name,), "", f"must be written as [{table.name}.NAME], once for each")
         return
@@ -298,7 +308,9 @@ def _read_named(table: Table, value: object, source: Source, records: dict[str, 
         if not isinstance(inner, dict):
             message = f"is in no table: write it below [{table.name}.NAME], with a name of your choice"
             known = name in [key.name for key in table.keys]
-            errors.at(source, (table.name,), name, message if known else f"must be a table, not {describe(inner)}")
+            errors.at(
+                source, (table.name,), name, message if known else f"must be a table, not {describe(inner)}"
+            )
         elif limits.NAME.fullmatch(name) is None:
             errors.at(source, path, "", f"the name must be {limits.NAME_RULE}")
         elif table.name == "listen" and name == METRICS_LISTENER:
@@ -380,7 +392,9 @@ def _unknown(name: str, value: object, table: Table, path: tuple[str, ...]) -> s
     exact = [home for home, keys in homes.items() if name in keys]
     if exact:
         return f"is not known here: it belongs {exact[0]}"
-    near = difflib.get_close_matches(name, [*[key.name for key in table.keys], *[below.name for below in table.tables]], 1)
+    near = difflib.get_close_matches(
+        name, [*[key.name for key in table.keys], *[below.name for below in table.tables]], 1
+    )
     if near:
         return f'unknown {what}; did you mean "{near[0]}"?'
     for home, keys in homes.items():
@@ -407,7 +421,7 @@ def _homes(path: tuple[str, ...]) -> dict[str, list[str]]:
     return dict(sorted(homes.items(), key=lambda item: not (path and item[0].startswith(f"in [{path[0]}."))))
 
 
-# --- 3. compare ------------------------------------------------------------------------------------------------------
+# --- 3. compare ---------------------------------------------------------------------------------------------
 def _compare(tree: _Tree, errors: _Errors) -> None:
     listeners, vhosts = list(tree.named["listen"].values()), list(tree.named["vhost"].values())
     main = tree.single[""]
@@ -449,7 +463,9 @@ def _compare_sockets(tree: _Tree, listeners: list[Record], errors: _Errors) -> N
     def claim(address: Address, what: str, record: Record, key: str) -> None:
         for other, whose in taken:
             if _overlap(address, other):
-                errors.on(record, key, f"{what} {address} clashes with {whose} ({other}): choose another port")
+                errors.on(
+                    record, key, f"{what} {address} clashes with {whose} ({other}): choose another port"
+                )
                 return
         taken.append((address, f"{what} of {record.place(key)}"))
 
@@ -457,7 +473,11 @@ def _compare_sockets(tree: _Tree, listeners: list[Record], errors: _Errors) -> N
     if host is not None and "base_port" in metrics.values:
         base = metrics.values["base_port"]
         roles = ((Role.INIT.value, 0), (Role.MASTER.value, 1), (Role.UMASTER.value, 2))
-        for name, offset in (*roles, ("metrics listener", METRICS_LISTENER_OFFSET), ("tenants", TENANT_METRICS_OFFSET)):
+        for name, offset in (
+            *roles,
+            ("metrics listener", METRICS_LISTENER_OFFSET),
+            ("tenants", TENANT_METRICS_OFFSET),
+        ):
             taken.append((Address(host, base + offset), f"the metrics port of {name}"))
     for record in listeners:
         if host is not None and "metrics_port" in record.values:
@@ -472,7 +492,7 @@ def _overlap(one: Address, other: Address) -> bool:
     """Whether the kernel would refuse to bind both. IPv6 sockets are IPv6 only, so the families don't meet."""
     if one.port != other.port or (":" in one.host) != (":" in other.host):
         return False
-    return one.host == other.host or one.host in ("0.0.0.0", "::") or other.host in ("0.0.0.0", "::")  # noqa: S104 (compared)
+    return one.host == other.host or one.host in ("0.0.0.0", "::") or other.host in ("0.0.0.0", "::")
 
 
 def _compare_listener_uids(listeners: list[Record], errors: _Errors) -> None:
@@ -482,8 +502,8 @@ def _compare_listener_uids(listeners: list[Record], errors: _Errors) -> None:
         if uid is None:
             continue
         if uid in seen:
-            message = f"{uid} is the uid of {_table(seen[uid])} as well ({seen[uid].place('uid')}): each listener needs its own"
-            errors.on(record, "uid", message)
+            other = f"{_table(seen[uid])} as well ({seen[uid].place('uid')})"
+            errors.on(record, "uid", f"{uid} is the uid of {other}: each listener needs its own")
         seen.setdefault(uid, record)
 
 
@@ -491,11 +511,15 @@ def _check_vhost(record: Record, errors: _Errors) -> None:
     """What the keys of one vhost demand of each other."""
     values = record.values
     if values.get("hosts") == () and values.get("default") is False:
-        errors.on(record, "", 'hosts is missing: write, for example, hosts = ["blog.example"] (or default = true)')
+        errors.on(
+            record, "", 'hosts is missing: write, for example, hosts = ["blog.example"] (or default = true)'
+        )
     match values.get("kind"):
         case "wsgi":
             if values.get("application", "") is None:
-                errors.on(record, "", 'application is missing: write, for example, application = "app:application"')
+                errors.on(
+                    record, "", 'application is missing: write, for example, application = "app:application"'
+                )
         case "static":
             for key in ("application", "python_path"):
                 if values.get(key):
@@ -513,15 +537,18 @@ def _compare_hosts(vhosts: list[Record], errors: _Errors) -> None:
                 message = f'"{host}" belongs to {_table(owner)} already ({owner.place("hosts", host)})'
                 errors.on(record, "hosts", message, host)
     if len(owners) > MAX_NAMES:
-        errors.on(vhosts[-1], "hosts", f"all vhosts together must have at most {MAX_NAMES} host names, not {len(owners)}")
+        errors.on(
+            vhosts[-1],
+            "hosts",
+            f"all vhosts together must have at most {MAX_NAMES} host names, not {len(owners)}",
+        )
 
 
 def _compare_defaults(vhosts: list[Record], errors: _Errors) -> None:
-    first, *others = [record for record in vhosts if record.values.get("default") is True] or [None]
-    for record in others:
-        if first is not None and record is not None:
-            message = f"there can be one default vhost only: it is {_table(first)} already ({first.place('default')})"
-            errors.on(record, "default", message)
+    defaults = [record for record in vhosts if record.values.get("default") is True]
+    for record in defaults[1:]:
+        first = f"{_table(defaults[0])} already ({defaults[0].place('default')})"
+        errors.on(record, "default", f"there can be one default vhost only: it is {first}")
 
 
 def _compare_uids(vhosts: list[Record], errors: _Errors) -> None:
@@ -541,16 +568,16 @@ def _compare_uids(vhosts: list[Record], errors: _Errors) -> None:
                     "share_uid = true in all of them, if they may read each other's files and memory",
                 )
     for record in vhosts:
-        uid, gid = record.values.get("uid"), record.values.get("gid")
-        if uid is None or gid is None:
+        gid = record.values.get("gid")
+        if gid is None or "uid" not in record.values:
             continue
         other = gids.setdefault(gid, record)
-        if other.values["uid"] != uid:
+        if other.values["uid"] != record.values["uid"]:
             errors.on(
                 record,
                 "gid",
-                f"{gid} is the gid of {_table(other)} as well ({other.place('gid')}), which has another uid: leave gid out "
-                "(it is then the uid)",
+                f"{gid} is the gid of {_table(other)} as well ({other.place('gid')}), which has another uid: leave gid "
+                "out (it is then the uid)",
             )
 
 
@@ -558,7 +585,7 @@ def _table(record: Record) -> str:
     return f"[{'.'.join(record.path)}]"
 
 
-# --- 4. build --------------------------------------------------------------------------------------------------------
+# --- 4. build -----------------------------------------------------------------------------------------------
 def _build(tree: _Tree, reader: _Reader, generation: int) -> Config:
     top, metrics = tree.single[""].values, MetricsSettings(**tree.single["metrics"].values)
     listeners = [

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from pyttpd.config.shares import (
     HostMap,
@@ -17,6 +17,9 @@ from pyttpd.config.shares import (
     VhostShare,
 )
 from pyttpd.roles import METRICS_LISTENER_OFFSET, ROLES, TENANT_METRICS_OFFSET, Role
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,19 +1,28 @@
 """The one table of configuration keys: name, kind of value, default, unit, bounds, one sentence of documentation.
 
-It drives validation (loader.py), error messages (values.py) and docs/configuration.md (document.py). To add a key: add a
-row here, a field to the dataclass that carries it (model.py or shares.py), and regenerate the document.
+It drives validation (loader.py), error messages (values.py) and docs/configuration.md (document.py). To add a key: add
+a row here, a field to the dataclass that carries it (model.py or shares.py), and regenerate the document.
 """
 
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from pyttpd.config import limits
-from pyttpd.config.limits import Range
 from pyttpd.config.shares import HttpSettings, LogSettings, PoolSettings
-from pyttpd.roles import MAX_LISTENERS, METRICS_LISTENER_OFFSET, MIN_VHOST_UID, ROLES, TENANT_METRICS_OFFSET, Role
+from pyttpd.roles import (
+    MAX_LISTENERS,
+    METRICS_LISTENER_OFFSET,
+    MIN_VHOST_UID,
+    ROLES,
+    TENANT_METRICS_OFFSET,
+    Role,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 
 class Kind(enum.Enum):
@@ -45,14 +54,15 @@ REQUIRED = Required.REQUIRED
 @dataclass(frozen=True, slots=True)
 class Key:
     """One key of a table. `default` is REQUIRED, a value, or None where it is computed or means "none": then
-    `default_text` says how. `example` is what an error message proposes."""
+    `default_text` says how. `example` is what an error message proposes.
+    """
 
     name: str
     kind: Kind
     default: object
     doc: str
     unit: str = ""
-    bounds: Range | None = None
+    bounds: limits.Range | None = None
     choices: tuple[str, ...] = ()
     default_text: str = ""
     example: str = ""
@@ -91,11 +101,11 @@ _FIRST_LISTENER_UID = ROLES[Role.LISTENER].uid
 _FIRST_LISTENER_PORT = ROLES[Role.LISTENER].metrics_offset
 
 
-def _seconds(name: str, default: float, doc: str, bounds: Range = limits.TIMEOUT) -> Key:
+def _seconds(name: str, default: float, doc: str, bounds: limits.Range = limits.TIMEOUT) -> Key:
     return Key(name, Kind.SECONDS, default, doc, "s", bounds, example=str(default))
 
 
-def _count(name: str, default: int, doc: str, bounds: Range, unit: str = "") -> Key:
+def _count(name: str, default: int, doc: str, bounds: limits.Range, unit: str = "") -> Key:
     return Key(name, Kind.INTEGER, default, doc, unit, bounds, example=str(default))
 
 
@@ -107,7 +117,7 @@ SCHEMA = Table(
             "include",
             Kind.PATTERNS,
             (),
-            "More files to read, in sorted order, such as a file for each tenant; only in the main file, relative to it.",
+            "More files to read, in sorted order, such as one for each tenant; only in the main file, relative to it.",
             default_text="none",
             example='"conf.d/*.toml"',
         ),
@@ -130,7 +140,13 @@ SCHEMA = Table(
             "log",
             "What every role logs, to its standard error.",
             (
-                Key("level", Kind.CHOICE, _LOG.level, "The least severe level that is logged.", choices=limits.LOG_LEVELS),
+                Key(
+                    "level",
+                    Kind.CHOICE,
+                    _LOG.level,
+                    "The least severe level that is logged.",
+                    choices=limits.LOG_LEVELS,
+                ),
                 Key(
                     "format",
                     Kind.CHOICE,
@@ -142,15 +158,15 @@ SCHEMA = Table(
         ),
         Table(
             "metrics",
-            f"Where Prometheus finds the roles. Counted from `base_port`: init, master and umaster (+0, +1, +2), listeners "
-            f"(from +{_FIRST_LISTENER_PORT}), the tenants' metrics listener (+{METRICS_LISTENER_OFFSET}) and the tenants "
-            f"(+{TENANT_METRICS_OFFSET}, by path: /metrics/NAME).",
+            f"Where Prometheus finds the roles. Counted from `base_port`: init, master and umaster (+0, +1, +2), "
+            f"listeners (from +{_FIRST_LISTENER_PORT}), the tenants' metrics listener (+{METRICS_LISTENER_OFFSET}) and "
+            f"the tenants (+{TENANT_METRICS_OFFSET}, by path: /metrics/NAME).",
             (
                 Key(
                     "address",
                     Kind.IP,
                     "127.0.0.1",
-                    "The address that all metrics ports are bound to; in a container 0.0.0.0, published to the host's loopback.",
+                    "The address of all metrics ports; in a container 0.0.0.0, published to the host's loopback.",
                     example='"127.0.0.1"',
                 ),
                 _count("base_port", 9100, "The first of the metrics ports.", limits.BASE_PORT, "port"),
@@ -165,7 +181,7 @@ SCHEMA = Table(
                     "address",
                     Kind.ADDRESS,
                     REQUIRED,
-                    'The IP address and port to listen on; "[::]:80" takes IPv6 only, so that it can stand beside "0.0.0.0:80".',
+                    'The IP address and port to listen on; "[::]:80" takes IPv6 only: it can stand beside "0.0.0.0:80".',
                     example='"0.0.0.0:80"',
                 ),
                 _count(
@@ -192,7 +208,9 @@ SCHEMA = Table(
                     limits.HEAD_LIMIT,
                     "bytes",
                 ),
-                _seconds("head_timeout", 10.0, "Within this time the head must have come, or the answer is 408."),
+                _seconds(
+                    "head_timeout", 10.0, "Within this time the head must have come, or the answer is 408."
+                ),
                 _seconds(
                     "linger_timeout",
                     2.0,
@@ -207,7 +225,9 @@ SCHEMA = Table(
                     "connections",
                 ),
                 _seconds(
-                    "handover_timeout", 15.0, "How long a connection waits for an absent umaster before it is answered 503."
+                    "handover_timeout",
+                    15.0,
+                    "How long a connection waits for an absent umaster before it is answered 503.",
                 ),
                 Key(
                     "metrics_port",
@@ -230,12 +250,18 @@ SCHEMA = Table(
                     "hosts",
                     Kind.HOSTS,
                     (),
-                    'Names that this tenant answers for; "*.blog.example" is every name below blog.example, at any depth, but '
-                    "not blog.example itself; the exact name wins over a wildcard, and the longer wildcard over the shorter.",
+                    'Names that this tenant answers for; "*.blog.example" is every name below blog.example, at any '
+                    "depth, but not blog.example itself; an exact name wins over a wildcard, a longer wildcard over a "
+                    "shorter one.",
                     default_text="required, unless `default` is true",
                     example='["blog.example", "*.blog.example"]',
                 ),
-                Key("default", Kind.FLAG, False, "Whether it gets all hosts that nobody owns; at most one vhost."),
+                Key(
+                    "default",
+                    Kind.FLAG,
+                    False,
+                    "Whether it gets all hosts that nobody owns; at most one vhost.",
+                ),
                 Key(
                     "uid",
                     Kind.INTEGER,
@@ -259,9 +285,15 @@ SCHEMA = Table(
                     "share_uid",
                     Kind.FLAG,
                     False,
-                    "Allows other vhosts with the same uid, which nothing then protects from each other; all must say so.",
+                    "Allows other vhosts with the same uid: nothing protects them from each other; all must say so.",
                 ),
-                Key("kind", Kind.CHOICE, REQUIRED, "What serves: files, or a WSGI application.", choices=limits.KINDS),
+                Key(
+                    "kind",
+                    Kind.CHOICE,
+                    REQUIRED,
+                    "What serves: files, or a WSGI application.",
+                    choices=limits.KINDS,
+                ),
                 Key(
                     "root",
                     Kind.PATH,
@@ -307,7 +339,13 @@ SCHEMA = Table(
                     "pool",
                     "A tenant's worker processes.",
                     (
-                        _count("max_workers", _POOL.max_workers, "The most workers at a time.", limits.WORKERS, "processes"),
+                        _count(
+                            "max_workers",
+                            _POOL.max_workers,
+                            "The most workers at a time.",
+                            limits.WORKERS,
+                            "processes",
+                        ),
                         _count(
                             "max_requests",
                             _POOL.max_requests,
@@ -322,9 +360,15 @@ SCHEMA = Table(
                     "What may wait for a tenant, so that a slow one harms only itself.",
                     (
                         _count(
-                            "limit", 256, "Connections that wait for a worker; further ones get 503.", limits.QUEUE, "connections"
+                            "limit",
+                            256,
+                            "Connections that wait for a worker; further ones get 503.",
+                            limits.QUEUE,
+                            "connections",
                         ),
-                        _seconds("timeout", 10.0, "How long one may wait before it gets 503.", limits.QUEUE_TIMEOUT),
+                        _seconds(
+                            "timeout", 10.0, "How long one may wait before it gets 503.", limits.QUEUE_TIMEOUT
+                        ),
                         _count(
                             "handovers",
                             256,
@@ -339,17 +383,37 @@ SCHEMA = Table(
                     "A tenant's HTTP.",
                     (
                         _count(
-                            "head_limit", _HTTP.head_limit, "The longest request head; a longer one gets 431.",
-                            limits.HEAD_LIMIT, "bytes",
+                            "head_limit",
+                            _HTTP.head_limit,
+                            "The longest request head; a longer one gets 431.",
+                            limits.HEAD_LIMIT,
+                            "bytes",
                         ),
                         _count(
-                            "body_limit", _HTTP.body_limit, "The longest request body; a longer one gets 413.",
-                            limits.BODY_LIMIT, "bytes",
+                            "body_limit",
+                            _HTTP.body_limit,
+                            "The longest request body; a longer one gets 413.",
+                            limits.BODY_LIMIT,
+                            "bytes",
                         ),
-                        _seconds("head_timeout", _HTTP.head_timeout, "From a head's first byte to its last, else 408."),
-                        _seconds("idle_timeout", _HTTP.idle_timeout, "How long a kept connection may wait for its next request."),
-                        _seconds("write_timeout", _HTTP.write_timeout, "How long a client may take none of a response."),
-                        _seconds("read_timeout", _HTTP.read_timeout, "How long a client may send none of a body."),
+                        _seconds(
+                            "head_timeout",
+                            _HTTP.head_timeout,
+                            "From a head's first byte to its last, else 408.",
+                        ),
+                        _seconds(
+                            "idle_timeout",
+                            _HTTP.idle_timeout,
+                            "How long a kept connection may wait for its next request.",
+                        ),
+                        _seconds(
+                            "write_timeout",
+                            _HTTP.write_timeout,
+                            "How long a client may take none of a response.",
+                        ),
+                        _seconds(
+                            "read_timeout", _HTTP.read_timeout, "How long a client may send none of a body."
+                        ),
                         _count(
                             "max_keepalive_requests",
                             _HTTP.max_keepalive_requests,
@@ -361,7 +425,7 @@ SCHEMA = Table(
                             "keepalive",
                             Kind.FLAG,
                             _HTTP.keepalive,
-                            "Whether connections are kept between requests; false behind a proxy that mixes hosts on one.",
+                            "Whether connections are kept between requests; false behind a proxy that mixes hosts.",
                         ),
                         Key("engine", Kind.CHOICE, _HTTP.engine, "The HTTP parser.", choices=limits.ENGINES),
                     ),

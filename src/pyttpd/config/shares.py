@@ -22,7 +22,6 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, TypeAlias, TypeVar
 
 from pyttpd.config import limits
-from pyttpd.config.limits import Range
 from pyttpd.roles import MAX_NAMES, MAX_VHOSTS
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
@@ -34,8 +33,8 @@ class ShareError(ValueError):
     """A share is not what it must be. The text names the field and the rule, never the value."""
 
 
-# --- checks: each takes a value and the field's name, returns the value in its final form or raises ShareError -------
-def _integer(bounds: Range) -> Check:
+# --- checks: each takes a value and the field's name, returns the value in its final form or raises ShareError
+def _integer(bounds: limits.Range) -> Check:
     def check(value: object, where: str) -> int:
         if type(value) is not int or value not in bounds:
             raise ShareError(f"{where}: must be a whole number from {bounds.low} to {bounds.high}")
@@ -44,7 +43,7 @@ def _integer(bounds: Range) -> Check:
     return check
 
 
-def _number(bounds: Range) -> Check:
+def _number(bounds: limits.Range) -> Check:
     def check(value: object, where: str) -> float:
         if type(value) not in (int, float) or not math.isfinite(value) or value not in bounds:  # type: ignore[arg-type,operator]
             raise ShareError(f"{where}: must be a number from {bounds.low} to {bounds.high}")
@@ -139,7 +138,7 @@ def _hosts(most: int) -> Check:
 
 
 def _check_hosts(names: Any, where: str) -> None:
-    """Check many host names in one pass of the regular expression engine: a loop in Python costs three times as much."""
+    """Check many host names in one pass of the regular expression engine: a loop costs three times as much."""
     try:
         lines = "\n".join(names)
     except TypeError:
@@ -161,7 +160,9 @@ def _from_object(cls: type[T], fields: Mapping[str, Check], value: object, where
         raise ShareError(f"{where}: must be an object")
     if value.keys() != fields.keys():
         missing = ", ".join(sorted(fields.keys() - value.keys())) or "none"
-        raise ShareError(f"{where}: wrong keys ({missing} missing, {len(value.keys() - fields.keys())} unknown)")
+        raise ShareError(
+            f"{where}: wrong keys ({missing} missing, {len(value.keys() - fields.keys())} unknown)"
+        )
     return cls(**value)
 
 
@@ -206,7 +207,7 @@ def _dump(value: object, limit: int) -> bytes:
     return data
 
 
-# --- settings that are the same in the configuration and in shares ---------------------------------------------------
+# --- settings that are the same in the configuration and in shares ------------------------------------------
 @dataclass(frozen=True, slots=True)
 class LogSettings:
     """What a role logs: the least level, and whether a line is text or JSON."""
@@ -265,11 +266,12 @@ _HTTP_FIELDS: dict[str, Check] = {
 }
 
 
-# --- the shares --------------------------------------------------------------------------------------------------
+# --- the shares ---------------------------------------------------------------------------------------------
 @dataclass(frozen=True, slots=True)
 class ListenerShare:
     """A listener's share. Times in seconds, `head_limit` in bytes; `max_connections` counts accepted connections that
-    no worker has taken; `handover_timeout` is how long umaster may be away before clients get 503."""
+    no worker has taken; `handover_timeout` is how long umaster may be away before clients get 503.
+    """
 
     generation: int
     name: str
@@ -349,7 +351,8 @@ class UmasterShare:
 @dataclass(frozen=True, slots=True)
 class VhostShare:
     """A tenant's share: itself and nobody else, except `foreign`: the names (exact, or "*.suffix") under its own
-    wildcards that belong to others, without which it could not know what it does not own."""
+    wildcards that belong to others, without which it could not know what it does not own.
+    """
 
     generation: int
     name: str
@@ -439,7 +442,7 @@ _VHOST_FIELDS: dict[str, Check] = {
 }
 
 
-# --- the host map ------------------------------------------------------------------------------------------------
+# --- the host map -------------------------------------------------------------------------------------------
 @dataclass(frozen=True, slots=True)
 class HostMap:
     """Who gets which host: `exact` name -> vhost, `wildcard` suffix (without "*.") -> vhost, `default` vhost or None.

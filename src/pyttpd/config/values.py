@@ -1,4 +1,4 @@
-"""Values of the configuration: from what TOML gives to what the dataclasses carry, or the sentence that says what is wrong.
+"""Values of the configuration: from what TOML gives to what the dataclasses carry, or a sentence on what is wrong.
 
 Every function returns the value in its final form, or reports at least one problem and returns INVALID.
 """
@@ -14,7 +14,6 @@ from typing import TypeAlias
 
 from pyttpd.config import limits
 from pyttpd.config.errors import printable
-from pyttpd.config.limits import Range
 from pyttpd.config.model import Address
 from pyttpd.config.schema import Key, Kind
 
@@ -33,31 +32,9 @@ INVALID = Invalid.INVALID
 
 def convert(key: Key, value: object, folder: str, report: Report) -> object:
     """Return `value` as `key` demands it; relative paths are relative to `folder` (absolute). INVALID: reported."""
-    match key.kind:
-        case Kind.INTEGER:
-            return _integer(key, value, report)
-        case Kind.SECONDS:
-            return _seconds(key, value, report)
-        case Kind.FLAG:
-            return _flag(value, report)
-        case Kind.CHOICE:
-            return _choice(key, value, report)
-        case Kind.IP:
-            return _ip(key, value, report)
-        case Kind.ADDRESS:
-            return _address(key, value, report)
-        case Kind.PATH:
-            return _path(key, value, folder, report)
-        case Kind.PATHS:
-            return _paths(key, value, folder, report)
-        case Kind.PATTERNS:
-            return _patterns(key, value, report)
-        case Kind.HOSTS:
-            return _hosts(key, value, report)
-        case Kind.APPLICATION:
-            return _application(key, value, report)
-        case Kind.ENV:
-            return _env(key, value, report)
+    if key.kind in _WITH_FOLDER:
+        return _WITH_FOLDER[key.kind](key, value, folder, report)
+    return _CONVERSIONS[key.kind](key, value, report)
 
 
 def describe(value: object) -> str:
@@ -85,22 +62,33 @@ def _integer(key: Key, value: object, report: Report) -> object:
         report(f"must be a whole number{_within(key.bounds)}, not {describe(value)}{_such_as(key)}", None)
         return INVALID
     if key.bounds is not None and value not in key.bounds:
-        report(f"must be{_within(key.bounds)}{_unit(key)}, not {describe(value).removeprefix('the number ')}", None)
+        report(
+            f"must be{_within(key.bounds)}{_unit(key)}, not {describe(value).removeprefix('the number ')}",
+            None,
+        )
         return INVALID
     return value
 
 
 def _seconds(key: Key, value: object, report: Report) -> object:
-    if not isinstance(value, int | float) or isinstance(value, bool) or (isinstance(value, float) and math.isnan(value)):
-        report(f"must be a number of seconds{_within(key.bounds)}, not {describe(value)}{_such_as(key)}", None)
+    if (
+        not isinstance(value, int | float)
+        or isinstance(value, bool)
+        or (isinstance(value, float) and math.isnan(value))
+    ):
+        report(
+            f"must be a number of seconds{_within(key.bounds)}, not {describe(value)}{_such_as(key)}", None
+        )
         return INVALID
     if key.bounds is not None and value not in key.bounds:
-        report(f"must be{_within(key.bounds)} seconds, not {describe(value).removeprefix('the number ')}", None)
+        report(
+            f"must be{_within(key.bounds)} seconds, not {describe(value).removeprefix('the number ')}", None
+        )
         return INVALID
     return float(value)
 
 
-def _flag(value: object, report: Report) -> object:
+def _flag(_key: Key, value: object, report: Report) -> object:
     if isinstance(value, bool):
         return value
     hint = ""
@@ -110,7 +98,14 @@ def _flag(value: object, report: Report) -> object:
     return INVALID
 
 
-_WORDS_FOR_FLAGS = {"on": "true", "yes": "true", "true": "true", "off": "false", "no": "false", "false": "false"}
+_WORDS_FOR_FLAGS = {
+    "on": "true",
+    "yes": "true",
+    "true": "true",
+    "off": "false",
+    "no": "false",
+    "false": "false",
+}
 
 
 def _choice(key: Key, value: object, report: Report) -> object:
@@ -180,7 +175,9 @@ def _paths(key: Key, value: object, folder: str, report: Report) -> object:
         return INVALID
     paths = []
     for item in value:
-        problem = _path_problem(item) if isinstance(item, str) else f"must hold paths only, not {describe(item)}"
+        problem = (
+            _path_problem(item) if isinstance(item, str) else f"must hold paths only, not {describe(item)}"
+        )
         if problem:
             report(problem, item if isinstance(item, str) else None)
         elif absolute(item, folder) == "/":
@@ -195,7 +192,9 @@ def _path_problem(text: str) -> str | None:
         return "must be a path, not empty"
     if not text.isprintable():
         return f"must be a path of printable characters, not {describe(text)}"
-    if len(text.encode()) >= limits.MAX_PATH_LENGTH // 2:  # the other half is for the folder it may be relative to
+    if (
+        len(text.encode()) >= limits.MAX_PATH_LENGTH // 2
+    ):  # the other half is for the folder it may be relative to
         return f"must be a path of fewer than {limits.MAX_PATH_LENGTH // 2} bytes"
     return None
 
@@ -250,12 +249,15 @@ def _env(key: Key, value: object, report: Report) -> object:
         else:
             size += len(name) + len(text.encode()) + 2
     if len(value) > limits.MAX_ENV_ENTRIES or size > limits.MAX_ENV_BYTES:
-        report(f"must be at most {limits.MAX_ENV_ENTRIES} variables and {limits.MAX_ENV_BYTES} bytes in all", None)
+        report(
+            f"must be at most {limits.MAX_ENV_ENTRIES} variables and {limits.MAX_ENV_BYTES} bytes in all",
+            None,
+        )
         valid = False
     return dict(value) if valid else INVALID
 
 
-# --- host names ------------------------------------------------------------------------------------------------------
+# --- host names ---------------------------------------------------------------------------------------------
 def _hosts(key: Key, value: object, report: Report) -> object:
     if not isinstance(value, list):
         hint = f' (write ["{printable(value)}"])' if isinstance(value, str) else _such_as(key)
@@ -299,6 +301,10 @@ def host_problem(host: str) -> str | None:
     if ":" in host:
         ip = _normal_ip(host)
         return f'{shown} must be written "[{ip}]"' if ip else f"{shown} must be written without the port"
+    return _name_problem(host, name, shown)
+
+
+def _name_problem(host: str, name: str, shown: str) -> str | None:
     if host.endswith("."):
         return f'{shown} must be written without the final dot: "{printable(host[:-1])}"'
     if len(name) > limits.MAX_HOST_LENGTH:
@@ -306,7 +312,8 @@ def host_problem(host: str) -> str | None:
     labels = name.split(".")
     for label in labels:
         if limits.HOST_LABEL.fullmatch(label) is None:
-            return f'{shown} is no host name: "{printable(label)}" must be 1 to 63 letters, digits or "-" (not at its ends)'
+            rule = 'must be 1 to 63 letters, digits or "-" (not at its ends)'
+            return f'{shown} is no host name: "{printable(label)}" {rule}'
     if labels[-1].isdigit() and (host != name or _normal_ip(name) != name):
         return f"{shown} is no host name: one that ends in a number must be an IPv4 address"
     return None
@@ -326,12 +333,12 @@ def _punycode(host: str) -> str:
         form = host.removeprefix("*.").encode("idna").decode()
         sure = form.encode().decode("idna") == host.removeprefix("*.").lower()
     except UnicodeError:
-        sure = False
+        form, sure = "", False
     return f': "{star}{form}"' if sure else ' (a name that starts with "xn--")'
 
 
-# --- phrases ---------------------------------------------------------------------------------------------------------
-def _within(bounds: Range | None) -> str:
+# --- phrases ------------------------------------------------------------------------------------------------
+def _within(bounds: limits.Range | None) -> str:
     return f" from {bounds.low} to {bounds.high}" if bounds else ""
 
 
@@ -341,3 +348,21 @@ def _unit(key: Key) -> str:
 
 def _such_as(key: Key) -> str:
     return f", such as {key.example}" if key.example else ""
+
+
+_CONVERSIONS: dict[Kind, Callable[[Key, object, Report], object]] = {
+    Kind.INTEGER: _integer,
+    Kind.SECONDS: _seconds,
+    Kind.FLAG: _flag,
+    Kind.CHOICE: _choice,
+    Kind.IP: _ip,
+    Kind.ADDRESS: _address,
+    Kind.PATTERNS: _patterns,
+    Kind.HOSTS: _hosts,
+    Kind.APPLICATION: _application,
+    Kind.ENV: _env,
+}
+_WITH_FOLDER: dict[Kind, Callable[[Key, object, str, Report], object]] = {
+    Kind.PATH: _path,
+    Kind.PATHS: _paths,
+}
