@@ -199,7 +199,7 @@ def address_of(buffer: ctypes.Array[ctypes.c_char]) -> int:
 
 
 def prctl(option: int, arg2: int = 0, arg3: int = 0, arg4: int = 0, arg5: int = 0) -> int:
-    """Call prctl(2) and return its result. Raises OSError."""
+    """Ask for one of the process's properties, or set it; return the answer. Raises OSError."""
     result: int = _libc.prctl(option, *(ctypes.c_ulong(arg) for arg in (arg2, arg3, arg4, arg5)))
     if result < 0:
         code = ctypes.get_errno()

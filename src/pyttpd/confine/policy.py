@@ -36,6 +36,8 @@ ETC: Final = (
     *("/etc/mime.types", "/etc/magic", "/etc/os-release", "/etc/debian_version"),
     *("/etc/python3", "/etc/perl", "/etc/php"),
 )
+#: On sys.path only by accident (the directory of a script); too wide to be opened for that.
+NOBODYS: Final = frozenset({"/", "/tmp", "/var/tmp", "/run", "/home", "/root", "/etc", "/dev/shm"})
 #: POSIX semaphores and shared memory lie here (multiprocessing). A file system of the tenant's own in
 #: containers and under root; for an ordinary user all tenants have one uid, and the mode of its files is all
 #: there is.
@@ -84,7 +86,7 @@ def python_paths() -> tuple[str, ...]:
         if name.startswith("pyttpd") and "." not in name and file:
             found.append(os.path.dirname(os.path.dirname(file)))
     usable = (os.path.abspath(path) for path in found if os.path.isabs(path))
-    return tuple(sorted({path for path in usable if path != "/" and os.path.exists(path)}))
+    return tuple(sorted({path for path in usable if path not in NOBODYS and os.path.exists(path)}))
 
 
 def role_policy(
