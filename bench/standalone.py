@@ -1,0 +1,111 @@
+"""One worker that accepts by itself: the vhost's Connection and Site without the tree, in the smallest epoll loop.
+
+    python bench/standalone.py [--kind wsgi] [--app hello:app] [--path bench] [--root .] [--port 8000]
+
+What the tree is compared with (bench/compare_wsgi), and a quick way to look at an application. Not for production: no confinement, one process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import select
+import socket
+import time
+from pathlib import Path
+
+from pyttpd.config.shares import HttpSettings, LogSettings, PoolSettings, VhostShare
+from pyttpd.log import Log
+
+from pyttpd_vhost.http.connection import Connection, Want
+from pyttpd_vhost.site import Site
+
+EVENTS = {Want.READ: select.EPOLLIN, Want.WRITE: select.EPOLLOUT}
+TICK = 1.0
+
+
+def make_site(kind: str, application: str | None, path: Path, root: Path) -> Site:
+    """Return a loaded site for every host."""
+    share = VhostShare(
+        generation=1,
+        name="bench",
+        uid=20001,
+        gid=20001,
+        hosts=("localhost",),
+        foreign=(),
+        default=True,
+        kind=kind,
+        root=str(root.resolve()),
+        application=application if kind != "static" else None,
+        python_path=(str(path.resolve()),),
+        env={},
+        writable=(),
+        pool=PoolSettings(),
+        http=HttpSettings(),
+        log=LogSettings(),
+        grace=30.0,
+    )
+    site = Site(share, Log("vhost", "bench"))
+    site.load()
+    return site
+
+
+def serve(listener: socket.socket, site: Site, authority: str) -> None:
+    """Accept and serve until killed."""
+    epoll = select.epoll()
+    epoll.register(listener, select.EPOLLIN)
+    listening = listener.fileno()
+    connections: dict[int, Connection] = {}
+    waiting: dict[int, Want] = {}
+    tick = time.monotonic() + TICK
+    while True:
+        for fd, events in epoll.poll(TICK):
+            if fd == listening:
+                try:
+                    sock, address = listener.accept()
+                except OSError:
+                    continue
+                sock.setblocking(False)
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                connection = connections[sock.fileno()] = Connection(sock, address[:2], authority, site)
+                waiting[sock.fileno()] = Want.READ
+                epoll.register(sock, select.EPOLLIN)
+                continue
+            connection = connections[fd]
+            want = connection.on_writable() if waiting[fd] is Want.WRITE else connection.on_readable()
+            if want is not waiting[fd]:
+                settle(epoll, connections, waiting, fd, want)
+        now = time.monotonic()
+        if now >= tick:
+            tick = now + TICK
+            for fd in [fd for fd, connection in connections.items() if connection.deadline <= now]:
+                settle(epoll, connections, waiting, fd, connections[fd].on_timeout())
+
+
+def settle(
+    epoll: select.epoll, connections: dict[int, Connection], waiting: dict[int, Want], fd: int, want: Want
+) -> None:
+    """Wait for something else, or forget a closed connection (closing has taken it out of epoll)."""
+    if want is Want.CLOSED:
+        del connections[fd], waiting[fd]
+    else:
+        epoll.modify(fd, EVENTS[want])
+        waiting[fd] = want
+
+
+def main() -> None:
+    """Read the arguments and serve."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kind", default="wsgi", choices=("wsgi", "static"))
+    parser.add_argument("--app", default="hello:app")
+    parser.add_argument("--path", type=Path, default=Path(__file__).parent)
+    parser.add_argument("--root", type=Path, default=Path())
+    parser.add_argument("--port", type=int, default=8000)
+    arguments = parser.parse_args()
+    site = make_site(arguments.kind, arguments.app, arguments.path, arguments.root)
+    listener = socket.create_server(("127.0.0.1", arguments.port), backlog=1024)
+    listener.setblocking(False)
+    serve(listener, site, "127.0.0.1")
+
+
+if __name__ == "__main__":
+    main()

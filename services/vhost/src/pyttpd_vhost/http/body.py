@@ -1,0 +1,112 @@
+"""A request's body, read by the kind while it answers.
+
+Rules:
+- Content-Length bodies are never read beyond their end; what a chunked one leaves goes back to the stream's `ahead`.
+- `100 Continue` is sent when the first read would have to wait, not before: a kind that doesn't read refuses by that (RFC 9110 10.1.1).
+- After an error the body stays failed: the connection ends with this request, because nobody knows where the next one starts.
+"""
+
+from __future__ import annotations
+
+from pyttpd_vhost.http.chunked import ChunkedDecoder, State
+from pyttpd_vhost.http.errors import ClientGone, RequestError
+from pyttpd_vhost.http.stream import BODY_READ, Stream
+
+CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+
+#: How much of an unread body is read and dropped to save the connection, if it is already there: one socket buffer's worth.
+DRAIN_LIMIT = 65536
+
+
+class Body:
+    """The body of one request on `stream`. `done`: read to its end."""
+
+    __slots__ = ("_decoder", "_expect", "_left", "_limit", "_stream", "_timeout", "_write_timeout", "done", "failed")
+
+    def __init__(
+        self, stream: Stream, length: int, decoder: ChunkedDecoder | None, *, expect: bool, limit: int, timeout: float, write_timeout: float
+    ) -> None:
+        self._stream = stream
+        self._left = length
+        self._decoder = decoder
+        self._expect = expect
+        self._limit = limit
+        self._timeout = timeout
+        self._write_timeout = write_timeout
+        self.done = False
+        self.failed: RequestError | None = None
+
+    def read(self, size: int) -> bytes:
+        """Return at most `size` bytes (> 0) as soon as any are there, b"" at the end of the body. Raises RequestError and ClientGone."""
+        if self.failed is not None:
+            raise self.failed
+        if self.done:
+            return b""
+        try:
+            return self._read_counted(size) if self._decoder is None else self._read_chunked(self._decoder, size)
+        except RequestError as error:
+            self.failed = error
+            raise
+        except ClientGone as error:
+            self.failed = RequestError(400, "the client closed in the middle of the body")
+            raise self.failed from error
+
+    def drain(self) -> bool:
+        """Read and drop what has already come, at most DRAIN_LIMIT. True: the body is read to its end."""
+        if self._expect and not self._stream.ahead:
+            return False  # nobody has asked for it, so it may come or not
+        self._expect = False
+        self._timeout = 0
+        dropped = 0
+        try:
+            while not self.done and dropped < DRAIN_LIMIT:
+                dropped += len(self.read(BODY_READ))
+        except RequestError:
+            return False
+        return self.done
+
+    def close(self) -> None:
+        """Make later reads fail: the stream belongs to the next request."""
+        if self.failed is None:
+            self.failed = RequestError(400, "read after the response")
+
+    def _more(self, size: int) -> bytes:
+        if self._expect:
+            self._expect = False
+            self._stream.write((CONTINUE,), self._write_timeout)
+        data = self._stream.wait_received(size, self._timeout)
+        if not data:
+            raise RequestError(400, "the client closed in the middle of the body")
+        return data
+
+    def _read_counted(self, size: int) -> bytes:
+        size = min(size, self._left)
+        ahead = self._stream.ahead
+        if ahead:
+            data, self._stream.ahead = ahead[:size], ahead[size:]
+        else:
+            data = self._more(min(size, BODY_READ))
+        self._left -= len(data)
+        self.done = not self._left
+        return data
+
+    def _read_chunked(self, decoder: ChunkedDecoder, size: int) -> bytes:
+        """`_left` is below 0 here (CHUNKED) and counts down, so that `-_left` is what was read, plus one."""
+        stream = self._stream
+        while True:
+            ahead = stream.ahead
+            piece, used = decoder.feed(ahead) if ahead else (b"", 0)
+            if len(piece) > size:
+                # give back what the caller didn't ask for
+                used -= decoder.unread(len(piece) - size)
+                piece = piece[:size]
+            stream.ahead = ahead[used:]
+            if piece:
+                self._left -= len(piece)
+                if -self._left - 1 > self._limit:
+                    raise RequestError(413, "chunked body over body_limit")
+                return piece
+            if decoder.state is State.DONE:
+                self.done = True
+                return b""
+            stream.ahead += self._more(BODY_READ)

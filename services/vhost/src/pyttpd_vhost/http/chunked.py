@@ -1,0 +1,108 @@
+"""Chunked transfer coding (RFC 9112 section 7.1), decoded without I/O.
+
+Theory of operation: the decoder is a table of three line states and one data state. Lines (chunk size, the CRLF after the data,
+trailers) are consumed whole or not at all; data is handed out as slices, never collected. It consumes nothing
+after the end of the message: what follows belongs to the next request.
+
+Stricter than llhttp, on purpose: no blanks around the size, extensions only as `;` and visible text, no bare LF, sizes of at
+most 15 hex digits, trailers dropped unread but bounded and free of control characters.
+"""
+
+from __future__ import annotations
+
+import enum
+import re
+
+from pyttpd_vhost.http.errors import RequestError
+
+#: A size line with its extensions. Nobody sends more; the loop of "1;aaaa..." chunks would cost us more than the sender.
+MAX_SIZE_LINE = 256
+#: All trailers together, the bound that proxies use for a head's single line.
+MAX_TRAILERS = 8192
+
+_SIZE_LINE = re.compile(rb"([0-9A-Fa-f]{1,15})(?:[ \t]*;[\t\x20-\x7e\x80-\xff]*)?\r\n")
+_TRAILER = re.compile(rb"(?:[!#$%&'*+\-.^_`|~0-9A-Za-z]+:[\t\x20-\x7e\x80-\xff]*)?\r\n")
+
+
+class State(enum.Enum):
+    """What the next byte belongs to."""
+
+    SIZE = enum.auto()
+    DATA = enum.auto()
+    DATA_END = enum.auto()
+    TRAILER = enum.auto()
+    DONE = enum.auto()
+
+
+class ChunkedDecoder:
+    """Decodes one message. `state` is DONE after the last CRLF; errors are RequestError(400)."""
+
+    __slots__ = ("_left", "_trailers", "state")
+
+    def __init__(self) -> None:
+        self.state = State.SIZE
+        self._left = 0
+        self._trailers = 0
+
+    def feed(self, data: bytes) -> tuple[bytes, int]:
+        """Return the next piece of the body that `data` holds, and how many bytes of `data` it used.
+
+        (b"", 0) before DONE: more bytes are needed, and what is there must be offered again with them.
+        """
+        at = 0
+        while True:
+            match self.state:
+                case State.DATA:
+                    piece = data[at : at + self._left]
+                    if not piece:
+                        return b"", at
+                    self._left -= len(piece)
+                    if not self._left:
+                        self.state = State.DATA_END
+                    return piece, at + len(piece)
+                case State.DATA_END:
+                    end = data[at : at + 2]
+                    if end != b"\r\n":
+                        if b"\r\n".startswith(end):
+                            return b"", at
+                        raise RequestError(400, "chunk data longer than its size")
+                    at += 2
+                    self.state = State.SIZE
+                case State.SIZE:
+                    line = _line(data, at, MAX_SIZE_LINE)
+                    if not line:
+                        return b"", at
+                    match = _SIZE_LINE.fullmatch(line)
+                    if match is None:
+                        raise RequestError(400, "malformed chunk size")
+                    at += len(line)
+                    self._left = int(match[1], 16)
+                    self.state = State.DATA if self._left else State.TRAILER
+                case State.TRAILER:
+                    line = _line(data, at, MAX_TRAILERS - self._trailers)
+                    if not line:
+                        return b"", at
+                    if _TRAILER.fullmatch(line) is None:
+                        raise RequestError(400, "malformed trailer")
+                    at += len(line)
+                    self._trailers += len(line)
+                    if line == b"\r\n":
+                        self.state = State.DONE
+                case State.DONE:
+                    return b"", at
+
+    def unread(self, count: int) -> int:
+        """Take back the last `count` bytes of the piece that `feed` just returned; the caller offers them again."""
+        self._left += count
+        self.state = State.DATA
+        return count
+
+
+def _line(data: bytes, start: int, limit: int) -> bytes:
+    """Return the line at `start` with its LF, b"" when it isn't complete yet; too long is an error."""
+    end = data.find(b"\n", start, start + limit)
+    if end >= 0:
+        return data[start : end + 1]
+    if len(data) - start >= limit:
+        raise RequestError(400, "line in a chunked body too long")
+    return b""

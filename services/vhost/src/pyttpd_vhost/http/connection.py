@@ -1,0 +1,360 @@
+"""One client's connection in a worker, from its take to its close.
+
+Theory of operation. The worker's loop owns the waiting, this module the states. A turn (`on_readable`, `on_writable`, `on_timeout`) does what can be
+done without waiting, except while a kind reads or writes in the middle of a body, and returns what to wait for next;
+`deadline` says until when. What happens in which state is in the three `match` statements; the transitions:
+
+    IDLE ----- first byte ----> HEAD ---- head complete, served ---> IDLE (or HEAD, if more was read ahead)
+    (new) --------------------> HEAD ---- more to send than the socket takes ---> SENDING --- all sent ---> IDLE or HEAD
+    any, nothing follows ---> LINGER (our side is shut down, the client's bytes are read and dropped) ---> CLOSED
+
+Rules:
+- The head scanner's verdict comes before the engine's, the engine's before the kind's.
+- The first request and each later one must be for a name of this vhost, else 421 and the end: a connection that a tenant has
+  held is never handed to another one.
+- After a refusal nothing of the connection is served: what follows may have been meant as a part of what was refused.
+- shutdown() before close(), always: a duplicate may exist in another process, and then close() alone sends no FIN.
+- No close with bytes unread: the kernel would reset the connection, and the reset can overtake the answer (RFC 9112 section 9.6).
+"""
+
+from __future__ import annotations
+
+import enum
+import socket
+from time import monotonic
+from typing import TYPE_CHECKING
+
+from pyttpd.head import Refused, scan
+
+from pyttpd_vhost.http.body import Body
+from pyttpd_vhost.http.engine import CHUNKED, Request
+from pyttpd_vhost.http.errors import ClientGone
+from pyttpd_vhost.http.exchange import Exchange
+from pyttpd_vhost.http.exchange import State as Response
+from pyttpd_vhost.http.response import CLOSE, STATUS, date_line, plain_page
+from pyttpd_vhost.http.stream import BODY_READ, HEAD_READ, Stream
+
+if TYPE_CHECKING:
+    from pyttpd_vhost.site import Site
+
+#: Requests served in one turn, so that one pipelining client doesn't hold the worker.
+PIPELINE_BURST = 16
+
+#: How long a client may take to close after our FIN, from the last byte it sent, and in all.
+LINGER_TIMEOUT = 2.0
+LINGER_TOTAL = 30.0
+
+#: recv(2) calls per turn while lingering.
+LINGER_BURST = 16
+
+
+class Want(enum.Enum):
+    """What a connection waits for."""
+
+    READ = enum.auto()
+    WRITE = enum.auto()
+    CLOSED = enum.auto()
+
+
+class State(enum.Enum):
+    """What a connection is doing between two turns."""
+
+    HEAD = enum.auto()
+    IDLE = enum.auto()
+    SENDING = enum.auto()
+    LINGER = enum.auto()
+    CLOSED = enum.auto()
+
+
+_HEAD, _IDLE, _SENDING, _LINGER, _CLOSED = State
+_READ, _WRITE = Want.READ, Want.WRITE
+_RESPONDED = Response.DONE
+
+
+class Connection:
+    """A client's connection. Owns `sock` (non-blocking) until `detach`.
+
+    `client` is its address and port, `authority` the name by which the connection was routed here.
+    """
+
+    __slots__ = (
+        "_announced",
+        "_authority",
+        "_exchange",
+        "_last",
+        "_linger_end",
+        "_served",
+        "_site",
+        "_state",
+        "_stream",
+        "deadline",
+        "sock",
+    )
+
+    def __init__(self, sock: socket.socket, client: tuple[str, int], authority: str, site: Site) -> None:
+        self.sock = sock
+        self._stream = Stream(sock)
+        self._exchange = Exchange(self._stream, site, client)
+        self._site = site
+        self._authority = authority
+        self._state = _HEAD
+        self._served = 0
+        self._last = False  # serve no further request
+        self._announced = False  # the client closes too, and has nothing more to say
+        self._linger_end = 0.0
+        #: CLOCK_MONOTONIC, s: when `on_timeout` must be called unless a turn has moved it.
+        self.deadline = monotonic() + site.settings.head_timeout
+
+    @property
+    def idle(self) -> bool:
+        """Between two requests, nothing read ahead: may be parked, handed on unread (`detach`), or closed."""
+        return self._state is _IDLE
+
+    @property
+    def state(self) -> State:
+        """What the connection is doing, for logs and tests."""
+        return self._state
+
+    # What the worker's loop calls
+
+    def on_readable(self) -> Want:
+        """Read, and serve what is complete."""
+        state = self._state
+        if state is _IDLE or state is _HEAD:
+            stream = self._stream
+            try:
+                data = self.sock.recv(HEAD_READ)
+            except BlockingIOError:
+                return self.abort() if self._last and state is _IDLE else _READ
+            except OSError:
+                return self.abort()
+            if not data:
+                return self.abort()  # closed between two requests, or in a head that nobody will complete
+            if stream.ahead:
+                # Without a LF no head can have been completed: a client that sends byte by byte isn't scanned byte by byte
+                complete = b"\n" in data or len(stream.ahead) + len(data) >= self._site.settings.head_limit
+                stream.ahead += data
+                if not complete:
+                    return _READ
+            else:
+                stream.ahead = data
+            return self._serve()
+        if state is _LINGER:
+            return self._linger()
+        return _WRITE if state is _SENDING else Want.CLOSED
+
+    def on_writable(self) -> Want:
+        """Send more of what is pending; once it is sent, serve what was read ahead."""
+        match self._state:
+            case State.SENDING:
+                sent = self._stream.sent
+                try:
+                    done = self._stream.flush()
+                except ClientGone as gone:
+                    return self._gone(gone)
+                finally:
+                    self._site.stats.bytes_sent += self._stream.sent - sent
+                if not done:
+                    if self._stream.sent != sent:
+                        self.deadline = monotonic() + self._site.settings.write_timeout
+                    return _WRITE
+                if not self._exchange.keep:
+                    return self._end()
+                self._state = _IDLE
+                return self._serve()
+            case State.HEAD | State.IDLE:
+                return self._serve()
+            case State.LINGER:
+                return _READ
+            case State.CLOSED:
+                return Want.CLOSED
+
+    def on_timeout(self) -> Want:
+        """The deadline has passed."""
+        match self._state:
+            case State.HEAD:
+                return self._refuse(408, "no complete head within head_timeout")
+            case State.SENDING:
+                return self._gone(ClientGone("the client took nothing for write_timeout"))
+            case State.IDLE:
+                return self.close()
+            case State.LINGER | State.CLOSED:
+                return self.abort()
+
+    def close(self) -> Want:
+        """End the connection as soon as nothing is lost by it; go on with what this returns.
+
+        An idle one is CLOSED at once, unless a request has just come: that is served first, with `Connection: close`.
+        """
+        self._last = True
+        match self._state:
+            case State.IDLE:
+                return self.on_readable()
+            case State.HEAD:
+                return self._end()
+            case State.CLOSED:
+                return Want.CLOSED
+            case State.SENDING:
+                self._exchange.keep = False
+                return _WRITE
+            case State.LINGER:
+                return _READ
+
+    def abort(self) -> Want:
+        """End the connection at once, whatever is lost by it."""
+        if self._state is not _CLOSED:
+            self._state = _CLOSED
+            self._stream.forget()
+            try:
+                self.sock.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                pass  # ENOTCONN: the client was faster
+            self.sock.close()
+        return Want.CLOSED
+
+    def detach(self) -> socket.socket:
+        """Give up the socket: it was handed on, or its owner wants it back. The caller owns it."""
+        self._state = _CLOSED
+        self._stream.forget()
+        return self.sock
+
+    # Serving
+
+    def _serve(self) -> Want:
+        """Serve the requests that were read ahead."""
+        stream = self._stream
+        site = self._site
+        settings = site.settings
+        exchange = self._exchange
+        for _ in range(PIPELINE_BURST):
+            data = stream.ahead
+            if not data:
+                return self._rest()
+            try:
+                head = scan(data, settings.head_limit)
+                if head is None:
+                    return self._await_head()
+                request = site.engine.read(data, head)
+            except Refused as refused:
+                return self._refuse(refused.status, refused.reason)
+            if head.host != self._authority and not site.owns(head.host, self._authority):
+                return self._refuse(421, "not a name of this vhost")
+            stream.ahead = data[head.end :]
+            self._served += 1
+            stream.sent = 0
+            body = None
+            if request.length:
+                if request.length > settings.body_limit:
+                    return self._refuse(413, "body over body_limit")
+                body = self._body(request)
+            keep = request.keep_alive and self._served < site.max_requests and not site.retiring and not self._last
+            exchange.start(request, body, keep=keep)
+            stats = site.stats
+            stats.requests += 1
+            try:
+                site.kind.handle(request, exchange)
+            except ClientGone as gone:
+                return self._gone(gone)
+            finally:
+                if body is not None:
+                    body.close()
+            stats.bytes_sent += stream.sent
+            stats.responses[exchange.code // 100] += 1
+            if exchange.state is not _RESPONDED:
+                raise AssertionError(f"the kind left the response {exchange.state}")
+            if not exchange.keep:
+                # a client that said so itself sends nothing more
+                self._announced = not request.keep_alive and not stream.ahead and (body is None or body.done)
+            if stream.pending:
+                self._state = _SENDING
+                self.deadline = monotonic() + settings.write_timeout
+                return _WRITE
+            if not exchange.keep:
+                return self._end()
+            self._state = _IDLE
+        # a client that pipelines more than that waits for its turn: the socket is writable, so it comes soon
+        if not stream.ahead:
+            return self._rest()
+        self._state = _HEAD
+        self.deadline = monotonic() + settings.head_timeout
+        return _WRITE
+
+    def _rest(self) -> Want:
+        """Everything that was read is served."""
+        if self._last:
+            return self._end()
+        self._state = _IDLE
+        self.deadline = monotonic() + self._site.settings.idle_timeout
+        return _READ
+
+    def _await_head(self) -> Want:
+        """The head isn't complete yet. Its deadline counts from its first byte and isn't moved by later ones."""
+        if self._state is not _HEAD:
+            self.deadline = monotonic() + self._site.settings.head_timeout
+        self._state = _HEAD
+        return _READ
+
+    def _body(self, request: Request) -> Body:
+        settings = self._site.settings
+        return Body(
+            self._stream,
+            request.length,
+            self._site.engine.chunked() if request.length == CHUNKED else None,
+            expect=request.expect,
+            limit=settings.body_limit,
+            timeout=settings.read_timeout,
+            write_timeout=settings.write_timeout,
+        )
+
+    def _refuse(self, status: int, reason: str) -> Want:
+        """Answer what isn't a request (or isn't ours) and end."""
+        site = self._site
+        site.stats.refused += 1
+        site.log.info("request refused", status=status, reason=reason, client=self._exchange.client[0])
+        fields, content = plain_page(status)
+        head = f"HTTP/1.1 {STATUS[status]}\r\n{fields.text}Content-Length: {len(content)}\r\n{date_line()}{CLOSE}\r\n"
+        site.stats.responses[status // 100] += 1
+        try:
+            self._stream.send_last((head.encode("latin-1") + content,))
+        except ClientGone as gone:
+            return self._gone(gone)
+        self._exchange.keep = False
+        self._announced = False
+        if self._stream.pending:
+            self._state = _SENDING
+            self.deadline = monotonic() + site.settings.write_timeout
+            return _WRITE
+        return self._end()
+
+    # The end
+
+    def _gone(self, gone: ClientGone) -> Want:
+        self._site.stats.gone += 1
+        self._site.log.debug("client gone", client=self._exchange.client[0], reason=str(gone))
+        return self.abort()
+
+    def _end(self) -> Want:
+        """All is sent that will be. Close, or linger if the client may have bytes on their way."""
+        self._stream.forget()
+        try:
+            self.sock.shutdown(socket.SHUT_WR)
+            if self._announced:
+                self.sock.recv(1)  # nothing there: BlockingIOError; something, against its word: linger
+        except OSError:
+            return self.abort()
+        self._state = _LINGER
+        self._linger_end = monotonic() + LINGER_TOTAL
+        return self._linger()
+
+    def _linger(self) -> Want:
+        """Read and drop until the client closes too."""
+        try:
+            for _ in range(LINGER_BURST):
+                if not self.sock.recv(BODY_READ):
+                    return self.abort()
+        except BlockingIOError:
+            pass
+        except OSError:
+            return self.abort()
+        self.deadline = min(monotonic() + LINGER_TIMEOUT, self._linger_end)
+        return _READ

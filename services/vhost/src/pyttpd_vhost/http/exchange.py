@@ -1,0 +1,223 @@
+"""One request's answer: framing decided here and nowhere else.
+
+Rules:
+- A response is either whole (`respond`, `send_file`) or in pieces (`begin`, `write`..., `end`). The table of what is allowed when is
+  `State`; anything else is a ResponseError in the kind.
+- No body for HEAD, 204 and 304, whatever the kind gives (RFC 9110 6.4.1, 15.3.5, 15.4.5); no length for 204.
+- Unknown length: chunked to 1.1, ended by the connection's end to 1.0.
+- A body longer than its Content-Length is cut, a shorter one can't be finished: both end the connection, and are logged.
+- `keep` is true if the connection may serve another request after this one. It only ever goes from true to false.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import TYPE_CHECKING
+
+from pyttpd_vhost.http.body import Body
+from pyttpd_vhost.http.errors import ResponseError
+from pyttpd_vhost.http.response import CLOSE, KEEP_ALIVE, STATUS, Fields, date_line, plain_page
+from pyttpd_vhost.http.stream import JOIN_LIMIT, Stream
+
+if TYPE_CHECKING:
+    from pyttpd_vhost.http.engine import Request
+    from pyttpd_vhost.site import Site
+
+
+class State(enum.Enum):
+    """How far the response is."""
+
+    NOTHING = enum.auto()  # no byte of it is sent
+    BODY = enum.auto()  # its head is sent, the body isn't whole
+    DONE = enum.auto()  # whole, given to the stream
+
+
+class Framing(enum.Enum):
+    """How the client finds the end of the body."""
+
+    LENGTH = enum.auto()
+    CHUNKED = enum.auto()
+    CLOSE = enum.auto()
+    NO_BODY = enum.auto()
+
+
+# Enum attributes cost a dict look-up each on the hot path; names of the module don't.
+_NOTHING, _BODY, _DONE = State
+_LENGTH, _CHUNKED, _CLOSE, _NO_BODY = Framing
+
+LAST_CHUNK = b"0\r\n\r\n"
+
+
+class Exchange:
+    """What a kind gets with a request. One per connection, used again for each request (`start`).
+
+    All methods raise ClientGone when nobody is left to answer, and ResponseError when the kind broke the rules.
+    """
+
+    __slots__ = ("_framing", "_left", "_stream", "body", "client", "code", "keep", "request", "site", "state")
+
+    def __init__(self, stream: Stream, site: Site, client: tuple[str, int]) -> None:
+        self._stream = stream
+        self.site = site
+        self.client = client
+        self.request: Request
+        self.body: Body | None = None  # None: the request has none
+        self.state = _NOTHING
+        self.keep = True
+        self.code = 0
+        self._framing = _LENGTH
+        self._left = 0
+
+    def start(self, request: Request, body: Body | None, *, keep: bool) -> None:
+        """Begin with the next request."""
+        self.request = request
+        self.body = body
+        self.keep = keep
+        self.state = _NOTHING
+
+    # A whole response
+
+    def respond(self, status: str, code: int, fields: Fields, content: bytes) -> None:
+        """Send a whole response. Without a Content-Length in `fields` it is `content`'s; one that disagrees: see the rules."""
+        if self.state is not _NOTHING:
+            raise ResponseError("a second response to one request")
+        if self.body is not None:
+            self._settle_body()
+        length = len(content)
+        request = self.request
+        if (fields.length is not None and fields.length != length) or code in (204, 304) or request.method == "HEAD":
+            self._begin(status, code, fields, length if fields.length is None else fields.length, content)
+            self.end()
+            return
+        connection = "" if self.keep and request.version == 11 else self._connection()
+        date = "" if fields.date else date_line()
+        head = f"HTTP/1.1 {status}\r\n{fields.text}Content-Length: {length}\r\n{date}{connection}\r\n".encode("latin-1")
+        self.state = _DONE
+        self.code = code
+        if length <= JOIN_LIMIT:
+            self._stream.send_last((head + content,))
+        else:
+            self._stream.send_last((head, content))
+            self._stream.wait_tail(self.site.settings.write_timeout)
+
+    def send_file(self, status: str, code: int, fields: Fields, fd: int, offset: int, count: int) -> None:
+        """Send a whole response whose body is `count` bytes of the file `fd` from `offset`. Owns `fd` from now on.
+
+        The worker's epoll finishes it. `fields.length`, if given, must be `count`.
+        """
+        self._stream.adopt_file(fd, offset, count)
+        if self.state is not _NOTHING:
+            raise ResponseError("a second response to one request")
+        if self.body is not None:
+            self._settle_body()
+        head = self._head(status, code, fields, count)
+        self.state = _DONE
+        if self._framing is _NO_BODY or not count:
+            self._stream.drop_file()
+        self._stream.send_last((head,))
+
+    # A response in pieces
+
+    def begin(self, status: str, code: int, fields: Fields, first: bytes = b"") -> None:
+        """Send the head of a response, and the first piece of its body with it."""
+        if self.state is not _NOTHING:
+            raise ResponseError("a second response to one request")
+        self._begin(status, code, fields, fields.length, first)
+
+    def write(self, data: bytes) -> None:
+        """Send a piece of the body. Returns when the system has all of it (PEP 3333), or if it was the last of its Content-Length."""
+        if self.state is not _BODY:
+            raise ResponseError("a body without a response")
+        self._send(b"", data)
+
+    def end(self) -> None:
+        """End the response: all pieces were written."""
+        if self.state is not _BODY:
+            raise ResponseError("the end without a response")
+        self.state = _DONE
+        if self._framing is _CHUNKED:
+            self._stream.send_last((LAST_CHUNK,))
+        elif self._framing is _LENGTH and self._left:
+            self._spoilt("response shorter than its Content-Length")
+        if self.body is not None and self.keep:
+            self._settle_body()
+
+    def fail(self, code: int) -> None:
+        """Answer with the plain page of an error if nothing was sent yet; else end the connection, so that the client sees a cut body."""
+        if self.state is _NOTHING:
+            fields, content = plain_page(code)
+            self.respond(STATUS[code], code, fields, content)
+        else:
+            self.keep = False
+            self.state = _DONE
+
+    # Inside
+
+    def _settle_body(self) -> None:
+        """Find out whether the next request can be found behind this one's body, before the head says so."""
+        body = self.body
+        if body is not None and not body.done and not body.drain():
+            self.keep = False
+
+    def _spoilt(self, reason: str) -> None:
+        self.keep = False
+        self.site.log.warning(reason, method=self.request.method, target=self.request.target.decode("latin-1"))
+
+    def _connection(self) -> str:
+        if not self.keep:
+            return CLOSE
+        return KEEP_ALIVE if self.request.version == 10 else ""
+
+    def _head(self, status: str, code: int, fields: Fields, length: int | None) -> bytes:
+        """Choose the framing, and return the head that tells the client."""
+        request = self.request
+        self.code = code
+        framing = ""
+        if code == 204:
+            self._framing = _NO_BODY
+        elif request.method == "HEAD" or code == 304:
+            self._framing = _NO_BODY
+            # what GET would have had; 304 only if the kind says it, because its content here is not the representation
+            if length is not None and (code != 304 or fields.length is not None):
+                framing = f"Content-Length: {length}\r\n"
+        elif length is not None:
+            self._framing = _LENGTH
+            self._left = length
+            framing = f"Content-Length: {length}\r\n"
+        elif request.version == 11:
+            self._framing = _CHUNKED
+            framing = "Transfer-Encoding: chunked\r\n"
+        else:
+            self._framing = _CLOSE
+            self.keep = False
+        date = "" if fields.date else date_line()
+        return f"HTTP/1.1 {status}\r\n{fields.text}{framing}{date}{self._connection()}\r\n".encode("latin-1")
+
+    def _begin(self, status: str, code: int, fields: Fields, length: int | None, first: bytes) -> None:
+        head = self._head(status, code, fields, length)
+        self.state = _BODY
+        self._send(head, first)
+
+    def _send(self, head: bytes, data: bytes) -> None:
+        """Send `head` (or b"") and a piece of the body in its framing."""
+        stream = self._stream
+        timeout = self.site.settings.write_timeout
+        framing = self._framing
+        if framing is _NO_BODY:
+            parts: tuple[bytes, ...] = (head,)
+        elif framing is _LENGTH:
+            if len(data) > self._left:
+                self._spoilt("response longer than its Content-Length")
+                data = data[: self._left]
+            self._left -= len(data)
+            parts = (head, data)
+        elif framing is _CHUNKED and data:
+            parts = (head + b"%x\r\n" % len(data), data, b"\r\n")
+        else:
+            parts = (head, data)
+        if framing is _LENGTH and not self._left:
+            stream.wait_sent(timeout)
+            stream.send_last(parts)
+            stream.wait_tail(timeout)
+        else:
+            stream.write(parts, timeout)

@@ -1,0 +1,181 @@
+"""One client's socket, non-blocking: what was read ahead, what is still to be sent, and waiting for either.
+
+Rules:
+- Memory is bounded: what is read ahead is at most one head or one read; pending output is at most one block that a kind gave us, by
+  reference; files go out by sendfile(2).
+- Writing in the middle of a response waits (`write`): PEP 3333 wants a block to be with the system before the application
+  goes on. The last block is not (`send_last`): its tail (TAIL_LIMIT), and a file, are finished by the worker's epoll (`flush`).
+- Whoever is left without a byte moving for `write_timeout` or `read_timeout` has gone away, or gets 408.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+from collections.abc import Sequence
+
+from pyttpd_vhost.http.errors import ClientGone, RequestError
+
+#: One recv(2). A head fits into a page or two; bodies ask for more (`receive`'s argument).
+HEAD_READ = 8192
+BODY_READ = 65536
+
+#: Up to here head and body are joined into one buffer: a small copy is cheaper than an iovec. Above, sendmsg(2) takes both as they are.
+JOIN_LIMIT = 16384
+
+#: What a finished response may leave to epoll. More of it would let slow clients keep a worker's memory (10,000 of them: 2.5 GB).
+TAIL_LIMIT = 256 * 1024
+
+#: One sendfile(2) call, so that one fast client with a large file doesn't hold the worker.
+SENDFILE_STEP = 1 << 20
+
+#: sendfile(2) calls per turn of the loop.
+SENDFILE_BURST = 4
+
+
+class Stream:
+    """Owns `sock`, and the descriptor of a file being sent."""
+
+    __slots__ = ("_file", "_file_at", "_file_left", "_pending", "ahead", "sent", "sock")
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.sock = sock
+        self.ahead = b""  # received, not yet used
+        self.sent = 0  # bytes taken by the system since somebody last set it to 0
+        self._pending: Sequence[bytes | memoryview] = ()
+        self._file = -1
+        self._file_at = 0
+        self._file_left = 0
+
+    @property
+    def pending(self) -> bool:
+        """Something is still to be sent."""
+        return bool(self._pending) or self._file >= 0
+
+    # Output
+
+    def send_last(self, parts: tuple[bytes, ...]) -> None:
+        """Send `parts` as one, what the socket takes now; the rest stays pending, by reference. Nothing may be pending before.
+
+        An adopted file follows them. Raises ClientGone.
+        """
+        try:
+            if self._file >= 0:
+                # the head waits for the file's first bytes and shares their packet (tcp(7), TCP_CORK)
+                count = self.sock.sendmsg(parts, (), socket.MSG_MORE)
+            elif len(parts) == 1:
+                count = self.sock.send(parts[0])
+            else:
+                count = self.sock.sendmsg(parts)
+        except BlockingIOError:
+            count = 0
+        except OSError as error:
+            raise ClientGone from error
+        self.sent += count
+        self._pending = _rest(parts, count)
+        if self._file >= 0:
+            self.flush()
+
+    def adopt_file(self, fd: int, offset: int, count: int) -> None:
+        """Own the file `fd`; after the next `send_last`, `count` bytes of it are sent from `offset`."""
+        self._file, self._file_at, self._file_left = fd, offset, count
+
+    def drop_file(self) -> None:
+        """Close the adopted file."""
+        os.close(self._file)
+        self._file = -1
+
+    def flush(self) -> bool:
+        """Send more of what is pending. True: all is sent. Raises ClientGone, also when a file has become shorter."""
+        try:
+            if self._pending:
+                count = self.sock.sendmsg(self._pending)
+                self.sent += count
+                self._pending = _rest(self._pending, count)
+                if self._pending:
+                    return False
+            if self._file < 0:
+                return True
+            for _ in range(SENDFILE_BURST):
+                count = os.sendfile(self.sock.fileno(), self._file, self._file_at, min(self._file_left, SENDFILE_STEP))
+                if count == 0:
+                    raise ClientGone("the file became shorter while it was sent")
+                self.sent += count
+                self._file_at += count
+                self._file_left -= count
+                if not self._file_left:
+                    self.drop_file()
+                    return True
+        except BlockingIOError:
+            pass
+        except ClientGone:
+            raise
+        except OSError as error:
+            raise ClientGone from error
+        return False
+
+    def write(self, parts: tuple[bytes, ...], timeout: float) -> None:
+        """Send `parts`, waiting for the client up to `timeout` s for each step. Raises ClientGone."""
+        self.wait_sent(timeout)
+        self.send_last(parts)
+        self.wait_sent(timeout)
+
+    def wait_sent(self, timeout: float, *, tail: int = 0) -> None:
+        """Wait until at most `tail` bytes are pending, up to `timeout` s for each step. Raises ClientGone."""
+        if not self._pending or (tail and sum(map(len, self._pending)) <= tail):
+            return
+        waiter = select.poll()
+        waiter.register(self.sock, select.POLLOUT)
+        while sum(map(len, self._pending)) > tail:
+            if not waiter.poll(timeout * 1000):
+                raise ClientGone("the client took nothing for write_timeout")
+            self.flush()
+
+    def wait_tail(self, timeout: float) -> None:
+        """Wait until no more is pending than may be left to epoll. Raises ClientGone."""
+        self.wait_sent(timeout, tail=TAIL_LIMIT)
+
+    # Input
+
+    def receive(self, size: int) -> bytes:
+        """Receive up to `size` bytes without waiting; b"" at the end of the stream. Raises BlockingIOError and ClientGone."""
+        try:
+            return self.sock.recv(size)
+        except BlockingIOError:
+            raise
+        except OSError as error:
+            raise ClientGone from error
+
+    def wait_received(self, size: int, timeout: float) -> bytes:
+        """Receive up to `size` bytes, waiting up to `timeout` s. Raises RequestError(408) and ClientGone."""
+        try:
+            return self.receive(size)
+        except BlockingIOError:
+            pass
+        waiter = select.poll()
+        waiter.register(self.sock, select.POLLIN)
+        while waiter.poll(timeout * 1000):
+            try:
+                return self.receive(size)
+            except BlockingIOError:
+                continue
+        raise RequestError(408, "no more of the body came within read_timeout")
+
+    # End
+
+    def forget(self) -> None:
+        """Let go of everything but the socket."""
+        self._pending = ()
+        self.ahead = b""
+        if self._file >= 0:
+            self.drop_file()
+
+
+def _rest(parts: Sequence[bytes | memoryview], count: int) -> Sequence[bytes | memoryview]:
+    """Return what is left of `parts` after `count` bytes of them, without copying."""
+    for index, part in enumerate(parts):
+        if count < len(part):
+            return [memoryview(part)[count:], *parts[index + 1 :]]
+        count -= len(part)
+    return ()

@@ -1,0 +1,1 @@
+"""What a vhost can be: one module per kind, all behind `base.Kind`."""

@@ -1,0 +1,117 @@
+"""A tenant's site: what all its connections share in one process.
+
+Made in the prototype from the tenant's share, before the tenant's code is seen; `load` imports that, after the prototype has confined
+itself. Workers get it by fork.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Protocol
+
+from pyttpd_vhost.http.llhttp import LlhttpEngine
+
+if TYPE_CHECKING:
+    from pyttpd.config.shares import VhostShare
+
+    from pyttpd_vhost.http.engine import Engine
+    from pyttpd_vhost.kinds.base import Kind
+
+
+class SiteLog(Protocol):
+    """What is used of `pyttpd.log.Log`."""
+
+    def debug(self, event: str, **fields: object) -> None: ...
+    def info(self, event: str, **fields: object) -> None: ...
+    def warning(self, event: str, **fields: object) -> None: ...
+    def error(self, event: str, **fields: object) -> None: ...
+
+
+class Stats:
+    """One process's counters since it started. Plain integers: the supervisor adds up its workers."""
+
+    __slots__ = ("bytes_sent", "errors", "gone", "refused", "requests", "responses")
+
+    def __init__(self) -> None:
+        self.requests = 0  # given to the kind
+        self.responses = [0] * 6  # by the status's first digit, refusals included
+        self.refused = 0  # answered without the kind: malformed, too large, not ours, too slow
+        self.gone = 0  # clients that left, or were left, before their answer was sent
+        self.errors = 0  # faults of the application
+        self.bytes_sent = 0
+
+    def snapshot(self) -> dict[str, int]:
+        """Return the counters under flat names, `responses_2xx` and so on among them."""
+        counters = {name: getattr(self, name) for name in self.__slots__ if name != "responses"}
+        return counters | {f"responses_{digit}xx": self.responses[digit] for digit in range(2, 6)}
+
+
+class Site:
+    """One tenant's site. `retiring`: the process is about to leave, answers say `Connection: close`."""
+
+    __slots__ = (
+        "_exact",
+        "_foreign",
+        "_foreign_suffixes",
+        "_suffixes",
+        "engine",
+        "kind",
+        "log",
+        "max_requests",
+        "retiring",
+        "settings",
+        "share",
+        "stats",
+    )
+
+    def __init__(self, share: VhostShare, log: SiteLog) -> None:
+        self.share = share
+        self.settings = share.http
+        self.log = log
+        self.stats = Stats()
+        self.retiring = False
+        self.kind: Kind
+        self.engine: Engine = LlhttpEngine()
+        #: Requests per connection.
+        self.max_requests = 1 if not share.http.keepalive else share.http.max_keepalive_requests or sys.maxsize
+        self._exact, self._suffixes = _split(share.hosts)
+        self._foreign, self._foreign_suffixes = _split(share.foreign)
+
+    def owns(self, authority: str, routed: str) -> bool:
+        """Whether a request for `authority` may be served on a connection that was routed here for `routed`."""
+        if authority == routed or authority in self._exact:
+            return True
+        if not self._suffixes or authority in self._foreign:
+            return False
+        # as in the host map: the longest suffix decides
+        _, dot, suffix = authority.partition(".")
+        while dot:
+            if suffix in self._suffixes:
+                return True
+            if suffix in self._foreign_suffixes:
+                return False
+            _, dot, suffix = suffix.partition(".")
+        return False
+
+    def load(self) -> None:
+        """Make the kind, importing the tenant's code. Call it confined. Raises whatever that code raises."""
+        # imported here: a tenant's process holds the code of its own kind only
+        match self.share.kind:
+            case "wsgi":
+                from pyttpd_vhost.kinds.wsgi import WsgiKind, load_application
+
+                self.kind = WsgiKind(load_application(self.share), self)
+            case "static":
+                from pyttpd_vhost.kinds.static import StaticKind
+
+                self.kind = StaticKind(self.share.root, self)
+            case other:
+                raise ValueError(f"no such kind: {other}")
+
+
+def _split(hosts: tuple[str, ...]) -> tuple[frozenset[str], frozenset[str]]:
+    """Split host names into exact ones and wildcards' suffixes."""
+    return (
+        frozenset(host for host in hosts if not host.startswith("*.")),
+        frozenset(host[2:] for host in hosts if host.startswith("*.")),
+    )
