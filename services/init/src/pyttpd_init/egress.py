@@ -1,0 +1,393 @@
+"""The third lock: init's network namespace lets nothing out that was not asked for from outside (nftables).
+
+Theory of operation. A connection that is handed from process to process still belongs to this namespace, and
+could be turned round and used to call out. Every packet that would *open* something (conntrack's state "new",
+seen on its way out) is dropped; answers to those who came in are not. Two forms:
+
+- the namespace holder's: the namespace is ours alone, the rule is for everybody in it;
+- plain mode as root: the namespace is the machine's, the rule is for sockets that were made by our uids. A
+  socket's maker is what counts (`meta skuid`), not who holds it: a connection belongs to the listener that
+  accepted it, and so that a listening socket belongs to its listener as well, init makes it under that uid
+  (`socket_made_by`).
+
+We speak nfnetlink ourselves: three messages in one transaction that stands or falls as a whole, no `nft`
+program, and nothing that would start an event loop in a process that sleeps for the rest of its life. What
+was set is read back.
+
+In step with it: DESIGN section 6; ARCHITECTURE.md's picture of the ruleset (`nft list ruleset` prints it).
+Source: linux/netfilter/nf_tables.h, linux/netfilter/nfnetlink.h, netlink(7).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import struct
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+TABLE: Final = "pyttpd"
+CHAIN: Final = "output"
+SET: Final = "uids"
+
+# --- netlink ------------------------------------------------------------------------------------------------
+_NETLINK_NETFILTER: Final = 12
+_NLM_F_REQUEST: Final = 0x1
+_NLM_F_ACK: Final = 0x4
+_NLM_F_EXCL: Final = 0x200
+_NLM_F_CREATE: Final = 0x400
+_NLM_F_APPEND: Final = 0x800
+_NLM_F_DUMP: Final = 0x300
+_NLMSG_ERROR: Final = 2
+_NLMSG_DONE: Final = 3
+_NLA_F_NESTED: Final = 0x8000
+_NLA_TYPE: Final = 0x3FFF
+#: What the kernel sends in one datagram of a dump, at most (32 KiB), and room.
+_RECEIVE_BYTES: Final = 65_536
+#: The kernel answers at once; a second without an answer is a fault.
+_TIMEOUT: Final = 5.0
+
+# --- nfnetlink and nf_tables: each message is a number of this subsystem ------------------------------------
+_BATCH_BEGIN: Final = 0x10
+_BATCH_END: Final = 0x11
+_SUBSYS: Final = 10
+_NEWTABLE, _GETTABLE, _DELTABLE, _NEWCHAIN, _GETCHAIN = (_SUBSYS << 8 | n for n in (0, 1, 2, 3, 4))
+_NEWRULE, _GETRULE, _NEWSET, _NEWSETELEM = (_SUBSYS << 8 | n for n in (6, 7, 9, 12))
+_FAMILY_INET: Final = 1
+_HOOK_OUTPUT: Final = 3
+_PRIORITY_FILTER: Final = 0
+_POLICY_ACCEPT: Final = 1
+_VERDICT_DROP: Final = 0
+_REGISTER_VERDICT: Final = 0
+_REGISTER: Final = 1
+_META_SKUID: Final = 10
+_CT_STATE: Final = 0
+#: NF_CT_STATE_BIT(IP_CT_NEW).
+_STATE_NEW: Final = 8
+_CMP_NEQ: Final = 1
+_BYTEORDER_HTON: Final = 1
+_SET_INTERVAL: Final = 4
+_SET_ELEM_INTERVAL_END: Final = 1
+#: nft's own number of the type "uid", and its note that the host's byte order is shown; both for `nft list`
+#: only.
+_TYPE_UID: Final = 24
+_SET_NOTE: Final = struct.pack("<BBI", 0, 4, 1)
+
+#: Interval elements of one message; the kernel takes attributes of at most 64 KiB, an element has under 40
+#: bytes.
+_ELEMENTS_A_MESSAGE: Final = 1000
+_MAX_UID: Final = 2**32 - 2
+
+
+class EgressError(Exception):
+    """The rule can't be set, or does not stand as it was set."""
+
+
+@dataclass(frozen=True, slots=True)
+class UidRange:
+    """The uids from first to last, both included; never 0: the machine's own programs are none of our
+    business."""
+
+    first: int
+    last: int
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.first <= self.last <= _MAX_UID:
+            raise ValueError(f"no range of uids above 0: {self.first} to {self.last}")
+
+
+@dataclass(frozen=True, slots=True)
+class Dropped:
+    """What the rule has dropped since it was set."""
+
+    packets: int
+    bytes: int
+
+
+def set_egress(uids: Iterable[UidRange] | None = None, *, table: str = TABLE) -> None:
+    """Drop every outgoing new connection in this network namespace; with `uids`, only of sockets these made.
+
+    Replaces a table of that name in the same transaction, so there is no moment without it. Needs
+    CAP_NET_ADMIN over the namespace. Raises EgressError; then nothing has changed.
+    """
+    ranges = None if uids is None else _merge(uids)
+    if ranges is not None and not ranges:
+        raise EgressError("no uids to hold back")
+    family_of = _attr(1, _text(table))
+    messages = [
+        # Made and deleted first: deleting one that is not there would fail the transaction.
+        (_NEWTABLE, _NLM_F_CREATE, family_of),
+        (_DELTABLE, 0, family_of),
+        (_NEWTABLE, _NLM_F_CREATE | _NLM_F_EXCL, family_of),
+        (_NEWCHAIN, _NLM_F_CREATE | _NLM_F_EXCL, _chain(table)),
+    ]
+    if ranges is not None:
+        messages.append((_NEWSET, _NLM_F_CREATE | _NLM_F_EXCL, _set(table)))
+        for start in range(0, len(ranges), _ELEMENTS_A_MESSAGE // 2):
+            part = ranges[start : start + _ELEMENTS_A_MESSAGE // 2]
+            messages.append((_NEWSETELEM, _NLM_F_CREATE, _set_elements(table, part)))
+    messages.append((_NEWRULE, _NLM_F_CREATE | _NLM_F_APPEND, _rule(table, by_uid=ranges is not None)))
+    _transact(messages, f"the egress rule can't be set (table inet {table})")
+
+
+def verify_egress(*, by_uid: bool = False, table: str = TABLE) -> Dropped:
+    """Read the rule back from the kernel and compare it with what set_egress sends; return its counter.
+
+    Raises EgressError, saying what is missing.
+    """
+    with _netlink() as sock:
+        chains = [dict(_attrs(body)) for body in _dump(sock, _GETCHAIN, b"")]
+        rules = [dict(_attrs(body)) for body in _dump(sock, _GETRULE, _attr(1, _text(table)))]
+    ours = [chain for chain in chains if chain[1] == _text(table) and chain[3] == _text(CHAIN)]
+    if not ours:
+        raise EgressError(f"there is no chain {CHAIN} in table inet {table}")
+    hook = dict(_attrs(ours[0].get(4, b"")))
+    if hook.get(1) != struct.pack(">I", _HOOK_OUTPUT):
+        raise EgressError(f"the chain {CHAIN} of table inet {table} does not see outgoing packets")
+    rules = [rule for rule in rules if rule[1] == _text(table) and rule[2] == _text(CHAIN)]
+    if not rules:
+        raise EgressError(f"there is no rule in table inet {table}")
+    expected = _expressions(by_uid=by_uid)
+    standing = list(_read_expressions(rules[0][4]))
+    if [name for name, _ in standing] != [name for name, _ in expected]:
+        raise EgressError(f"the rule of table inet {table} is not ours: {[name for name, _ in standing]}")
+    dropped = Dropped(0, 0)
+    for (name, data), (_, ours_data) in zip(standing, expected, strict=True):
+        there = _values(data)
+        if name == "counter":
+            dropped = Dropped(*(struct.unpack(">Q", there[(key,)])[0] for key in (2, 1)))
+            continue
+        # The kernel adds defaults and numbers of its own; what we asked for must be there as we asked for it.
+        for key, value in _values(ours_data).items():
+            if there.get(key) != value:
+                raise EgressError(f"the rule of table inet {table} differs in its part {name!r}")
+    return dropped
+
+
+def remove_egress(*, table: str = TABLE) -> None:
+    """Delete the table; one that is not there is no error. Raises EgressError."""
+    named = _attr(1, _text(table))
+    messages = [(_NEWTABLE, _NLM_F_CREATE, named), (_DELTABLE, 0, named)]
+    _transact(messages, f"table inet {table} can't be deleted")
+
+
+def tables() -> list[str]:
+    """Return the names of the namespace's tables of family inet. Raises EgressError."""
+    with _netlink() as sock:
+        return [dict(_attrs(body))[1].rstrip(b"\0").decode() for body in _dump(sock, _GETTABLE, b"")]
+
+
+def socket_made_by(uid: int, family: int, kind: int) -> socket.socket:
+    """Return a socket that counts as made by `uid` in the rule's eyes; the caller (root) owns it and stays
+    root."""
+    if os.geteuid() == uid:
+        return socket.socket(family, kind | socket.SOCK_CLOEXEC)
+    before = os.geteuid()
+    os.seteuid(uid)
+    try:
+        return socket.socket(family, kind | socket.SOCK_CLOEXEC)
+    finally:
+        os.seteuid(before)
+
+
+def _merge(uids: Iterable[UidRange]) -> list[UidRange]:
+    """Return the same uids as ranges in order that neither overlap nor touch: the kernel refuses such."""
+    merged: list[UidRange] = []
+    for each in sorted(uids, key=lambda each: each.first):
+        if merged and each.first <= merged[-1].last + 1:
+            merged[-1] = UidRange(merged[-1].first, max(merged[-1].last, each.last))
+        else:
+            merged.append(each)
+    return merged
+
+
+# --- the messages' bodies -----------------------------------------------------------------------------------
+def _attr(kind: int, value: bytes) -> bytes:
+    """Return struct nlattr with its value, filled up to four bytes."""
+    return struct.pack("<HH", 4 + len(value), kind) + value + b"\0" * (-len(value) % 4)
+
+
+def _nested(kind: int, *inner: bytes) -> bytes:
+    return _attr(kind | _NLA_F_NESTED, b"".join(inner))
+
+
+def _text(value: str) -> bytes:
+    return value.encode() + b"\0"
+
+
+def _be32(kind: int, value: int) -> bytes:
+    return _attr(kind, struct.pack(">I", value))
+
+
+def _chain(table: str) -> bytes:
+    hook = _nested(4, _be32(1, _HOOK_OUTPUT), _be32(2, _PRIORITY_FILTER))
+    named = _attr(1, _text(table)) + _attr(3, _text(CHAIN))
+    return named + hook + _be32(5, _POLICY_ACCEPT) + _attr(7, _text("filter"))
+
+
+def _set(table: str) -> bytes:
+    named = _attr(1, _text(table)) + _attr(2, _text(SET))
+    key = _be32(4, _TYPE_UID) + _be32(5, 4)
+    return named + _be32(3, _SET_INTERVAL) + key + _be32(10, 1) + _attr(13, _SET_NOTE)
+
+
+def _set_elements(table: str, ranges: Iterable[UidRange]) -> bytes:
+    """Intervals are pairs: where one begins, and where it has ended. In network byte order, in which they
+    sort."""
+    elements = []
+    for each in ranges:
+        elements.append(_nested(1, _nested(1, _be32(1, each.first))))
+        elements.append(_nested(1, _nested(1, _be32(1, each.last + 1)), _be32(3, _SET_ELEM_INTERVAL_END)))
+    return _attr(1, _text(table)) + _attr(2, _text(SET)) + _nested(3, *elements)
+
+
+def _expressions(*, by_uid: bool) -> list[tuple[str, bytes]]:
+    """Return the rule: [meta skuid @uids] ct state new counter drop."""
+    load_state = _be32(1, _REGISTER) + _be32(2, _CT_STATE)
+    mask = _nested(4, _attr(1, struct.pack("<I", _STATE_NEW))) + _nested(5, _attr(1, bytes(4)))
+    only_new = _be32(1, _REGISTER) + _be32(2, _REGISTER) + _be32(3, 4) + mask
+    is_set = _be32(1, _REGISTER) + _be32(2, _CMP_NEQ) + _nested(3, _attr(1, bytes(4)))
+    drop = _be32(1, _REGISTER_VERDICT) + _nested(2, _nested(2, _be32(1, _VERDICT_DROP)))
+    rule = [
+        ("ct", load_state),
+        ("bitwise", only_new),
+        ("cmp", is_set),
+        ("counter", _attr(1, bytes(8)) + _attr(2, bytes(8))),
+        ("immediate", drop),
+    ]
+    if not by_uid:
+        return rule
+    load_uid = _be32(1, _REGISTER) + _be32(2, _META_SKUID)
+    to_network = (
+        _be32(1, _REGISTER) + _be32(2, _REGISTER) + _be32(3, _BYTEORDER_HTON) + _be32(4, 4) + _be32(5, 4)
+    )
+    look_up = _attr(1, _text(SET)) + _be32(2, _REGISTER)
+    return [("meta", load_uid), ("byteorder", to_network), ("lookup", look_up), *rule]
+
+
+def _rule(table: str, *, by_uid: bool) -> bytes:
+    parts = [
+        _nested(1, _attr(1, _text(name)), _nested(2, data)) for name, data in _expressions(by_uid=by_uid)
+    ]
+    return _attr(1, _text(table)) + _attr(2, _text(CHAIN)) + _nested(4, *parts)
+
+
+# --- reading ------------------------------------------------------------------------------------------------
+def _attrs(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """Yield (type, value) of each attribute. Raises EgressError where a length is wrong."""
+    at = 0
+    while at + 4 <= len(data):
+        length, kind = struct.unpack_from("<HH", data, at)
+        if length < 4 or at + length > len(data):
+            raise EgressError("the kernel sent an attribute that is longer than its message")
+        yield kind & _NLA_TYPE, data[at + 4 : at + length]
+        at += (length + 3) & ~3
+
+
+def _read_expressions(data: bytes) -> Iterator[tuple[str, bytes]]:
+    for _, element in _attrs(data):
+        fields = dict(_attrs(element))
+        yield fields[1].rstrip(b"\0").decode(), fields.get(2, b"")
+
+
+#: Attributes of the expressions we use that hold others: data values, and within an immediate the verdict.
+_HOLDERS: Final = {"value": 1, "verdict": 2}
+
+
+def _values(data: bytes, path: tuple[int, ...] = ()) -> dict[tuple[int, ...], bytes]:
+    """Return an expression's plain attributes by their path. What can be read as attributes throughout,
+    is."""
+    values: dict[tuple[int, ...], bytes] = {}
+    for kind, value in _attrs(data):
+        where = (*path, kind)
+        if len(value) >= 8 and _is_nested(value):
+            values.update(_values(value, where))
+        else:
+            values[where] = value
+    return values
+
+
+def _is_nested(value: bytes) -> bool:
+    length, kind = struct.unpack_from("<HH", value)
+    return bool(length == len(value) and kind & _NLA_TYPE in _HOLDERS.values())
+
+
+# --- the conversation ---------------------------------------------------------------------------------------
+def _netlink() -> socket.socket:
+    try:
+        sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_NETFILTER)
+    except OSError as error:
+        raise EgressError(f"the kernel offers no netfilter: {error}") from error
+    sock.settimeout(_TIMEOUT)
+    return sock
+
+
+def _message(kind: int, flags: int, sequence: int, family: int, resource: int, body: bytes) -> bytes:
+    """Return struct nlmsghdr, struct nfgenmsg (whose resource is in network byte order), body."""
+    generic = struct.pack("<BB", family, 0) + struct.pack(">H", resource)
+    return struct.pack("<IHHII", 20 + len(body), kind, flags | _NLM_F_REQUEST, sequence, 0) + generic + body
+
+
+def _answers(data: bytes) -> Iterator[tuple[int, int, bytes]]:
+    at = 0
+    while at + 16 <= len(data):
+        length, kind, _, sequence, _ = struct.unpack_from("<IHHII", data, at)
+        if length < 16 or at + length > len(data):
+            raise EgressError("the kernel sent a message that is longer than its datagram")
+        yield kind, sequence, data[at + 16 : at + length]
+        at += (length + 3) & ~3
+
+
+def _transact(messages: list[tuple[int, int, bytes]], failure: str) -> None:
+    """Send `messages` (kind, flags, body) as one transaction; wait until each is acknowledged."""
+    frames = [_message(_BATCH_BEGIN, 0, 0, 0, _SUBSYS, b"")]
+    for sequence, (kind, flags, body) in enumerate(messages, start=1):
+        frames.append(_message(kind, flags | _NLM_F_ACK, sequence, _FAMILY_INET, 0, body))
+    frames.append(_message(_BATCH_END, 0, len(messages) + 1, 0, _SUBSYS, b""))
+    with _netlink() as sock:
+        batch = b"".join(frames)
+        try:
+            # The kernel needs the whole transaction in one datagram.
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, max(212_992, 2 * len(batch)))
+            sock.sendto(batch, (0, 0))
+            waiting = set(range(1, len(messages) + 1))
+            while waiting:
+                for kind, sequence, body in _answers(sock.recv(_RECEIVE_BYTES)):
+                    if kind == _NLMSG_ERROR:
+                        _raise_for(body, failure)
+                        waiting.discard(sequence)
+        except OSError as error:
+            raise EgressError(f"{failure}: {error}") from error
+
+
+def _raise_for(body: bytes, failure: str) -> None:
+    (code,) = struct.unpack_from("<i", body)
+    if code == 0:
+        return
+    why = os.strerror(-code)
+    if -code == errno.EPERM:
+        why += ": it takes CAP_NET_ADMIN in the network namespace (compose: cap_add: [NET_ADMIN])"
+    elif -code in (errno.ENOENT, errno.EOPNOTSUPP):
+        why += ": the kernel lacks nf_tables, its inet family, or connection tracking (nft_ct)"
+    raise EgressError(f"{failure}: {why}")
+
+
+def _dump(sock: socket.socket, kind: int, body: bytes) -> list[bytes]:
+    """Return the attributes of every object that the kernel lists."""
+    found: list[bytes] = []
+    try:
+        sock.sendto(_message(kind, _NLM_F_DUMP, 1, _FAMILY_INET, 0, body), (0, 0))
+        while True:
+            for answer, _, content in _answers(sock.recv(_RECEIVE_BYTES)):
+                if answer == _NLMSG_DONE:
+                    return found
+                if answer == _NLMSG_ERROR:
+                    _raise_for(content, "the kernel does not list its tables")
+                    return found
+                found.append(content[4:])
+    except OSError as error:
+        raise EgressError(f"the kernel does not list its tables: {error}") from error
