@@ -41,8 +41,8 @@ NAME = re.compile(r"[a-z][a-z0-9-]{0,31}")
 NAME_RULE = 'a lower-case letter, then at most 31 lower-case letters, digits or "-"'
 #: RFC 1035 2.3.4: 255 octets on the wire are 253 characters of text.
 MAX_HOST_LENGTH = 253
-#: One label of a host name; "_" is not a host name's by RFC 952 but is found in practice.
-HOST_LABEL = re.compile(r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?")
+#: One label of a host name, with the head scanner's tolerances: "_", and "-" at either end, are found in practice.
+HOST_LABEL = re.compile(r"[a-z0-9_-]{1,63}")
 #: Cheap test of many names at once, joined by line feeds: characters and length only (the loader checks the rest).
 HOST_LINES = re.compile(r"(?:(?:\*\.)?[a-z0-9._\-]{1,253}+\n|\[[0-9a-f:.]{2,45}\]\n)*+")
 #: A WSGI application as everybody writes it: "package.module:attribute.of.it".

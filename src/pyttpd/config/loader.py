@@ -44,7 +44,10 @@ from pyttpd.roles import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
+
+    #: Takes the path of a table or key, ("vhost", "blog", "root"); returns its file, as shown, and line.
+    Locate = Callable[[tuple[str, ...]], tuple[str, int | None]]
 
 #: What `load` reads if it is given a folder.
 MAIN_FILE = "pyttpd.toml"
@@ -116,6 +119,11 @@ def load(path: str | os.PathLike[str], *, generation: int = 1) -> Config:
 
     Raises ConfigErrors with everything that is wrong. `generation` is what the shares will be stamped with.
     """
+    return load_located(path, generation=generation)[0]
+
+
+def load_located(path: str | os.PathLike[str], *, generation: int = 1) -> tuple[Config, Locate]:
+    """Do what `load` does, and return as well a function that says where a table or key was written."""
     errors = _Errors()
     reader = _Reader(errors)
     reader.read_main(os.fspath(path))
@@ -123,7 +131,13 @@ def load(path: str | os.PathLike[str], *, generation: int = 1) -> Config:
     tree = _walk(reader.sources, errors)
     _compare(tree, errors)
     errors.raise_if_any(reader.order)
-    return _build(tree, reader, generation)
+
+    def locate(where: tuple[str, ...]) -> tuple[str, int | None]:
+        record = tree.named.get(where[0], {}).get(where[1]) if len(where) > 1 else None
+        source = (record or tree.single.get(where[0]) or tree.single[""]).source
+        return source.shown, source.lines.find(where)
+
+    return _build(tree, reader, generation), locate
 
 
 # --- 1. read ------------------------------------------------------------------------------------------------

@@ -117,7 +117,7 @@ SCHEMA = Table(
             "include",
             Kind.PATTERNS,
             (),
-            "More files to read, in sorted order, such as one for each tenant; only in the main file, relative to it.",
+            "More files to read, in sorted order, such as one for each tenant; in the main file only, relative to it.",
             default_text="none",
             example='"conf.d/*.toml"',
         ),
@@ -181,7 +181,7 @@ SCHEMA = Table(
                     "address",
                     Kind.ADDRESS,
                     REQUIRED,
-                    'The IP address and port to listen on; "[::]:80" takes IPv6 only: it can stand beside "0.0.0.0:80".',
+                    'The IP address and port to listen on; "[::]:80" is IPv6 only: it can stand beside "0.0.0.0:80".',
                     example='"0.0.0.0:80"',
                 ),
                 _count(

@@ -16,6 +16,7 @@ from pyttpd.config import limits
 from pyttpd.config.errors import printable
 from pyttpd.config.model import Address
 from pyttpd.config.schema import Key, Kind
+from pyttpd.head import Refused, authority
 
 #: Takes the message, and the text within the value that it is about (for its line), if any.
 Report: TypeAlias = Callable[[str, str | None], None]
@@ -309,21 +310,26 @@ def _name_problem(host: str, name: str, shown: str) -> str | None:
         return f'{shown} must be written without the final dot: "{printable(host[:-1])}"'
     if len(name) > limits.MAX_HOST_LENGTH:
         return f"{shown} must have at most {limits.MAX_HOST_LENGTH} characters"
-    labels = name.split(".")
-    for label in labels:
+    for label in name.split("."):
         if limits.HOST_LABEL.fullmatch(label) is None:
-            rule = 'must be 1 to 63 letters, digits or "-" (not at its ends)'
+            rule = 'must be 1 to 63 letters, digits, "-" or "_"'
             return f'{shown} is no host name: "{printable(label)}" {rule}'
-    if labels[-1].isdigit() and (host != name or _normal_ip(name) != name):
+    try:
+        # What the scanner never finds in a request can't be configured; the label is for "*.1", which is no wildcard.
+        authority(f"x.{name}".encode() if host != name else name.encode())
+    except Refused:
         return f"{shown} is no host name: one that ends in a number must be an IPv4 address"
     return None
 
 
 def _ipv6_problem(host: str, shown: str) -> str | None:
-    ip = _normal_ip(host[1:-1]) if host.endswith("]") else None
-    if ip is None or ":" not in ip:
+    try:
+        normal, port = authority(host.encode())
+    except Refused:
         return f'{shown} must be an IPv6 address in brackets, such as "[2001:db8::1]"'
-    return None if f"[{ip}]" == host else f'{shown} must be written "[{ip}]"'
+    if port:
+        return f'{shown} must be written without the port: "{normal}"'
+    return None if host == normal else f'{shown} must be written "{normal}"'
 
 
 def _punycode(host: str) -> str:

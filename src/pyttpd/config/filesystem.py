@@ -1,0 +1,93 @@
+"""Does what the configuration names exist, and may the tenant use it? For `pyttpd check` on the machine that runs the
+plain form; in compose each tenant's files are in its own container, where nobody else can look.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from importlib.machinery import PathFinder
+from typing import TYPE_CHECKING
+
+from pyttpd.config.errors import ConfigError, printable
+
+if TYPE_CHECKING:
+    from pyttpd.config.loader import Locate
+    from pyttpd.config.model import Config, Vhost
+
+#: Bits of a mode's last octal digit.
+_READ, _WRITE, _SEARCH = 4, 2, 1
+
+
+def check_filesystem(config: Config, locate: Locate | None = None) -> list[ConfigError]:
+    """Return what is wrong with the paths of `config`, vhost by vhost; [] if nothing is.
+
+    As root, the tenants' real uids count; as an ordinary user, who runs the whole tree, that user's own rights do.
+    """
+    found: list[ConfigError] = []
+    for vhost in config.vhosts:
+        for key, message in _problems(vhost):
+            file, line = locate(("vhost", vhost.name, key)) if locate else (config.file, None)
+            found.append(ConfigError(file, line, f"[vhost.{vhost.name}] {key}", message))
+    return found
+
+
+def _problems(vhost: Vhost) -> list[tuple[str, str]]:
+    wanted = [("root", vhost.root, _READ | _SEARCH)]
+    wanted += [("python_path", path, _READ | _SEARCH) for path in vhost.python_path]
+    wanted += [("writable", path, _READ | _WRITE | _SEARCH) for path in vhost.writable]
+    found = []
+    for key, path, rights in wanted:
+        message = _folder_problem(path, rights, vhost.uid, vhost.gid)
+        if message:
+            found.append((key, message))
+    if vhost.application is not None and not any(key in ("root", "python_path") for key, _ in found):
+        message = _module_problem(vhost)
+        if message:
+            found.append(("application", message))
+    return found
+
+
+def _folder_problem(path: str, rights: int, uid: int, gid: int) -> str | None:
+    shown = printable(path, 200)
+    try:
+        mode = os.stat(path).st_mode
+    except OSError as error:
+        return f"{shown}: {os.strerror(error.errno or 0)}"
+    if not stat.S_ISDIR(mode):
+        return f"{shown}: must be a folder"
+    if os.geteuid() != 0:
+        return (
+            None if os.access(path, rights) else f"{shown}: you ({os.geteuid()}) may not {_words(rights)} it"
+        )
+    return _permission_problem(os.path.realpath(path), rights, uid, gid)
+
+
+def _permission_problem(path: str, rights: int, uid: int, gid: int) -> str | None:
+    """Say which folder on the way stops `uid`. Modes only: access control lists are left to the tenant's own start."""
+    parents = []
+    folder = path
+    while folder != "/":
+        folder = os.path.dirname(folder)
+        parents.append(folder)
+    for each, needed in [*[(parent, _SEARCH) for parent in reversed(parents)], (path, rights)]:
+        status = os.stat(each)
+        shift = 6 if status.st_uid == uid else 3 if status.st_gid == gid else 0
+        if (status.st_mode >> shift) & needed != needed:
+            return f"{printable(each, 200)}: uid {uid} (group {gid}) may not {_words(needed)} it"
+    return None
+
+
+def _words(rights: int) -> str:
+    words = [word for bit, word in ((_READ, "read"), (_WRITE, "write"), (_SEARCH, "enter")) if rights & bit]
+    return " and ".join(words) if len(words) < 3 else f"{', '.join(words[:-1])} and {words[-1]}"
+
+
+def _module_problem(vhost: Vhost) -> str | None:
+    """Look for the application's first package without importing anything."""
+    module = (vhost.application or "").partition(":")[0].partition(".")[0]
+    if PathFinder.find_spec(module, [vhost.root, *vhost.python_path]) is not None:
+        return None
+    if PathFinder.find_spec(module) is not None:  # installed beside pyttpd
+        return None
+    return f'there is no module "{printable(module)}" in {printable(vhost.root, 200)} and python_path'
