@@ -90,7 +90,8 @@ class EgressError(Exception):
 @dataclass(frozen=True, slots=True)
 class UidRange:
     """The uids from first to last, both included; never 0: the machine's own programs are none of our
-    business."""
+    business.
+    """
 
     first: int
     last: int
@@ -183,7 +184,8 @@ def tables() -> list[str]:
 
 def socket_made_by(uid: int, family: int, kind: int) -> socket.socket:
     """Return a socket that counts as made by `uid` in the rule's eyes; the caller (root) owns it and stays
-    root."""
+    root.
+    """
     if os.geteuid() == uid:
         return socket.socket(family, kind | socket.SOCK_CLOEXEC)
     before = os.geteuid()
@@ -237,7 +239,8 @@ def _set(table: str) -> bytes:
 
 def _set_elements(table: str, ranges: Iterable[UidRange]) -> bytes:
     """Intervals are pairs: where one begins, and where it has ended. In network byte order, in which they
-    sort."""
+    sort.
+    """
     elements = []
     for each in ranges:
         elements.append(_nested(1, _nested(1, _be32(1, each.first))))
@@ -300,7 +303,8 @@ _HOLDERS: Final = {"value": 1, "verdict": 2}
 
 def _values(data: bytes, path: tuple[int, ...] = ()) -> dict[tuple[int, ...], bytes]:
     """Return an expression's plain attributes by their path. What can be read as attributes throughout,
-    is."""
+    is.
+    """
     values: dict[tuple[int, ...], bytes] = {}
     for kind, value in _attrs(data):
         where = (*path, kind)

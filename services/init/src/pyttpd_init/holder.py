@@ -1,0 +1,86 @@
+"""The namespace holder: `python -I -m pyttpd_init.holder`, PID 1 of the compose service `net`.
+
+It is the owner of the network namespace that init works in, so that init can be replaced and the namespace
+stays. The order of things: set the egress rule (the one thing that takes CAP_NET_ADMIN), read it back, give
+up every capability and be confined, say so in the health file (init waits for it: there is no moment without
+the rule), sleep. Woken every few seconds it does no more than say that it is alive, and reap what the kernel
+may have given it as PID 1.
+
+A rule that can't be set ends the process with status 1 and a sentence: a tree without its third lock must not
+start.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+
+from pyttpd.confine import ConfineError, confine, role_policy
+from pyttpd.health import DEFAULT_FILE, STALE_AFTER, HealthFile
+from pyttpd.log import Log
+
+from pyttpd_init.egress import EgressError, set_egress, verify_egress
+
+#: How often (s) the holder says that it is alive; often enough that one late turn is not taken for its end.
+HEARTBEAT = STALE_AFTER / 5
+_LEAVE = frozenset({signal.SIGTERM, signal.SIGINT})
+_AWAITED = _LEAVE | {signal.SIGCHLD}
+
+
+def main(arguments: list[str]) -> int:
+    """Hold the namespace until SIGTERM or SIGINT; return the exit status: 0, or 1 when it can't be locked."""
+    parser = argparse.ArgumentParser(
+        prog="python -I -m pyttpd_init.holder",
+        description="Lock this network namespace against outgoing connections, then hold it.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--health-file", default=DEFAULT_FILE, help="where to say how the holder is")
+    options = parser.parse_args(arguments)
+    log = Log("init", "net")
+    # As PID 1 nothing has a default action; blocked, the signals wait for us from the first moment.
+    signal.pthread_sigmask(signal.SIG_BLOCK, _AWAITED)
+    try:
+        lock(log, options.health_file)
+    except (EgressError, ConfineError) as error:
+        log.error("cannot hold the network namespace", error=error)  # noqa: TRY400 - a sentence, no traceback
+        return 1
+    hold(HealthFile(options.health_file))
+    log.info("network namespace given up")
+    return 0
+
+
+def lock(log: Log, health_file: str) -> None:
+    """Set and verify the rule, give up all rights but that to write the health file. Raises EgressError,
+    ConfineError.
+    """
+    set_egress()
+    verify_egress()
+    report = confine(role_policy(write=(os.path.dirname(os.path.abspath(health_file)),), allow_connect=False))
+    log.info("network namespace locked: nothing opens a connection from here", confined=report)
+
+
+def hold(health: HealthFile) -> None:
+    """Sleep until told to leave."""
+    health.write("ready")
+    while True:
+        woken = signal.sigtimedwait(_AWAITED, HEARTBEAT)
+        if woken is not None and woken.si_signo in _LEAVE:
+            break
+        reap()
+        health.write("ready")
+    health.remove()
+
+
+def reap() -> None:
+    """Collect every child that has ended: PID 1 is given those whose parents have."""
+    try:
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+    except ChildProcessError:
+        pass
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
