@@ -56,8 +56,7 @@ def document() -> str:
 
 def _rows(table: Table) -> str:
     lines = ["| key | value | default | meaning |", "| --- | --- | --- | --- |"]
-    for key in table.keys:
-        lines.append(f"| `{key.name}` | {_value(key)} | {_default(key)} | {key.doc} |")
+    lines += [f"| `{key.name}` | {_value(key)} | {_default(key)} | {key.doc} |" for key in table.keys]
     return "\n".join(lines) + "\n"
 
 

@@ -35,7 +35,7 @@ class ConfigError:
         return ": ".join([part for part in (place, self.where, self.message) if part])
 
 
-class ConfigErrors(Exception):  # noqa: N818 (it carries many, and says so)
+class ConfigErrors(Exception):
     """Everything that is wrong with a configuration, in the order of its files and lines.
 
     `errors` holds at most MAX_ERRORS; `count` is how many there were.

@@ -60,7 +60,7 @@ def describe(value: object) -> str:
 
 def _integer(key: Key, value: object, report: Report) -> object:
     if type(value) is not int:
-        report(f"must be a whole number{_within(key.bounds)}, not {describe(value)}{_such_as(key)}", None)
+        report(f"must be a whole number{_within(key.bounds)}{_such_as(key)}, not {describe(value)}", None)
         return INVALID
     if key.bounds is not None and value not in key.bounds:
         report(
@@ -78,7 +78,7 @@ def _seconds(key: Key, value: object, report: Report) -> object:
         or (isinstance(value, float) and math.isnan(value))
     ):
         report(
-            f"must be a number of seconds{_within(key.bounds)}, not {describe(value)}{_such_as(key)}", None
+            f"must be a number of seconds{_within(key.bounds)}{_such_as(key)}, not {describe(value)}", None
         )
         return INVALID
     if key.bounds is not None and value not in key.bounds:
@@ -121,7 +121,7 @@ def _choice(key: Key, value: object, report: Report) -> object:
 def _ip(key: Key, value: object, report: Report) -> object:
     host = _normal_ip(value.removeprefix("[").removesuffix("]")) if isinstance(value, str) else None
     if host is None:
-        report(f"must be an IP address, not {describe(value)}{_such_as(key)}", None)
+        report(f"must be an IP address{_such_as(key)}, not {describe(value)}", None)
         return INVALID
     return host
 
@@ -154,7 +154,7 @@ def _normal_ip(text: str) -> str | None:
 
 def _path(key: Key, value: object, folder: str, report: Report) -> object:
     if not isinstance(value, str):
-        report(f"must be a path, not {describe(value)}{_such_as(key)}", None)
+        report(f"must be a path{_such_as(key)}, not {describe(value)}", None)
         return INVALID
     problem = _path_problem(value)
     if problem:
@@ -169,7 +169,7 @@ def _path(key: Key, value: object, folder: str, report: Report) -> object:
 
 def _paths(key: Key, value: object, folder: str, report: Report) -> object:
     if not isinstance(value, list):
-        report(f"must be a list of paths, not {describe(value)}{_such_as(key)}", None)
+        report(f"must be a list of paths{_such_as(key)}, not {describe(value)}", None)
         return INVALID
     if len(value) > limits.MAX_PATHS:
         report(f"must be at most {limits.MAX_PATHS} paths, not {len(value)}", None)
@@ -209,7 +209,7 @@ def absolute(path: str, folder: str) -> str:
 def _patterns(key: Key, value: object, report: Report) -> object:
     patterns = [value] if isinstance(value, str) else value
     if not isinstance(patterns, list) or not all(isinstance(item, str) for item in patterns):
-        report(f"must be a file name pattern or a list of them, not {describe(value)}{_such_as(key)}", None)
+        report(f"must be a file name pattern or a list of them{_such_as(key)}, not {describe(value)}", None)
         return INVALID
     for pattern in patterns:
         problem = _path_problem(pattern)
@@ -232,7 +232,7 @@ def _application(key: Key, value: object, report: Report) -> object:
 
 def _env(key: Key, value: object, report: Report) -> object:
     if not isinstance(value, dict):
-        report(f"must be a table of texts, not {describe(value)}{_such_as(key)}", None)
+        report(f"must be a table of texts{_such_as(key)}, not {describe(value)}", None)
         return INVALID
     valid = True
     size = 0

@@ -1,0 +1,48 @@
+"""What reaches the terminal: tables by rich, without its markup (names come from tenants), plain when piped."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import TYPE_CHECKING
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from pyttpd.config.errors import printable
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+#: A pipe has no width; tables shall not be folded in it.
+_PIPE_WIDTH = 200
+
+
+def show_table(title: str, columns: Sequence[tuple[str, bool]], rows: Iterable[Sequence[str]]) -> None:
+    """Print a table. `columns`: (heading, whether it is numeric). Cells are stripped of control characters."""
+    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    for heading, numeric in columns:
+        table.add_column(Text(heading), justify="right" if numeric else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*[_cell(cell) for cell in row])
+    width = None if sys.stdout.isatty() else _PIPE_WIDTH
+    Console(markup=False, highlight=False, emoji=False, width=width).print(table)
+
+
+_STYLES = {"yes": "green", "no": "bold red"}
+
+
+def _cell(text: str) -> Text:
+    return Text(printable(text, 200), style=_STYLES.get(text, ""))
+
+
+def show_json(value: object) -> None:
+    """Print `value` as JSON for another program."""
+    print(json.dumps(value, indent=2, ensure_ascii=True))
+
+
+def complain(message: str) -> None:
+    """Print one line to standard error."""
+    print(message, file=sys.stderr)

@@ -1,0 +1,278 @@
+"""The state of a running tree, as its own metrics tell it.
+
+Who should be there: init, master and umaster always; the listeners that init names in its accept queues; the tenants'
+metrics listener; the vhosts that umaster names. Whoever should be there and doesn't answer is down.
+"""
+
+from __future__ import annotations
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
+
+from pyttpd.config import limits
+from pyttpd.config.errors import printable
+from pyttpd.roles import METRICS_LISTENER, METRICS_LISTENER_OFFSET, ROLES, TENANT_METRICS_OFFSET, Role
+
+from pyttpd_ctl.output import show_table
+from pyttpd_ctl.scrape import MAX_TENANT_BYTES, Outcome, Scrape, scrape
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+#: Targets asked at a time; each costs a thread that waits.
+_AT_A_TIME = 16
+
+
+@dataclass(frozen=True, slots=True)
+class RoleStatus:
+    """One process category's row. `age` in seconds; None: not known, or the role has no such thing."""
+
+    role: str
+    name: str
+    up: bool
+    why: str
+    uid: int | None
+    age: float | None
+    connections: int | None
+    requests: int | None
+    errors: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class TenantStatus:
+    """One tenant's row. `queue` is umaster's number, the others are the tenant's own."""
+
+    name: str
+    up: bool
+    why: str
+    uid: int | None
+    age: float | None
+    workers: int | None
+    connections: int | None
+    requests: int | None
+    errors: int | None
+    queue: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """The whole tree."""
+
+    roles: tuple[RoleStatus, ...]
+    tenants: tuple[TenantStatus, ...]
+
+    @property
+    def up(self) -> bool:
+        """Whether everything that should be there is."""
+        return all(role.up for role in self.roles) and all(tenant.up for tenant in self.tenants)
+
+    @property
+    def found(self) -> bool:
+        """Whether anybody answered at all."""
+        return any(role.up for role in self.roles)
+
+    def to_dict(self) -> dict[str, object]:
+        """Return it as plain values, for JSON."""
+        return {"up": self.up, **asdict(self)}
+
+
+#: Which samples (after "pyttpd_<role>_") make a role's numbers: connections now, requests so far, errors so far.
+_COLUMNS: dict[Role, tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]] = {
+    Role.INIT: (("accept_queue_depth",), ("hellos_total",), ("channel_faults_total",)),
+    Role.MASTER: ((), ("shares_total",), ("channel_faults_total",)),
+    Role.UMASTER: (
+        ("handovers_open", "queue_depth"),
+        ("dispatched_total",),
+        ("refusals_total", "channel_faults_total"),
+    ),
+    Role.LISTENER: (("connections",), ("routed_total",), ("answers_total", "channel_faults_total")),
+    Role.VHOST: (("connections",), ("requests_total",), ("errors_total", "channel_faults_total")),
+}
+
+
+def status(host: str, base_port: int) -> Status:
+    """Ask all roles of the tree whose metrics are at `host` from `base_port` on."""
+    first, last = ROLES[Role.LISTENER].metrics_offset or 0, METRICS_LISTENER_OFFSET
+    singles = [Role.INIT, Role.MASTER, Role.UMASTER]
+    offsets = [*[ROLES[role].metrics_offset or 0 for role in singles], *range(first, last + 1)]
+    with ThreadPoolExecutor(_AT_A_TIME) as pool:
+        answers = dict(
+            zip(
+                offsets,
+                pool.map(lambda offset: scrape(host, base_port + offset, "/metrics"), offsets),
+                strict=True,
+            )
+        )
+        roles = [_role_row(role, role.value, answers[ROLES[role].metrics_offset or 0]) for role in singles]
+        roles += _listener_rows(
+            answers[ROLES[Role.INIT].metrics_offset or 0], [answers[o] for o in offsets[3:]]
+        )
+        umaster = answers[ROLES[Role.UMASTER].metrics_offset or 0]
+        queues = umaster.by_label("pyttpd_umaster_queue_depth", "vhost")
+        known = {*umaster.by_label("pyttpd_umaster_workers", "vhost"), *queues}
+        names = sorted([name for name in known if limits.NAME.fullmatch(name)])
+
+        def ask(name: str) -> Scrape:
+            return scrape(host, base_port + TENANT_METRICS_OFFSET, f"/metrics/{name}", limit=MAX_TENANT_BYTES)
+
+        asked = zip(names, pool.map(ask, names), strict=True)
+        tenants = [_tenant_row(name, answer, queues.get(name)) for name, answer in asked]
+    return Status(tuple(roles), tuple(tenants))
+
+
+def _listener_rows(init: Scrape, answers: Sequence[Scrape]) -> list[RoleStatus]:
+    """Return a row for each listener that answered, and for each that init keeps a socket for and that did not."""
+    rows: dict[str, RoleStatus] = {}
+    for answer in answers:
+        if answer.outcome is Outcome.REFUSED:
+            continue  # most of these ports belong to nobody
+        name = answer.label("pyttpd_listener_info", "name") or "?"
+        rows[name] = _role_row(Role.LISTENER, name, answer)
+    expected = {*init.by_label("pyttpd_init_accept_queue_limit", "listener"), METRICS_LISTENER}
+    for name in sorted(expected):
+        rows.setdefault(name, _role_row(Role.LISTENER, name, Scrape(Outcome.REFUSED)))
+    return sorted(rows.values(), key=lambda row: (row.name == METRICS_LISTENER, row.name))
+
+
+def _role_row(role: Role, name: str, answer: Scrape) -> RoleStatus:
+    connections, requests, errors = _numbers(role, answer)
+    return RoleStatus(
+        role=role.value,
+        name=printable(name),
+        up=answer.up,
+        why=answer.outcome.value,
+        uid=_uid(role, answer),
+        age=_age(role, answer),
+        connections=connections,
+        requests=requests,
+        errors=errors,
+    )
+
+
+def _tenant_row(name: str, answer: Scrape, queue: float | None) -> TenantStatus:
+    connections, requests, errors = _numbers(Role.VHOST, answer)
+    return TenantStatus(
+        name=name,
+        up=answer.up,
+        why=answer.outcome.value,
+        uid=_uid(Role.VHOST, answer),
+        age=_age(Role.VHOST, answer),
+        workers=_whole(answer.total("pyttpd_vhost_workers")),
+        connections=connections,
+        requests=requests,
+        errors=errors,
+        queue=_whole(queue),
+    )
+
+
+def _numbers(role: Role, answer: Scrape) -> tuple[int | None, int | None, int | None]:
+    connections, requests, errors = [
+        _whole(_sum([answer.total(f"pyttpd_{role.value}_{name}") for name in names]))
+        for names in _COLUMNS[role]
+    ]
+    # A family without samples yet is a zero, if the role has such a thing at all.
+    if answer.up:
+        errors = errors or 0
+        requests = requests or 0
+        connections = (connections or 0) if _COLUMNS[role][0] else None
+    return connections, requests, errors
+
+
+def _sum(values: list[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) if known else None
+
+
+def _whole(value: float | None) -> int | None:
+    return None if value is None else int(value)
+
+
+def _uid(role: Role, answer: Scrape) -> int | None:
+    text = answer.label(f"pyttpd_{role.value}_info", "uid")
+    return int(text) if text is not None and text.isascii() and text.isdigit() and len(text) <= 10 else None
+
+
+def _age(role: Role, answer: Scrape) -> float | None:
+    started = answer.total(f"pyttpd_{role.value}_start_time_seconds")
+    return None if started is None else max(0.0, time.time() - started)
+
+
+# --- for people ------------------------------------------------------------------------------------------------------
+def show(tree: Status) -> None:
+    """Print the two tables."""
+    show_table(
+        "Roles",
+        [("role", False), ("name", False), ("up", False), *_NUMERIC[:2], *_NUMERIC[2:]],
+        [
+            (
+                row.role,
+                row.name,
+                "yes" if row.up else "no",
+                *_cells(row.uid, row.age),
+                *_counts(row),
+                _why(row),
+            )
+            for row in tree.roles
+        ],
+    )
+    show_table(
+        "Tenants",
+        [
+            ("name", False),
+            ("up", False),
+            *_NUMERIC[:2],
+            ("workers", True),
+            *_NUMERIC[2:5],
+            ("queue", True),
+            ("", False),
+        ],
+        [
+            (
+                row.name,
+                "yes" if row.up else "no",
+                *_cells(row.uid, row.age),
+                _number(row.workers),
+                *_counts(row),
+                _number(row.queue),
+                _why(row),
+            )
+            for row in tree.tenants
+        ],
+    )
+
+
+_NUMERIC = [
+    ("uid", True),
+    ("age", True),
+    ("connections", True),
+    ("requests", True),
+    ("errors", True),
+    ("", False),
+]
+
+
+def _cells(uid: int | None, age: float | None) -> tuple[str, str]:
+    return "-" if uid is None else str(uid), "-" if age is None else duration(age)
+
+
+def _counts(row: RoleStatus | TenantStatus) -> tuple[str, str, str]:
+    return _number(row.connections), _number(row.requests), _number(row.errors)
+
+
+def _number(value: int | None) -> str:
+    return "-" if value is None else f"{value:,}"[:26]
+
+
+def _why(row: RoleStatus | TenantStatus) -> str:
+    return "" if row.up else row.why
+
+
+def duration(seconds: float) -> str:
+    """Return a time span in its two largest units: "3d 4h", "5m 6s", "7s"."""
+    whole = int(min(seconds, 10_000 * 86400))
+    parts = [(whole // 86400, "d"), (whole // 3600 % 24, "h"), (whole // 60 % 60, "m"), (whole % 60, "s")]
+    while len(parts) > 1 and parts[0][0] == 0:
+        parts.pop(0)
+    return " ".join([f"{number}{unit}" for number, unit in parts[:2]])
