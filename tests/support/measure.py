@@ -5,11 +5,11 @@ Rules. This module is part of test environments only: scripts/venv copies it int
 in the environment's folder: its content is the folder that data goes to (scripts/test writes and removes it). It is a
 file and not an environment variable, as init starts its roles with an environment of its own making.
 
-Theory. Roles fork, change their uid, mount things over /tmp, and give up opening files by Landlock and seccomp. So
-nothing is opened late: each process opens its file when it starts (at a high number, out of the way of programs that
-count or close descriptors) and keeps it over forks, as a forked child appends to its parent's file. Whoever ends, by
-leaving the interpreter, by os._exit() or by exec, appends one frame: 8 bytes of length and coverage's own dump.
-Processes that are killed say nothing.
+Theory. Roles fork, exec, change their uid, mount things over /tmp, and give up opening files by Landlock and seccomp.
+So nothing is opened late: a process opens its file when it starts (at a high number, out of the way of programs that
+count or close descriptors) and what it forks or becomes by exec appends to the same file: init's children have a file
+system of their own when they start. Whoever ends, by leaving the interpreter, by os._exit() or by exec, appends one
+frame: 8 bytes of length and coverage's own dump. Processes that are killed say nothing.
 
 A forked child goes on with what its parent had measured. It repeats its parent's lines, which doesn't matter: lines
 are only ever united (scripts/test uses `collect()` for that).
@@ -18,8 +18,8 @@ are only ever united (scripts/test uses `collect()` for that).
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
+import stat
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,9 +29,10 @@ if TYPE_CHECKING:
 
     from coverage import Coverage
 
-#: Descriptors below this are left to the program.
-FIRST_FD = 900
+#: The descriptor of the file: those below are left to the program, and a soft limit of 1024 allows it.
+FD = 990
 LENGTH_BYTES = 8
+PREFIX = "pyttpd-measured-"
 #: What is measured, below the repository's top.
 SOURCES = ("src/pyttpd", "services/*/src")
 SWITCH = "measure"
@@ -53,32 +54,49 @@ def _start(folder: Path, top: Path) -> None:
     import coverage
     from coverage import CoverageData
 
-    low = os.open(folder / f"{os.getpid()}-{os.urandom(4).hex()}", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
-    fd = fcntl.fcntl(low, fcntl.F_DUPFD_CLOEXEC, FIRST_FD)
-    os.close(low)
+    if not _inherited():
+        name = folder / f"{PREFIX}{os.getpid()}-{os.urandom(4).hex()}"
+        low = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+        os.dup2(low, FD)
+        os.close(low)
+    os.set_inheritable(FD, False)
     measured = coverage.Coverage(
         data_file=None, config_file=False, include=[f"{top / source}/*" for source in SOURCES]
     )
     measured.set_option("run:disable_warnings", SILENT)
     CoverageData(no_disk=True).dumps()  # imports everything that the last moment needs
-    _save_at_the_end(measured, fd)
+    _save_at_the_end(measured)
     measured.start()
 
 
-def _save_at_the_end(measured: Coverage, fd: int) -> None:
+def _inherited() -> bool:
+    """Say whether the process that became this one has left its file."""
+    try:
+        return stat.S_ISREG(os.fstat(FD).st_mode) and PREFIX in os.readlink(f"/proc/self/fd/{FD}")
+    except OSError:
+        return False
+
+
+def _save_at_the_end(measured: Coverage) -> None:
     import atexit
 
     def save() -> None:
         with contextlib.suppress(Exception):
             measured.stop()
             data = measured.get_data().dumps()
-            os.write(fd, len(data).to_bytes(LENGTH_BYTES, "little") + data)
+            os.write(FD, len(data).to_bytes(LENGTH_BYTES, "little") + data)
 
     def first_save(ending: Callable[..., Any]) -> Callable[..., Any]:
         def saved(*args: Any) -> Any:
             save()
-            measured.start()  # an exec can fail
-            return ending(*args)
+            with contextlib.suppress(OSError):
+                os.set_inheritable(FD, True)
+            try:
+                return ending(*args)
+            finally:  # an exec can fail
+                with contextlib.suppress(OSError):
+                    os.set_inheritable(FD, False)
+                measured.start()
 
         return saved
 
@@ -109,3 +127,7 @@ def collect(folder: Path, top: Path, result: Path) -> int:
     united.add_lines({str(path): [] for source in SOURCES for path in top.glob(f"{source}/**/*.py")})
     united.write()
     return count
+
+
+if __name__ == "__main__":
+    print(collect(*map(Path, sys.argv[1:])), "processes measured")
