@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import itertools
 import os
 import re
 import shutil
@@ -246,7 +247,7 @@ def free_port() -> int:
 def free_ports(count: int) -> int:
     """Return the first of `count` consecutive free ports."""
     begin = FIRST_PORT + os.getpid() * 97 % (LAST_PORT - FIRST_PORT)
-    for first in [*range(begin, LAST_PORT, count), *range(FIRST_PORT, begin, count)]:
+    for first in itertools.chain(range(begin, LAST_PORT, count), range(FIRST_PORT, begin, count)):
         with contextlib.ExitStack() as probes, contextlib.suppress(OSError):
             for port in range(first, first + count):
                 probes.enter_context(socket.create_server(("127.0.0.1", port)))
