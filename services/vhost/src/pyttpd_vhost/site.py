@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Protocol
 
+from pyttpd_vhost.http.heads import HeadReader
 from pyttpd_vhost.http.llhttp import LlhttpEngine
 
 if TYPE_CHECKING:
@@ -30,19 +31,24 @@ class SiteLog(Protocol):
 class Stats:
     """One process's counters since it started. Plain integers: the supervisor adds up its workers."""
 
-    __slots__ = ("bytes_sent", "errors", "gone", "refused", "requests", "responses")
+    __slots__ = ("bytes_sent", "errors", "gone", "refused", "responses")
 
     def __init__(self) -> None:
-        self.requests = 0  # given to the kind
         self.responses = [0] * 6  # by the status's first digit, refusals included
         self.refused = 0  # answered without the kind: malformed, too large, not ours, too slow
         self.gone = 0  # clients that left, or were left, before their answer was sent
         self.errors = 0  # faults of the application
         self.bytes_sent = 0
 
+    @property
+    def requests(self) -> int:
+        """Requests answered, by the kind or by a refusal."""
+        return sum(self.responses)
+
     def snapshot(self) -> dict[str, int]:
         """Return the counters under flat names, `responses_2xx` and so on among them."""
         counters = {name: getattr(self, name) for name in self.__slots__ if name != "responses"}
+        counters["requests"] = self.requests
         return counters | {f"responses_{digit}xx": self.responses[digit] for digit in range(2, 6)}
 
 
@@ -55,6 +61,7 @@ class Site:
         "_foreign_suffixes",
         "_suffixes",
         "engine",
+        "heads",
         "kind",
         "log",
         "max_requests",
@@ -72,6 +79,7 @@ class Site:
         self.retiring = False
         self.kind: Kind
         self.engine: Engine = LlhttpEngine()
+        self.heads = HeadReader(self.engine, share.http.head_limit)
         #: Requests per connection.
         self.max_requests = 1 if not share.http.keepalive else share.http.max_keepalive_requests or sys.maxsize
         self._exact, self._suffixes = _split(share.hosts)

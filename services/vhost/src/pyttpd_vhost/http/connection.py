@@ -24,7 +24,7 @@ import socket
 from time import monotonic
 from typing import TYPE_CHECKING
 
-from pyttpd.head import Refused, scan
+from pyttpd.head import Refused
 
 from pyttpd_vhost.http.body import Body
 from pyttpd_vhost.http.engine import CHUNKED, Request
@@ -94,7 +94,7 @@ class Connection:
     def __init__(self, sock: socket.socket, client: tuple[str, int], authority: str, site: Site) -> None:
         self.sock = sock
         self._stream = Stream(sock)
-        self._exchange = Exchange(self._stream, site, client)
+        self._exchange = Exchange(self._stream, site, (client[0], str(client[1])))
         self._site = site
         self._authority = authority
         self._state = _HEAD
@@ -231,15 +231,14 @@ class Connection:
             if not data:
                 return self._rest()
             try:
-                head = scan(data, settings.head_limit)
-                if head is None:
+                request = site.heads.read(data)
+                if request is None:
                     return self._await_head()
-                request = site.engine.read(data, head)
             except Refused as refused:
                 return self._refuse(refused.status, refused.reason)
-            if head.host != self._authority and not site.owns(head.host, self._authority):
+            if request.host != self._authority and not site.owns(request.host, self._authority):
                 return self._refuse(421, "not a name of this vhost")
-            stream.ahead = data[head.end :]
+            stream.ahead = data[request.end :]
             self._served += 1
             stream.sent = 0
             body = None
@@ -249,8 +248,6 @@ class Connection:
                 body = self._body(request)
             keep = request.keep_alive and self._served < site.max_requests and not site.retiring and not self._last
             exchange.start(request, body, keep=keep)
-            stats = site.stats
-            stats.requests += 1
             try:
                 site.kind.handle(request, exchange)
             except ClientGone as gone:
@@ -258,6 +255,7 @@ class Connection:
             finally:
                 if body is not None:
                     body.close()
+            stats = site.stats
             stats.bytes_sent += stream.sent
             stats.responses[exchange.code // 100] += 1
             if exchange.state is not _RESPONDED:

@@ -3,14 +3,14 @@
 The rules, the same for every engine:
 - `pyttpd.head.scan` speaks first. The engine sees exactly the bytes of one head, never a byte of a body or of the next request.
 - The engine may refuse what the scanner let through; it can't accept what the scanner refused. So the stricter one wins.
-- The framing of the body is decided here, once, for all engines (`frame`): RFC 9112 section 6.3 without its tolerances.
+- The framing of the body is decided here, once, for all engines (`Request`): RFC 9112 section 6.3 without its tolerances.
 - Upgrade is ignored (RFC 9110 section 7.8 allows that): the request is served as if it weren't there.
 """
 
 from __future__ import annotations
 
 import re
-from typing import Protocol
+from typing import Any, Protocol
 
 from pyttpd.head import Head, Refused
 
@@ -33,10 +33,29 @@ class Request:
     `method` as sent; `target` as sent; `path` and `query` are the target's parts, not decoded ("*" for `OPTIONS *`; absolute-form
     is reduced to its path). `version` is 10 or 11. `headers` in the order sent, names in lower case, values without blanks around
     them. `host` is normalised by the scanner ("" only for HTTP/1.0), `port` 0 if not named. `keep_alive` is what the client
-    asks for. `length` is the body's length in bytes or CHUNKED. `expect` is `Expect: 100-continue`.
+    asks for. `length` is the body's length in bytes or CHUNKED. `expect` is `Expect: 100-continue`. `end` is where the head
+    ended in the bytes that were read.
+
+    Not to be changed once made: with `remembered` it stands for later requests with the same head, too, and then
+    `memo` is for the kind, to keep what it made of the request.
     """
 
-    __slots__ = ("expect", "headers", "host", "keep_alive", "length", "method", "path", "port", "query", "target", "version")
+    __slots__ = (
+        "end",
+        "expect",
+        "headers",
+        "host",
+        "keep_alive",
+        "length",
+        "memo",
+        "method",
+        "path",
+        "port",
+        "query",
+        "remembered",
+        "target",
+        "version",
+    )
 
     method: str
     target: bytes
@@ -49,6 +68,60 @@ class Request:
     keep_alive: bool
     length: int
     expect: bool
+    end: int
+    remembered: bool
+    memo: Any
+
+    def __init__(self, head: Head, headers: Headers, special: Headers) -> None:
+        """Make it of the scanner's verdict and the engine's header fields, `special` those in FRAMING. Raises Refused."""
+        self.method = head.method.decode("ascii")
+        self.version = head.version
+        self.headers = headers
+        self.host = head.host
+        self.port = head.port
+        self.end = head.end
+        self.remembered = False
+        self.memo = None
+        target = self.target = head.target
+        if target[:1] != b"/":
+            target = _path_and_query(head)
+        self.path, _, self.query = target.partition(b"?")
+        self.keep_alive = head.version == 11
+        self.length = 0
+        self.expect = False
+        if special:
+            self._frame(special)
+
+    def _frame(self, special: Headers) -> None:
+        """Decide framing and life time (RFC 9112 sections 6.3 and 9.3), and refuse whatever is ambiguous."""
+        lengths = [value for name, value in special if name == b"content-length"]
+        codings = [value for name, value in special if name == b"transfer-encoding"]
+        if codings:
+            if lengths:
+                raise Refused(400, "Content-Length with Transfer-Encoding")
+            if self.version != 11:
+                raise Refused(400, "Transfer-Encoding in HTTP/1.0")
+            if len(codings) != 1 or codings[0].lower() != b"chunked":
+                raise Refused(501, "transfer coding not served")
+            self.length = CHUNKED
+        elif lengths:
+            if len(lengths) != 1 or _LENGTH.fullmatch(lengths[0]) is None:
+                raise Refused(400, "malformed Content-Length")
+            self.length = int(lengths[0])
+        for name, value in special:
+            if name == b"connection":
+                options = {option.strip() for option in value.lower().split(b",")}
+                if b"close" in options:
+                    self.keep_alive = False
+                    break  # whatever follows (RFC 9112 section 9.3)
+                if b"keep-alive" in options:
+                    self.keep_alive = True
+        for name, value in special:
+            if name == b"expect":
+                if value.lower() != b"100-continue":
+                    raise Refused(417, "expectation not served")
+                # a 1.0 client can't understand 100 (RFC 9110 section 10.1.1); without a body there is nothing to go on with
+                self.expect = self.version == 11 and self.length != 0
 
     def get(self, name: bytes) -> bytes | None:
         """Return the value of the header `name` (lower case), several joined with ", " (RFC 9110 section 5.3), None if absent."""
@@ -68,59 +141,13 @@ class Engine(Protocol):
         ...
 
 
-def split_target(request: Request, head: Head) -> None:
-    """Set `target`, `path` and `query` from the request target (RFC 9112 section 3.2)."""
-    target = request.target = head.target
-    if target[:1] != b"/":
-        if target == b"*":
-            request.path, request.query = target, b""
-            return
-        if head.method == b"CONNECT":
-            raise Refused(501, "CONNECT is not served")
-        # absolute-form: the scanner has checked and used the authority
-        rest = target.partition(b"://")[2]
-        start = min((at for at in (rest.find(b"/"), rest.find(b"?")) if at >= 0), default=len(rest))
-        target = rest[start:]
-        if target[:1] != b"/":
-            target = b"/" + target
-    if b"?" in target:
-        request.path, _, request.query = target.partition(b"?")
-    else:
-        request.path, request.query = target, b""
-
-
-def frame(request: Request, special: Headers) -> None:
-    """Set `keep_alive`, `length` and `expect` from the version and the FRAMING headers. Raises Refused for whatever is ambiguous."""
-    request.length = 0
-    request.expect = False
-    request.keep_alive = request.version == 11
-    if not special:
-        return
-    lengths = [value for name, value in special if name == b"content-length"]
-    codings = [value for name, value in special if name == b"transfer-encoding"]
-    if codings:
-        if lengths:
-            raise Refused(400, "Content-Length with Transfer-Encoding")
-        if request.version != 11:
-            raise Refused(400, "Transfer-Encoding in HTTP/1.0")
-        if len(codings) != 1 or codings[0].lower() != b"chunked":
-            raise Refused(501, "transfer coding not served")
-        request.length = CHUNKED
-    elif lengths:
-        if len(lengths) != 1 or _LENGTH.fullmatch(lengths[0]) is None:
-            raise Refused(400, "malformed Content-Length")
-        request.length = int(lengths[0])
-    for name, value in special:
-        if name == b"connection":
-            options = {option.strip() for option in value.lower().split(b",")}
-            if b"close" in options:
-                request.keep_alive = False
-                break  # "close" wins over whatever follows (RFC 9112 section 9.3)
-            if b"keep-alive" in options:
-                request.keep_alive = True
-    for name, value in special:
-        if name == b"expect":
-            if value.lower() != b"100-continue":
-                raise Refused(417, "expectation not served")
-            # a 1.0 client can't understand 100 (RFC 9110 section 10.1.1); without a body there is nothing to go on with
-            request.expect = request.version == 11 and request.length != 0
+def _path_and_query(head: Head) -> bytes:
+    """Return a target that isn't in origin-form without its scheme and authority (RFC 9112 section 3.2), which the scanner has used."""
+    if head.target == b"*":
+        return b"*"
+    if head.method == b"CONNECT":
+        raise Refused(501, "CONNECT is not served")
+    rest = head.target.partition(b"://")[2]
+    start = min((at for at in (rest.find(b"/"), rest.find(b"?")) if at >= 0), default=len(rest))
+    rest = rest[start:]
+    return rest if rest[:1] == b"/" else b"/" + rest

@@ -56,10 +56,10 @@ class Exchange:
 
     __slots__ = ("_framing", "_left", "_stream", "body", "client", "code", "keep", "request", "site", "state")
 
-    def __init__(self, stream: Stream, site: Site, client: tuple[str, int]) -> None:
+    def __init__(self, stream: Stream, site: Site, client: tuple[str, str]) -> None:
         self._stream = stream
         self.site = site
-        self.client = client
+        self.client = client  # address and port
         self.request: Request
         self.body: Body | None = None  # None: the request has none
         self.state = _NOTHING

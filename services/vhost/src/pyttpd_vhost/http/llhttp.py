@@ -13,7 +13,7 @@ from httptools import HttpParserError, HttpParserInvalidMethodError, HttpParserU
 from pyttpd.head import Head, Refused
 
 from pyttpd_vhost.http.chunked import ChunkedDecoder
-from pyttpd_vhost.http.engine import FRAMING, Headers, Request, frame, split_target
+from pyttpd_vhost.http.engine import FRAMING, Headers, Request
 
 #: Lower-case forms of names as clients send them: a dict look-up costs less than lower() and a second object per header.
 _LOWER: dict[bytes, bytes] = {}
@@ -65,19 +65,9 @@ class LlhttpEngine:
         except HttpParserError:
             self._parser = None
             raise Refused(400, "malformed head") from None
-        if special:
+        if special or head.version != 11:
             self._parser = None
-        request = Request()
-        request.method = head.method.decode("ascii")
-        request.version = head.version
-        request.headers = headers
-        request.host = head.host
-        request.port = head.port
-        split_target(request, head)
-        frame(request, special)
-        if request.version != 11:
-            self._parser = None
-        return request
+        return Request(head, headers, special)
 
     def chunked(self) -> ChunkedDecoder:
         """See `Engine.chunked`."""

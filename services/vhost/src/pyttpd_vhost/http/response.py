@@ -28,6 +28,11 @@ _NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
 _LENGTH = re.compile(r"[0-9]{1,18}")
 
+#: Checked fields with their lines (Content-Length's: its value; no Date). The same ones come again and again; when the table is full of others, it starts anew.
+_MAX_LINES = 512
+_MAX_LINE_VALUE = 128
+_lines: dict[tuple[str, str], str | int] = {}
+
 #: Checked names with their lower-case forms, and checked status lines with their codes. An application uses few of them; the bounds are
 #: for one that makes them up.
 _MAX_CHECKED = 512
@@ -60,20 +65,41 @@ class Fields:
         self.length: int | None = None
         self.date = False
         text = ""
-        for name, value in headers:
-            lower = _names.get(name) or _check_name(name)
-            # the first two are one C call each and true for nearly all; str subclasses could lie about both
-            if type(value) is not str or not (value.isascii() and value.isprintable() or _VALUE.fullmatch(value)):
-                raise ResponseError(f"not a value of the header {name}: {value!r:.100}")
-            if lower == "content-length":
-                if _LENGTH.fullmatch(value) is None or self.length is not None:
-                    raise ResponseError(f"not a Content-Length: {value!r:.100}")
-                self.length = int(value)
-                continue
-            if lower == "date":
-                self.date = True
-            text += f"{name}: {value}\r\n"
+        for field in headers:
+            try:
+                line = _lines[field]
+            except (KeyError, TypeError):
+                line = self._check(field)
+            if type(line) is str:
+                text += line
+            elif self.length is None:
+                self.length = line
+            else:
+                raise ResponseError("a second Content-Length")
         self.text = text
+
+    def _check(self, field: tuple[str, str]) -> str | int:
+        """Return the line of a field, of Content-Length the value."""
+        try:
+            name, value = field
+        except (TypeError, ValueError):
+            raise ResponseError(f"not a header field: {field!r:.100}") from None
+        lower = _names.get(name) or _check_name(name)
+        if type(value) is not str or _VALUE.fullmatch(value) is None:
+            raise ResponseError(f"not a value of the header {name}: {value!r:.100}")
+        line: str | int = f"{name}: {value}\r\n"
+        if lower == "date":
+            self.date = True
+            return line
+        if lower == "content-length":
+            if _LENGTH.fullmatch(value) is None:
+                raise ResponseError(f"not a Content-Length: {value!r:.100}")
+            line = int(value)
+        if len(value) <= _MAX_LINE_VALUE:
+            if len(_lines) >= _MAX_LINES:
+                _lines.clear()
+            _lines[name, value] = line
+        return line
 
 
 def _check_name(name: str) -> str:

@@ -110,6 +110,20 @@ class WsgiKind:
             response.closed = True
 
     def _environ(self, request: Request, exchange: Exchange) -> Environ:
+        """Return the environ: what the head says, then what the connection and the body add."""
+        environ: Environ
+        if request.remembered:
+            if request.memo is None:
+                request.memo = self._head_environ(request)
+            environ = request.memo.copy()
+        else:
+            environ = self._head_environ(request)
+        environ["REMOTE_ADDR"], environ["REMOTE_PORT"] = exchange.client
+        if exchange.body is not None:
+            environ["wsgi.input"] = Input(exchange.body)
+        return environ
+
+    def _head_environ(self, request: Request) -> Environ:
         environ = self._template.copy()
         environ["REQUEST_METHOD"] = request.method
         path = request.path
@@ -121,9 +135,6 @@ class WsgiKind:
         environ["SERVER_NAME"] = request.host or self._site.share.name
         environ["SERVER_PORT"] = str(request.port) if request.port else "80"
         environ["SERVER_PROTOCOL"] = "HTTP/1.1" if request.version == 11 else "HTTP/1.0"
-        host, port = exchange.client
-        environ["REMOTE_ADDR"] = host
-        environ["REMOTE_PORT"] = str(port)
         for name, value in request.headers:
             try:
                 key = _KEYS[name]
@@ -136,8 +147,6 @@ class WsgiKind:
                 # several fields of one name are a list (RFC 9110 section 5.3); cookies have their own comma (RFC 6265 section 5.4)
                 text = f"{environ[key]}{'; ' if name == b'cookie' else ', '}{text}"
             environ[key] = text
-        if exchange.body is not None:
-            environ["wsgi.input"] = Input(exchange.body)
         return environ
 
     def _report(self, request: Request) -> None:

@@ -1,0 +1,48 @@
+"""From bytes to a `Request`: the scanner, then the engine, and a memory of what they said.
+
+Both are pure functions of the head's bytes, and many clients (health checks, pollers, services calling services) send the same
+short head over and over. So the verdict on a short head without a body is remembered: looking it up costs a tenth of making it. Longer
+heads (browsers send 500 bytes and more, and seldom the same) aren't looked up at all, because hashing them isn't free.
+What depends on the connection (whether the host is ours here) isn't part of the verdict and is asked every time.
+"""
+
+from __future__ import annotations
+
+from pyttpd.head import scan
+
+from pyttpd_vhost.http.engine import Engine, Request
+
+#: Longer heads aren't remembered.
+MAX_REMEMBERED = 384
+
+#: Heads remembered; then all are forgotten. With their requests and what kinds add to them, at most about 1 MB a process.
+MAX_MEMORY = 256
+
+
+class HeadReader:
+    """Reads heads for all connections of a thread. Refused and malformed heads are never remembered."""
+
+    __slots__ = ("_engine", "_limit", "_memory")
+
+    def __init__(self, engine: Engine, limit: int) -> None:
+        self._engine = engine
+        self._limit = limit
+        self._memory: dict[bytes, Request] = {}
+
+    def read(self, data: bytes) -> Request | None:
+        """Return the request whose head `data` starts with (`Request.end`), None if it isn't complete. Raises Refused."""
+        short = len(data) <= MAX_REMEMBERED
+        if short:
+            request = self._memory.get(data)
+            if request is not None:
+                return request
+        head = scan(data, self._limit)
+        if head is None:
+            return None
+        request = self._engine.read(data, head)
+        if short and not request.length and request.end == len(data):
+            if len(self._memory) >= MAX_MEMORY:
+                self._memory.clear()
+            self._memory[data] = request
+            request.remembered = True
+        return request
