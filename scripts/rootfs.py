@@ -236,11 +236,12 @@ def import_everything(out: Path) -> None:
 
 
 def settle(out: Path) -> None:
-    """Give every file to root, writable and privileged for nobody, and one time to all."""
+    """Give every file to root, writable and privileged for nobody, no module a program, and one time to all."""
     for path in [*out.rglob("*"), out]:
         if not path.is_symlink():
             mode = path.stat().st_mode
-            path.chmod(0o755 if stat.S_ISDIR(mode) or mode & stat.S_IXUSR else 0o644)
+            program = mode & stat.S_IXUSR and path.suffix != ".py"
+            path.chmod(0o755 if stat.S_ISDIR(mode) or program else 0o644)
         os.chown(path, 0, 0, follow_symlinks=False)
     for path in [*out.rglob("*"), out]:
         os.utime(path, (EPOCH, EPOCH), follow_symlinks=False)

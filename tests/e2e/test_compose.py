@@ -1,0 +1,184 @@
+"""The compose tree in use: pages as a person fetches them, and each container's rights as the kernel has them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from pyttpd.roles import ROLES, Channel, Role
+
+from support.compose import Deployment
+from support.images import TOP
+
+pytestmark = [pytest.mark.docker, pytest.mark.root, pytest.mark.timeout(600)]
+
+UIDS = {
+    "net": 0,
+    "init": 0,
+    "master": 10001,
+    "umaster": 10002,
+    "listener-http": 10010,
+    "listener-metrics": 10009,
+    "vhost-static": 20001,
+    "vhost-wsgi": 20002,
+}
+CAP_NET_BIND_SERVICE = 1 << 10
+DOWNLOAD_BYTES = 10 * 1024 * 1024
+
+
+# ---- pages ---------------------------------------------------------------------------------------------------------
+
+
+def test_both_tenants_answer(tree: Deployment) -> None:
+    for host in ("static.localhost", "wsgi.localhost"):
+        done = tree.curl(f"http://{host}/", "--fail")
+        assert done.returncode == 0, done.stderr
+        assert b"<html" in done.stdout.lower()
+
+
+def test_an_unknown_host_gets_421(tree: Deployment) -> None:
+    done = tree.curl("http://nobody.localhost/", "-o", os.devnull, "-w", "%{http_code}")
+    assert done.stdout == b"421"
+
+
+def test_a_tenant_answers_for_the_other_one_no_more_than_for_a_stranger(tree: Deployment) -> None:
+    """On one kept connection: the second request is for somebody else, and is not answered by whoever has it."""
+    with tree.connect() as client:
+        client.sendall(b"GET / HTTP/1.1\r\nHost: static.localhost\r\n\r\n")
+        first = client.recv(65536)
+        assert first.startswith(b"HTTP/1.1 200 ")
+        length = int(first.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0])
+        while len(first.partition(b"\r\n\r\n")[2]) < length:
+            first += client.recv(65536)
+        client.sendall(b"GET / HTTP/1.1\r\nHost: wsgi.localhost\r\n\r\n")
+        second = b""
+        while data := client.recv(65536):
+            second += data
+    assert second.startswith(b"HTTP/1.1 421 ")
+    assert b"connection: close" in second.lower()
+
+
+def test_the_download_arrives_whole(tree: Deployment, tmp_path: Path) -> None:
+    """The file is generated when the image is built, the same everywhere: so it can be made again to compare."""
+    import subprocess
+    import sys
+
+    subprocess.run([sys.executable, TOP / "examples/static/generate.py", tmp_path], check=True)
+    (made,) = (
+        path for path in tmp_path.rglob("*") if path.is_file() and path.stat().st_size >= DOWNLOAD_BYTES
+    )
+    got = tmp_path / "got"
+    done = tree.curl(f"http://static.localhost/{made.relative_to(tmp_path)}", "--fail", "-o", str(got))
+    assert done.returncode == 0, done.stderr
+    assert got.read_bytes() == made.read_bytes()
+
+
+# ---- rights --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("service", UIDS)
+def test_every_process_has_its_uid_and_no_rights(tree: Deployment, service: str) -> None:
+    processes = tree.processes(service)
+    assert processes
+    # Only init's keeper, which starts init again, may bind low ports, and only while it has to.
+    allowed = CAP_NET_BIND_SERVICE if service == "init" else 0
+    for process in processes:
+        assert process.ids("Uid") == process.ids("Gid") == {UIDS[service]}, process.command()
+        assert set(map(int, process.status["Groups"].split())) <= {UIDS[service]}
+        for which in ("CapInh", "CapPrm", "CapEff", "CapAmb"):
+            assert not process.capabilities(which) & ~allowed, f"{which} of {process.command()}"
+        assert process.status["NoNewPrivs"] == "1"
+        assert process.status["Seccomp"] == "2"
+
+
+@pytest.mark.parametrize("service", UIDS)
+def test_what_serves_is_confined_beyond_the_engines_filter(tree: Deployment, service: str) -> None:
+    """The engine's seccomp filter is one; whatever speaks to a peer or runs a tenant's code has put its own on top.
+
+    A role's PID 1 is its keeper, which speaks to nobody; the holder is its own.
+    """
+    processes = tree.processes(service)
+    serving = processes if service == "net" else processes[1:]
+    assert serving
+    for process in serving:
+        assert int(process.status["Seccomp_filters"]) > 1, process.command()
+
+
+@pytest.mark.parametrize("service", UIDS)
+def test_the_network_is_the_holders_alone(tree: Deployment, service: str) -> None:
+    (holder,) = tree.processes("net")
+    (own,) = {process.namespace("net") for process in tree.processes(service)}
+    if service in ("net", "init"):
+        assert own == holder.namespace("net")
+    else:
+        assert own not in (holder.namespace("net"), os.readlink("/proc/self/ns/net"))
+        for process in tree.processes(service):
+            assert process.interfaces() == {"lo"}
+
+
+@pytest.mark.parametrize("service", UIDS)
+def test_containers_share_nothing_else(tree: Deployment, service: str) -> None:
+    for kind in ("pid", "mnt", "ipc", "uts"):
+        first = tree.processes(service)[0].namespace(kind)
+        for other in UIDS:
+            if other != service:
+                assert tree.processes(other)[0].namespace(kind) != first
+
+
+@pytest.mark.parametrize("service", [name for name in UIDS if name != "net"])
+def test_a_channel_directory_is_writable_in_its_binders_container_alone(
+    tree: Deployment, service: str
+) -> None:
+    """Tried as root of this machine through the container's own mounts: their flags hold for root as well."""
+    row = ROLES[Role(service.partition("-")[0])]
+    root = Path(f"/proc/{tree.processes(service)[0].pid}/root/run/pyttpd")
+    assert {path.name for path in root.iterdir()} == {
+        channel.value for channel in (*row.binds, *row.connects)
+    }
+    for channel in Channel:
+        folder = root / channel.value
+        if channel in row.connects:
+            assert (folder / "sock").is_socket()
+            with pytest.raises(OSError, match="Read-only file system"):
+                (folder / "other").touch()
+            with pytest.raises(OSError, match="Read-only file system"):
+                (folder / "sock").unlink()
+            with pytest.raises(OSError, match="Read-only file system"):
+                (folder / "sock").rename(folder / "other")
+        elif channel in row.binds:
+            assert [path.name for path in folder.iterdir()] == ["sock"]
+
+
+@pytest.mark.parametrize("service", UIDS)
+def test_nothing_can_be_written_but_what_was_given(tree: Deployment, service: str) -> None:
+    row = ROLES[Role("init" if service == "net" else service.partition("-")[0])]
+    expected = {"/run/health"}
+    if service != "net":
+        expected |= {f"/run/pyttpd/{channel.value}" for channel in row.binds}
+    if service == "vhost-wsgi":
+        expected.add("/tmp")
+    lines = Path(f"/proc/{tree.processes(service)[0].pid}/mountinfo").read_text().splitlines()
+    writable = {line.split()[4] for line in lines if "rw" in line.split()[5].split(",")}
+    # The kernel's and the engine's own; what is below /proc is masked by it where it matters.
+    writable = {path for path in writable if not path.startswith(("/proc", "/dev", "/sys"))}
+    assert writable == expected
+
+
+def test_no_descriptor_of_a_tenant_leads_to_the_outside(tree: Deployment) -> None:
+    """An idle tenant holds no TCP socket but the metrics connections that are being answered: there are none now."""
+    for service in ("vhost-static", "vhost-wsgi"):
+        for process in tree.processes(service):
+            tables = {kind: f"/proc/{process.pid}/net/{kind}" for kind in ("tcp", "tcp6", "udp", "udp6")}
+            for kind, table in tables.items():
+                assert len(Path(table).read_text().splitlines()) <= 1, f"{service} has a {kind} socket"
+
+
+# ---- its end -------------------------------------------------------------------------------------------------------
+
+
+def test_every_container_is_healthy_and_none_was_started_again(tree: Deployment) -> None:
+    for service, container in tree.containers().items():
+        assert container["State"]["Health"]["Status"] == "healthy", service
+        assert container["RestartCount"] == 0, service

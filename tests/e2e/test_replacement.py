@@ -1,0 +1,60 @@
+"""Containers are replaced and killed one at a time; the tree serves again by itself."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from support.compose import Deployment, running
+
+pytestmark = [pytest.mark.docker, pytest.mark.root, pytest.mark.timeout(600)]
+
+#: For the others to find a container that has come back (s): their links try again after at most a few seconds.
+BACK_WITHIN = 20.0
+REPLACEABLE = ["master", "umaster", "listener-http", "vhost-static", "vhost-wsgi", "init"]
+
+
+@pytest.fixture(scope="module")
+def own_tree() -> Iterator[Deployment]:
+    """A tree of its own: the shared one's containers are never started again."""
+    with running("replaced") as tree:
+        yield tree
+
+
+@pytest.mark.parametrize("service", REPLACEABLE)
+def test_the_tree_serves_after_a_container_was_restarted(own_tree: Deployment, service: str) -> None:
+    own_tree.wait_for(own_tree.serves, BACK_WITHIN)
+    own_tree.compose("restart", service)
+    own_tree.wait_for(own_tree.serves, BACK_WITHIN)
+
+
+@pytest.mark.parametrize("service", ["umaster", "vhost-static"])
+def test_the_tree_serves_after_a_container_was_killed(own_tree: Deployment, service: str) -> None:
+    """PID 1 dies and the whole container with it; the engine starts it again."""
+    own_tree.wait_for(own_tree.serves, BACK_WITHIN)
+    before = own_tree.containers()[service]
+    # Not by `docker kill`, which counts as a wish of the operator's that the restart policy respects.
+    subprocess.run(["kill", "-KILL", str(before["State"]["Pid"])], check=True)
+    deadline = time.monotonic() + BACK_WITHIN
+    while own_tree.containers()[service]["RestartCount"] == before["RestartCount"]:
+        assert time.monotonic() < deadline, "the engine has not started it again"
+        time.sleep(0.2)
+    own_tree.wait_for(own_tree.serves, BACK_WITHIN)
+
+
+def test_the_last_tenant_standing_is_no_neighbours_problem(own_tree: Deployment) -> None:
+    """A tenant whose container is stopped gets 503 by the queue's age, its neighbour is served as ever."""
+    own_tree.wait_for(own_tree.serves, BACK_WITHIN)
+    own_tree.compose("stop", "vhost-wsgi")
+    try:
+        started = time.monotonic()
+        assert own_tree.get("static.localhost").status == 200
+        assert time.monotonic() - started < 1
+        assert own_tree.request("GET", "wsgi.localhost", "/").status == 503
+        assert own_tree.get("static.localhost").status == 200
+    finally:
+        own_tree.compose("start", "vhost-wsgi")
+    own_tree.wait_for(own_tree.serves, BACK_WITHIN)

@@ -1,0 +1,117 @@
+"""Each image, from outside: who runs in it, what is in it, and above all what is not."""
+
+from __future__ import annotations
+
+import subprocess
+
+import pytest
+
+from pyttpd import __version__
+from pyttpd.roles import ROLES, Role
+
+from support.images import IMAGES, SITE, Image, load, locked
+
+pytestmark = [pytest.mark.docker, pytest.mark.timeout(600)]
+
+TAG = "test"
+#: What the issue allows, unpacked.
+MOST_BYTES = 60_000_000
+SHELLS = {"sh", "bash", "dash", "ash", "busybox", "zsh", "ksh", "csh", "fish", "env", "toybox"}
+INSTALLERS = {"apt", "apt-get", "dpkg", "pip", "pip3", "rpm", "apk", "dnf", "easy_install", "uv"}
+#: Modules that install or load others from elsewhere.
+INSTALLING_PACKAGES = {"pip", "setuptools", "ensurepip", "pkg_resources", "wheel", "_distutils_hack"}
+
+
+@pytest.fixture(params=IMAGES)
+def image(request: pytest.FixtureRequest) -> Image:
+    return load(request.param, TAG)
+
+
+def test_is_small(image: Image) -> None:
+    assert image.size <= MOST_BYTES
+
+
+def test_runs_its_role_as_its_numeric_user(image: Image) -> None:
+    uid = ROLES[Role(image.role)].uid
+    config = image.config["config"]
+    assert config["User"] == f"{uid}:{uid}"
+    assert config["Entrypoint"] == ["/usr/bin/python3", "-I", "-m", f"pyttpd_{image.role}"]
+    assert not config.get("Cmd")
+    assert not config.get("ExposedPorts")
+    assert not config.get("Volumes")
+    assert config["Env"] in (["LANG=C.UTF-8"], [*config["Env"][:1], "LANG=C.UTF-8"])
+    assert config["Healthcheck"]["Test"] == ["CMD", "/usr/bin/python3", "-I", "-m", "pyttpd.health"]
+
+
+def test_starts_with_nothing_to_write_to_and_no_rights(image: Image) -> None:
+    arguments = ["--read-only", "--network=none", "--cap-drop=ALL", "--security-opt=no-new-privileges"]
+    done = subprocess.run(
+        ["docker", "run", "--rm", *arguments, f"{image.name}:{TAG}", "--version"],
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stdout.strip()) == (0, __version__), done.stderr
+
+
+def test_has_one_program(image: Image) -> None:
+    programs = {
+        path
+        for path, info in image.files.items()
+        if info.isreg() and info.mode & 0o111 and ".so" not in path.rpartition("/")[2]
+    }
+    assert programs == {"usr/bin/python3.13"}
+
+
+def test_has_no_shell_and_no_package_manager(image: Image) -> None:
+    names = {path.rpartition("/")[2] for path, info in image.files.items() if not info.isdir()}
+    assert not names & (SHELLS | INSTALLERS)
+    modules = {path.rpartition("/")[2].removesuffix(".py") for path in image.files}
+    assert not modules & INSTALLING_PACKAGES
+
+
+def test_nobody_gains_rights_by_a_file(image: Image) -> None:
+    for path, info in image.files.items():
+        assert not info.mode & 0o7000, f"{path} is setuid, setgid or sticky"
+        assert not any("security." in key for key in info.pax_headers), f"{path} has capabilities"
+        assert not info.isdev(), f"{path} is a device"
+
+
+def test_nobody_may_write_a_file(image: Image) -> None:
+    for path, info in image.files.items():
+        assert (info.uid, info.gid) == (0, 0), f"{path} belongs to {info.uid}:{info.gid}"
+        assert info.issym() or not info.mode & 0o022, f"{path} has mode {info.mode:o}"
+
+
+def test_has_no_other_roles_code(image: Image) -> None:
+    others = {f"pyttpd_{role.value}" for role in Role if role.value != image.role} | {"pyttpd_ctl"}
+    for path in image.files:
+        assert not others & {part.partition("-")[0].partition(".")[0] for part in path.split("/")}, path
+
+
+def test_has_exactly_the_locked_distributions(image: Image) -> None:
+    own = {"pyttpd": __version__, f"pyttpd-{image.role}": __version__}
+    assert image.distributions() == locked(image.role) | own
+
+
+def test_has_no_package_that_no_distribution_brought(image: Image) -> None:
+    packages = {path.removeprefix(SITE).partition("/")[0] for path in image.files if path.startswith(SITE)}
+    packages = {name for name in packages if not name.endswith(".dist-info")}
+    expected = {name.replace("-", "_") for name in image.distributions()}
+    assert packages == expected
+
+
+def test_is_byte_compiled(image: Image) -> None:
+    sources = [path for path in image.files if path.endswith(".py")]
+    assert sources
+    for path in sources:
+        folder, _, name = path.rpartition("/")
+        compiled = f"{folder}/__pycache__/{name.removesuffix('.py')}.cpython-313.pyc"
+        assert compiled in image.files, f"{path} would be compiled at every start"
+
+
+def test_has_no_trace_of_the_build(image: Image) -> None:
+    for path in image.files:
+        name = path.rpartition("/")[2]
+        assert name not in ("direct_url.json", "EXTERNALLY-MANAGED", "requirements.lock", ".lock"), path
+        assert not path.startswith(("root/", "src/", "var/", "home/")), path
+        assert not name.endswith((".whl", ".deb", ".toml")), path
