@@ -1,0 +1,364 @@
+"""The one head scanner: request line, authority and the framing fields of an HTTP/1.x request, strictly.
+
+Theory of operation
+-------------------
+The listener runs it on peeked bytes to learn whom a connection is for, and the vhost runs it on every request
+before its engine (llhttp or h11) sees a byte. Because both ask the same function, they cannot disagree about the
+authority; and because what it accepts is narrower than what either engine accepts, and says where the head ends and
+leaves one way only to frame the body, they cannot disagree about that either.
+
+There are two readings of the same grammar, built from the same fragments:
+
+- `_HEAD` accepts. One match of one compiled expression, for the whole head. A second Host, a second Content-Length or
+  one beside a Transfer-Encoding are not looked for: there is no place for them in the expression. It is the **only**
+  way to a Head.
+- `_explain` refuses. It goes through the head line by line, in the order of the bytes, and finds the first fault
+  and the status for it. It never accepts: if it finds no fault where `_HEAD` did not match, that is refused, too.
+  (A test holds the two against each other.)
+
+`_OPEN` is `_HEAD` cut off anywhere: a head that is only not finished costs one match, and not a walk in Python for
+each segment that a slow client sends.
+
+**Order.** The verdict on a prefix is the verdict on the whole: once refused, no further byte changes status or reason;
+and while a head can still become valid it is None. Hence every fault belongs to an offset, and the lowest wins.
+
+**Linear time.** Each repetition is possessive, or a character class that is followed by a character outside of it, and
+the alternatives differ in their first character or are kept apart by a look-ahead of bounded length: the engine has
+no choice to take back that it could repeat. The optional groups around Host and the framing field are the exception:
+at most two of them can be taken back, at no cost (what follows them cannot match there).
+
+Must stay in step: `METHODS` with what both engines accept; the tests' table of differences to h11 and llhttp
+(tests/conformance/test_head_differential.py).
+
+Tolerances, each for a reason
+-----------------------------
+- One empty line before the request line (RFC 9112 section 2.2). Exactly one, and CRLF.
+- The request target holds what RFC 3986 allows and, because browsers and curl send them: in the path ``" [ ] ^ ` { | }``,
+  in the query any visible character but ``#``, and a per cent sign without two hexadecimal digits.
+  Refused stay: fragments, bytes above 0x7e, and in the path ``\\ < >`` and broken per cent encodings, on which
+  servers and file systems are known to disagree. Whether ``%2f``, ``%00`` or ``..`` make sense is for the kind to say.
+- Host names may hold underscores, and hyphens at either end of a label; one dot may follow.
+
+Decided for the strict side
+---------------------------
+- Empty Host: 400 (RFC 9110 section 4.2.1: no http URI without a host). Versions but 1.0 and 1.1: 505.
+- Content-Length twice, even if equal, or as a list; Transfer-Encoding but exactly "chunked": the message is refused
+  and not repaired (RFC 9112 section 6.3 allows either).
+- An absolute-form target with https: 421, since this connection is not secured (RFC 9110 section 7.4).
+- CONNECT, and methods that an engine does not know: 501 (RFC 9110 section 9.1).
+- A host whose last label is a number must be an IPv4 address, as in the URL standard of browsers.
+"""
+
+from __future__ import annotations
+
+import re
+import socket
+from functools import lru_cache
+from typing import NamedTuple
+
+#: Bytes of the request line with its CRLF. RFC 9112 section 3 wants 8000 at least; the rest is for method and version.
+REQUEST_LINE_LIMIT = 8192
+#: Field lines of a head. Browsers send about twenty, proxies add ten; Apache and nginx stop at about a hundred.
+FIELDS_LIMIT = 128
+#: Bytes of a method. The longest that anybody registered has 17 (UPDATEREDIRECTREF).
+METHOD_LIMIT = 32
+#: Characters of a host name and of one of its labels (RFC 1035 section 2.3.4, without the root's dot).
+HOST_LIMIT = 253
+LABEL_LIMIT = 63
+#: Digits of a Content-Length: 10**18 - 1 still fits in 64 bit, signed, in every engine.
+LENGTH_DIGITS = 18
+
+#: Methods that both engines know (llhttp's list for HTTP), without CONNECT and PRI.
+METHODS = frozenset(
+    b"ACL BIND CHECKOUT COPY DELETE GET HEAD LINK LOCK M-SEARCH MERGE MKACTIVITY MKCALENDAR MKCOL MOVE NOTIFY OPTIONS"
+    b" PATCH POST PROPFIND PROPPATCH PURGE PUT QUERY REBIND REPORT SEARCH SOURCE SUBSCRIBE TRACE UNBIND UNLINK"
+    b" UNLOCK UNSUBSCRIBE".split()
+)
+
+
+class Head(NamedTuple):
+    """What a valid head says. Offsets count from the first byte that was scanned.
+
+    `target` is as sent. `host` is normalised: lower case, without port or trailing dot, IPv6 in brackets and in its
+    canonical form; "" for HTTP/1.0 without Host. `port` is 0 when none was given. `end` is the offset just behind the
+    empty line, where the body starts.
+    """
+
+    method: bytes
+    target: bytes
+    version: int
+    host: str
+    port: int
+    end: int
+
+
+class Refused(Exception):
+    """The head is not valid. `status` is the answer it deserves; `reason` a fixed text without a byte of the client's."""
+
+    def __init__(self, status: int, reason: str) -> None:
+        super().__init__(status, reason)
+        self.status = status
+        self.reason = reason
+
+
+# --- the grammar -------------------------------------------------------------------------------------------------
+# In sets (inside of [...]), so that they can be put together.
+
+_TCHAR = rb"!#$%&'*+\-.^_`|~0-9A-Za-z"  # RFC 9110 section 5.6.2
+_TCHAR_PLAIN = rb"!#$%&'*+\-.^_`|~0-9ABD-GI-SU-Zabd-gi-su-z"  # those that no name of _SPECIAL starts with
+_VALUE = rb"\t\x20-\x7e\x80-\xff"  # field-vchar, SP and HTAB: RFC 9110 section 5.5
+_PATH = rb"!\"$&'()*+,\-./0-9:;=@A-Z\[\]\^_`a-z{|}~"  # pchar without "%", "/", and what browsers and curl send raw
+_QUERY = rb"!-\"$-~"  # visible characters but "#"
+
+_SPECIAL = rb"(?i:host|content-length|transfer-encoding)"
+_OWS = rb"[ \t]*+"
+_ORIGIN = rb"/[%b]*+(?:%%[0-9A-Fa-f]{2}[%b]*+){0,%d}(?:\?[%b]*+)?" % (
+    _PATH,
+    _PATH,
+    REQUEST_LINE_LIMIT // 3,
+    _QUERY,
+)  # RFC 9112 section 3.2.1
+# The other forms start otherwise; _target() looks into them, off the hot path.
+_REQUEST = rb"(?:\r\n)?([%b]{1,%d}+) (%b|[!-.0-~][!-~]*+) HTTP/1\.(?:(1)|0)\r\n" % (
+    _TCHAR,
+    METHOD_LIMIT,
+    _ORIGIN,
+)
+_PLAIN = rb"(?:[%b][%b]*+:[%b]*+\r\n|(?!%b:)[CHTcht][%b]*+:[%b]*+\r\n){0,%d}" % (
+    *(_TCHAR_PLAIN, _TCHAR, _VALUE),
+    *(_SPECIAL, _TCHAR, _VALUE),
+    FIELDS_LIMIT,
+)
+_HOST = rb"(?i:host):%b([!-~]++)%b\r\n%b" % (_OWS, _OWS, _PLAIN)
+_LENGTH = rb"(?i:content-length):%b[0-9]{1,%d}+%b\r\n" % (_OWS, LENGTH_DIGITS, _OWS)
+_CHUNKED = rb"(?(3)(?i:transfer-encoding):%b(?i:chunked)%b\r\n|(?!))" % (_OWS, _OWS)  # not with HTTP/1.0
+_FRAMING = rb"(?:%b|%b)%b" % (_LENGTH, _CHUNKED, _PLAIN)
+_FIELDS = rb"%b(?:%b(?:%b)?|%b(?:%b)?)?" % (_PLAIN, _HOST, _FRAMING, _FRAMING, _HOST)
+
+#: Groups: method, target, "1" of HTTP/1.1, Host before the framing field, Host after it.
+_HEAD = re.compile(rb"%b%b\r\n" % (_REQUEST, _FIELDS))
+#: The same, without its end: the request line is whole, and the last line is not, as far as there is one.
+_OPEN = re.compile(rb"%b%b(?:\r?|[%b]++(?::[%b]*+\r?)?)\Z" % (_REQUEST, _FIELDS, _TCHAR, _VALUE))
+
+#: For _explain: how far the characters of a line are right, be it whole or not. Group 1: method or field name.
+_REQUEST_CHARS = re.compile(
+    rb"(?:([%b]{1,%d}+)(?: (?:[!-~]++(?: [HTP/0-9.]*+(?:\r\n?)?)?)?)?)?" % (_TCHAR, METHOD_LIMIT)
+)
+_FIELD_CHARS = re.compile(rb"(?:\r\n?|([%b]++)(?::[%b]*+(?:\r\n?)?)?)?" % (_TCHAR, _VALUE))
+_REQUEST_LINE = re.compile(rb"([!-~]++) ([!-~]++) HTTP/([0-9]\.[0-9])\r\n")
+_ORIGIN_FORM = re.compile(_ORIGIN)
+_LENGTH_VALUE = re.compile(rb"[0-9]{1,%d}+" % LENGTH_DIGITS)
+_CODINGS = re.compile(rb"[%b]++(?:%b,%b[%b]++)*" % (_TCHAR, _OWS, _OWS, _TCHAR))
+
+#: RFC 9112 section 3.2.2, with the schemes of RFC 9110; the authority is looked at on its own.
+_ABSOLUTE_FORM = re.compile(rb"(?i:http(s)?)://([^/?#]*+)(?:%b|\?[%b]*+)?" % (_ORIGIN, _QUERY))
+#: RFC 3986 section 3.2.2, the name limited to what DNS can hold; the port may be empty (section 3.2.3).
+_LABEL = rb"[0-9A-Za-z_-]{1,%d}+" % LABEL_LIMIT
+_AUTHORITY = re.compile(
+    rb"(?:(%b(?:\.%b)*)\.?|\[([0-9A-Fa-f:.]{2,45}+)\])(?::([0-9]{0,5}+))?" % (_LABEL, _LABEL)
+)
+#: What the URL standard calls "ends in a number": no name, but an IPv4 address or nothing.
+_NUMBER = re.compile(r"[0-9]++|0x[0-9a-f]*+")
+
+_SLASH = ord("/")
+#: Below this many bytes a head can break neither FIELDS_LIMIT (a field line takes four) nor REQUEST_LINE_LIMIT.
+_SMALL = min(4 * FIELDS_LIMIT, REQUEST_LINE_LIMIT)
+
+
+def scan(data: bytes | bytearray, limit: int) -> Head | None:
+    """The head that `data` starts with; None when it is not complete yet and may still become valid.
+
+    `limit` is the size in bytes of the largest head, with its empty line; nothing behind it is looked at. Raises
+    Refused: 400, 414 (request line too long), 421 (scheme), 431 (head too long or too many fields), 501 or 505.
+    """
+    m = _HEAD.match(data, 0, limit)
+    if m is None:
+        m = _OPEN.match(data, 0, limit)
+        if m is None or len(data) >= limit or not _within_limits(m, data, len(data)):
+            _explain(bytes(data[:limit]), limit)
+        return None
+    method, target, one, host, late_host = m.groups()
+    end = m.end()
+    try:
+        if host is not None or late_host is not None:
+            name, port = authority(host or late_host)
+        elif one is None:
+            name, port = "", 0
+        else:
+            raise Refused(400, "no Host")
+        if target[0] != _SLASH:
+            name, port = _target_authority(method, target) or (name, port)
+        if method in METHODS and (end <= _SMALL or _within_limits(m, data, end)):
+            return Head(method, target, 10 if one is None else 11, name, port, end)
+    except Refused:
+        pass  # There may be an earlier fault, and the earliest one counts.
+    _explain(bytes(data[:limit]), limit)
+    return None  # Not reached: _explain raises for every head that has its end.
+
+
+@lru_cache(maxsize=1024)  # Bounded, for clients choose the keys; a miss costs about a microsecond.
+def authority(raw: bytes) -> tuple[str, int]:
+    """Host (normalised as in Head) and port (0: none given) of `uri-host [":" port]`.
+
+    Raises Refused(400). Use it for names in a configuration, too: then they compare equal to those of requests.
+    """
+    m = _AUTHORITY.fullmatch(raw)
+    if m is None:
+        raise Refused(400, "empty host" if not raw else "malformed host")
+    name, literal, digits = m.groups()
+    port = int(digits) if digits else 0
+    if digits and not 1 <= port <= 65535:
+        raise Refused(400, "malformed port")
+    try:
+        if literal is not None:
+            packed = socket.inet_pton(socket.AF_INET6, literal.decode("ascii"))
+            return f"[{socket.inet_ntop(socket.AF_INET6, packed)}]", port
+        host: str = name.decode("ascii").lower()
+        if _NUMBER.fullmatch(host.rpartition(".")[2]):
+            socket.inet_pton(socket.AF_INET, host)
+    except OSError:
+        raise Refused(400, "malformed address") from None
+    if len(host) > HOST_LIMIT:
+        raise Refused(400, "host name too long")
+    return host, port
+
+
+def _target_authority(method: bytes, target: bytes) -> tuple[str, int] | None:
+    """What authority() says of an absolute-form target; None for the asterisk. Raises Refused for any other form."""
+    if target == b"*":
+        if method != b"OPTIONS":
+            raise Refused(400, "asterisk target without OPTIONS")
+        return None
+    m = _ABSOLUTE_FORM.fullmatch(target)
+    if m is None:
+        raise Refused(400, "malformed target")
+    secure, raw = m.groups()
+    if b"@" in raw:
+        raise Refused(400, "user information in the target")
+    named = authority(raw)
+    if secure is not None:
+        raise Refused(421, "https target on an unsecured connection")
+    return named
+
+
+def _within_limits(m: re.Match[bytes], data: bytes | bytearray, end: int) -> bool:
+    """Whether the request line that _HEAD or _OPEN matched, and the number of fields up to `end`, are acceptable."""
+    method, target = m.group(1, 2)
+    start = m.start(1)
+    return (
+        method in METHODS
+        and (target[0] == _SLASH or m.re is _HEAD)  # the other forms are rare: _explain looks at them
+        and m.end(2) - start + len(b" HTTP/1.1\r\n") <= REQUEST_LINE_LIMIT
+        and data.count(b"\n", start, end) <= 1 + FIELDS_LIMIT + (m.re is _HEAD)
+    )
+
+
+# --- the refusals ------------------------------------------------------------------------------------------------
+
+
+def _explain(data: bytes, limit: int) -> None:
+    """Raise the Refused for the first fault in `data` (cut off at `limit`). Return only for a head without its end."""
+    at = 2 if data.startswith(b"\r\n") else 0
+    if data == b"\r" and limit > 1:
+        return
+    newline = data.find(b"\n", at)
+    line = data[at : newline + 1] if newline >= 0 else data[at:]
+    _check_chars(_REQUEST_CHARS, line[:REQUEST_LINE_LIMIT])
+    if len(line) >= REQUEST_LINE_LIMIT + (newline >= 0) or (newline < 0 and len(data) >= limit):
+        raise Refused(414, "request line too long")
+    if newline < 0:
+        return
+    version = _check_request_line(line)
+    host: bytes | None = None
+    framed = False
+    fields = 0
+    while True:
+        at = newline + 1
+        newline = data.find(b"\n", at)
+        line = data[at : newline + 1] if newline >= 0 else data[at:]
+        _check_chars(_FIELD_CHARS, line)
+        if newline < 0:
+            break
+        if line == b"\r\n":
+            if host is None and version != b"1.0":
+                raise Refused(400, "no Host")
+            raise Refused(400, "malformed head")  # _HEAD would have matched; refuse in any case.
+        fields += 1
+        if fields > FIELDS_LIMIT:
+            raise Refused(431, "too many fields")
+        name, _, value = line.partition(b":")
+        value = value.strip(b" \t\r\n")
+        match name.lower():
+            case b"host":
+                if host is not None:
+                    raise Refused(400, "more than one Host")
+                authority(value)
+                host = value
+            case b"content-length" | b"transfer-encoding" if framed:
+                raise Refused(400, "more than one Content-Length or Transfer-Encoding")
+            case b"content-length":
+                if not _LENGTH_VALUE.fullmatch(value):
+                    raise Refused(400, "malformed Content-Length")
+                framed = True
+            case b"transfer-encoding":
+                _check_codings(value, version)
+                framed = True
+    if len(data) >= limit:
+        raise Refused(431, "head too long")
+
+
+#: Reasons for a byte that can't stand where it stands; any other one is just malformed.
+_BAD_BYTES = {
+    b"\n": "bare line feed or line too short",
+    b"\r": "bare carriage return or line too short",
+    b" ": "misplaced blank",
+    b"\t": "misplaced blank",
+    b"\0": "null byte",
+}
+
+
+def _check_chars(pattern: re.Pattern[bytes], line: bytes) -> None:
+    """Refuse a line, whole or not, for its first byte that `pattern` has no place for."""
+    m = pattern.match(line)
+    if m is None:  # Can't be: the pattern matches nothing, too.
+        raise Refused(400, "malformed line")
+    bad = line[m.end() : m.end() + 1]
+    if not bad:
+        return
+    if m.end() == m.end(1) == METHOD_LIMIT and pattern is _REQUEST_CHARS and bad not in b" \t\r\n\0":
+        raise Refused(501, "method too long")
+    raise Refused(400, _BAD_BYTES.get(bad, "malformed line"))
+
+
+def _check_request_line(line: bytes) -> bytes:
+    """The version ("1.0" or "1.1") of a whole request line of good characters. Raises Refused."""
+    m = _REQUEST_LINE.fullmatch(line)
+    if m is None:
+        raise Refused(400, "malformed request line")
+    method, target, version = m.groups()
+    if version not in (b"1.0", b"1.1"):
+        raise Refused(505, "unknown version")
+    if method == b"CONNECT":
+        if not authority(target)[1]:
+            raise Refused(400, "CONNECT without a port")
+        raise Refused(501, "CONNECT")
+    if method not in METHODS:
+        raise Refused(501, "unknown method")
+    if target[0] != _SLASH:
+        _target_authority(method, target)
+    elif not _ORIGIN_FORM.fullmatch(target):
+        raise Refused(400, "malformed target")
+    return version
+
+
+def _check_codings(value: bytes, version: bytes) -> None:
+    """Refuse each Transfer-Encoding but "chunked" (RFC 9112 section 6.1 and 6.3)."""
+    if version == b"1.0":
+        raise Refused(400, "Transfer-Encoding with HTTP/1.0")
+    if not _CODINGS.fullmatch(value):
+        raise Refused(400, "malformed Transfer-Encoding")
+    *others, last = (coding.strip(b" \t").lower() for coding in value.split(b","))
+    if last != b"chunked" or b"chunked" in others:
+        raise Refused(400, "chunked is not the final transfer coding")
+    if others:
+        raise Refused(501, "unknown transfer coding")
