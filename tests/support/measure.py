@@ -9,7 +9,8 @@ Theory. Roles fork, exec, change their uid, mount things over /tmp, and give up 
 So nothing is opened late: a process opens its file when it starts (at a high number, out of the way of programs that
 count or close descriptors) and what it forks or becomes by exec appends to the same file: init's children have a file
 system of their own when they start. Whoever ends, by leaving the interpreter, by os._exit() or by exec, appends one
-frame: 8 bytes of length and coverage's own dump. Processes that are killed say nothing.
+frame: 8 bytes of length and coverage's own dump. As some are meant to be killed (a keeper's helpers die with it), a
+frame is also appended when an event loop is about to wait and the last one is a moment old.
 
 A forked child goes on with what its parent had measured. It repeats its parent's lines, which doesn't matter: lines
 are only ever united (scripts/test uses `collect()` for that).
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 #: The descriptor of the file: those below are left to the program, and a soft limit of 1024 allows it.
 FD = 990
 LENGTH_BYTES = 8
+#: A process that waits for events saves this often (s); it takes a millisecond.
+INTERVAL = 0.2
 PREFIX = "pyttpd-measured-"
 #: What is measured, below the repository's top.
 SOURCES = ("src/pyttpd", "services/*/src")
@@ -79,12 +82,20 @@ def _inherited() -> bool:
 
 def _save_at_the_end(measured: Coverage) -> None:
     import atexit
+    import select
+    import time
+
+    last = b""
+    next_save = 0.0
 
     def save() -> None:
+        nonlocal last
         with contextlib.suppress(Exception):
             measured.stop()
             data = measured.get_data().dumps()
-            os.write(FD, len(data).to_bytes(LENGTH_BYTES, "little") + data)
+            if data != last:
+                os.write(FD, len(data).to_bytes(LENGTH_BYTES, "little") + data)
+                last = data
 
     def first_save(ending: Callable[..., Any]) -> Callable[..., Any]:
         def saved(*args: Any) -> Any:
@@ -100,9 +111,30 @@ def _save_at_the_end(measured: Coverage) -> None:
 
         return saved
 
+    class Epoll:
+        """select.epoll, which can't be subclassed, with a moment for us before it waits."""
+
+        real = select.epoll
+
+        def __init__(self, *args: Any, **options: Any) -> None:
+            self._real = self.real(*args, **options)
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._real, name)
+
+        def poll(self, *args: Any, **options: Any) -> Any:
+            nonlocal next_save
+            now = time.monotonic()
+            if now > next_save:
+                next_save = now + INTERVAL
+                save()
+                measured.start()
+            return self._real.poll(*args, **options)
+
     atexit.register(save)
     for name in ("_exit", "execv", "execve"):
         setattr(os, name, first_save(getattr(os, name)))
+    select.epoll = Epoll  # type: ignore[assignment, misc]
 
 
 def collect(folder: Path, top: Path, result: Path) -> int:
