@@ -1,8 +1,10 @@
-"""One worker that accepts by itself: the vhost's Connection and Site without the tree, in the smallest epoll loop.
+"""One worker that accepts by itself: the vhost's Connection and Site without the tree, in the smallest epoll
+loop.
 
     python bench/standalone.py [--kind wsgi] [--app hello:app] [--path bench] [--root .] [--port 8000]
 
-What the tree is compared with (bench/compare_wsgi), and a quick way to look at an application. Not for production: no confinement, one process.
+What the tree is compared with (bench/compare_wsgi), and a quick way to look at an application. Not for
+production: no confinement, one process.
 """
 
 from __future__ import annotations
@@ -58,7 +60,7 @@ def serve(listener: socket.socket, site: Site, authority: str) -> None:
     waiting: dict[int, Want] = {}
     tick = time.monotonic() + TICK
     while True:
-        for fd, events in epoll.poll(TICK):
+        for fd, _ in epoll.poll(TICK):
             if fd == listening:
                 try:
                     sock, address = listener.accept()
@@ -94,7 +96,9 @@ def settle(
 
 def main() -> None:
     """Read the arguments and serve."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--kind", default="wsgi", choices=("wsgi", "static"))
     parser.add_argument("--app", default="hello:app")
     parser.add_argument("--path", type=Path, default=Path(__file__).parent)

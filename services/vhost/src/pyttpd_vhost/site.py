@@ -1,7 +1,7 @@
 """A tenant's site: what all its connections share in one process.
 
-Made in the prototype from the tenant's share, before the tenant's code is seen; `load` imports that, after the prototype has confined
-itself. Workers get it by fork.
+Made in the prototype from the tenant's share, before the tenant's code is seen; `load` imports that, after
+the prototype has confined itself. Workers get it by fork.
 """
 
 from __future__ import annotations
@@ -81,12 +81,16 @@ class Site:
         self.engine: Engine = LlhttpEngine()
         self.heads = HeadReader(self.engine, share.http.head_limit)
         #: Requests per connection.
-        self.max_requests = 1 if not share.http.keepalive else share.http.max_keepalive_requests or sys.maxsize
+        self.max_requests = (
+            1 if not share.http.keepalive else share.http.max_keepalive_requests or sys.maxsize
+        )
         self._exact, self._suffixes = _split(share.hosts)
         self._foreign, self._foreign_suffixes = _split(share.foreign)
 
     def owns(self, authority: str, routed: str) -> bool:
-        """Whether a request for `authority` may be served on a connection that was routed here for `routed`."""
+        """Whether a request for `authority` may be served on a connection that was routed here for
+        `routed`.
+        """
         if authority == routed or authority in self._exact:
             return True
         if not self._suffixes or authority in self._foreign:

@@ -1,9 +1,12 @@
 """A request's body, read by the kind while it answers.
 
 Rules:
-- Content-Length bodies are never read beyond their end; what a chunked one leaves goes back to the stream's `ahead`.
-- `100 Continue` is sent when the first read would have to wait, not before: a kind that doesn't read refuses by that (RFC 9110 10.1.1).
-- After an error the body stays failed: the connection ends with this request, because nobody knows where the next one starts.
+- Content-Length bodies are never read beyond their end; what a chunked one leaves goes back to the stream's
+  `ahead`.
+- `100 Continue` is sent when the first read would have to wait, not before: a kind that doesn't read refuses
+  by that (RFC 9110 10.1.1).
+- After an error the body stays failed: the connection ends with this request, because nobody knows where the
+  next one starts.
 """
 
 from __future__ import annotations
@@ -14,17 +17,36 @@ from pyttpd_vhost.http.stream import BODY_READ, Stream
 
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
-#: How much of an unread body is read and dropped to save the connection, if it is already there: one socket buffer's worth.
+#: How much of an unread body is read and dropped to save the connection, if it is already there: one socket
+#: buffer's worth.
 DRAIN_LIMIT = 65536
 
 
 class Body:
     """The body of one request on `stream`. `done`: read to its end."""
 
-    __slots__ = ("_decoder", "_expect", "_left", "_limit", "_stream", "_timeout", "_write_timeout", "done", "failed")
+    __slots__ = (
+        "_decoder",
+        "_expect",
+        "_left",
+        "_limit",
+        "_stream",
+        "_timeout",
+        "_write_timeout",
+        "done",
+        "failed",
+    )
 
     def __init__(
-        self, stream: Stream, length: int, decoder: ChunkedDecoder | None, *, expect: bool, limit: int, timeout: float, write_timeout: float
+        self,
+        stream: Stream,
+        length: int,
+        decoder: ChunkedDecoder | None,
+        *,
+        expect: bool,
+        limit: int,
+        timeout: float,
+        write_timeout: float,
     ) -> None:
         self._stream = stream
         self._left = length
@@ -37,13 +59,17 @@ class Body:
         self.failed: RequestError | None = None
 
     def read(self, size: int) -> bytes:
-        """Return at most `size` bytes (> 0) as soon as any are there, b"" at the end of the body. Raises RequestError and ClientGone."""
+        """Return at most `size` bytes (> 0) as soon as any are there, b"" at the end of the body. Raises
+        RequestError and ClientGone.
+        """
         if self.failed is not None:
             raise self.failed
         if self.done:
             return b""
         try:
-            return self._read_counted(size) if self._decoder is None else self._read_chunked(self._decoder, size)
+            return (
+                self._read_counted(size) if self._decoder is None else self._read_chunked(self._decoder, size)
+            )
         except RequestError as error:
             self.failed = error
             raise

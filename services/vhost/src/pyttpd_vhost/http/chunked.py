@@ -1,11 +1,11 @@
 """Chunked transfer coding (RFC 9112 section 7.1), decoded without I/O.
 
-Theory of operation: the decoder is a table of three line states and one data state. Lines (chunk size, the CRLF after the data,
-trailers) are consumed whole or not at all; data is handed out as slices, never collected. It consumes nothing
-after the end of the message: what follows belongs to the next request.
+Theory of operation: the decoder is a table of three line states and one data state. Lines (chunk size, the
+CRLF after the data, trailers) are consumed whole or not at all; data is handed out as slices, never
+collected. It consumes nothing after the end of the message: what follows belongs to the next request.
 
-Stricter than llhttp, on purpose: no blanks around the size, extensions only as `;` and visible text, no bare LF, sizes of at
-most 15 hex digits, trailers dropped unread but bounded and free of control characters.
+Stricter than llhttp, on purpose: no blanks around the size, extensions only as `;` and visible text, no bare
+LF, sizes of at most 15 hex digits, trailers dropped unread but bounded and free of control characters.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ import re
 
 from pyttpd_vhost.http.errors import RequestError
 
-#: A size line with its extensions. Nobody sends more; the loop of "1;aaaa..." chunks would cost us more than the sender.
+#: A size line with its extensions. Nobody sends more; the loop of "1;aaaa..." chunks would cost us more than
+#: the sender.
 MAX_SIZE_LINE = 256
 #: All trailers together, the bound that proxies use for a head's single line.
 MAX_TRAILERS = 8192
@@ -92,7 +93,9 @@ class ChunkedDecoder:
                     return b"", at
 
     def unread(self, count: int) -> int:
-        """Take back the last `count` bytes of the piece that `feed` just returned; the caller offers them again."""
+        """Take back the last `count` bytes of the piece that `feed` just returned; the caller offers them
+        again.
+        """
         self._left += count
         self.state = State.DATA
         return count

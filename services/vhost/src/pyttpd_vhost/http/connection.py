@@ -1,20 +1,25 @@
 """One client's connection in a worker, from its take to its close.
 
-Theory of operation. The worker's loop owns the waiting, this module the states. A turn (`on_readable`, `on_writable`, `on_timeout`) does what can be
-done without waiting, except while a kind reads or writes in the middle of a body, and returns what to wait for next;
-`deadline` says until when. What happens in which state is in the three `match` statements; the transitions:
+Theory of operation. The worker's loop owns the waiting, this module the states. A turn (`on_readable`,
+`on_writable`, `on_timeout`) does what can be done without waiting, except while a kind reads or writes in the
+middle of a body, and returns what to wait for next; `deadline` says until when. What happens in which state
+is in the three `match` statements; the transitions:
 
     IDLE ----- first byte ----> HEAD ---- head complete, served ---> IDLE (or HEAD, if more was read ahead)
-    (new) --------------------> HEAD ---- more to send than the socket takes ---> SENDING --- all sent ---> IDLE or HEAD
-    any, nothing follows ---> LINGER (our side is shut down, the client's bytes are read and dropped) ---> CLOSED
+    (new) --------------------> HEAD ---- more to send than the socket takes ---> SENDING --- all sent --->
+    IDLE or HEAD any, nothing follows ---> LINGER (our side is shut down, the client's bytes are read and
+    dropped) ---> CLOSED
 
 Rules:
 - The head scanner's verdict comes before the engine's, the engine's before the kind's.
-- The first request and each later one must be for a name of this vhost, else 421 and the end: a connection that a tenant has
-  held is never handed to another one.
-- After a refusal nothing of the connection is served: what follows may have been meant as a part of what was refused.
-- shutdown() before close(), always: a duplicate may exist in another process, and then close() alone sends no FIN.
-- No close with bytes unread: the kernel would reset the connection, and the reset can overtake the answer (RFC 9112 section 9.6).
+- The first request and each later one must be for a name of this vhost, else 421 and the end: a connection
+  that a tenant has held is never handed to another one.
+- After a refusal nothing of the connection is served: what follows may have been meant as a part of what was
+  refused.
+- shutdown() before close(), always: a duplicate may exist in another process, and then close() alone sends no
+  FIN.
+- No close with bytes unread: the kernel would reset the connection, and the reset can overtake the answer
+  (RFC 9112 section 9.6).
 """
 
 from __future__ import annotations
@@ -131,7 +136,8 @@ class Connection:
             if not data:
                 return self.abort()  # closed between two requests, or in a head that nobody will complete
             if stream.ahead:
-                # Without a LF no head can have been completed: a client that sends byte by byte isn't scanned byte by byte
+                # Without a LF no head can have been completed: a client that sends byte by byte isn't scanned
+                # byte by byte
                 complete = b"\n" in data or len(stream.ahead) + len(data) >= self._site.settings.head_limit
                 stream.ahead += data
                 if not complete:
@@ -184,7 +190,8 @@ class Connection:
     def close(self) -> Want:
         """End the connection as soon as nothing is lost by it; go on with what this returns.
 
-        An idle one is CLOSED at once, unless a request has just come: that is served first, with `Connection: close`.
+        An idle one is CLOSED at once, unless a request has just come: that is served first, with `Connection:
+        close`.
         """
         self._last = True
         match self._state:
@@ -246,7 +253,12 @@ class Connection:
                 if request.length > settings.body_limit:
                     return self._refuse(413, "body over body_limit")
                 body = self._body(request)
-            keep = request.keep_alive and self._served < site.max_requests and not site.retiring and not self._last
+            keep = (
+                request.keep_alive
+                and self._served < site.max_requests
+                and not site.retiring
+                and not self._last
+            )
             exchange.start(request, body, keep=keep)
             try:
                 site.kind.handle(request, exchange)
@@ -286,7 +298,9 @@ class Connection:
         return _READ
 
     def _await_head(self) -> Want:
-        """The head isn't complete yet. Its deadline counts from its first byte and isn't moved by later ones."""
+        """The head isn't complete yet. Its deadline counts from its first byte and isn't moved by later
+        ones.
+        """
         if self._state is not _HEAD:
             self.deadline = monotonic() + self._site.settings.head_timeout
         self._state = _HEAD

@@ -1,9 +1,13 @@
-"""What an HTTP engine is: it turns one head, which the shared scanner has accepted and measured, into a `Request`.
+"""What an HTTP engine is: it turns one head, which the shared scanner has accepted and measured, into a
+`Request`.
 
 The rules, the same for every engine:
-- `pyttpd.head.scan` speaks first. The engine sees exactly the bytes of one head, never a byte of a body or of the next request.
-- The engine may refuse what the scanner let through; it can't accept what the scanner refused. So the stricter one wins.
-- The framing of the body is decided here, once, for all engines (`Request`): RFC 9112 section 6.3 without its tolerances.
+- `pyttpd.head.scan` speaks first. The engine sees exactly the bytes of one head, never a byte of a body or of
+  the next request.
+- The engine may refuse what the scanner let through; it can't accept what the scanner refused. So the
+  stricter one wins.
+- The framing of the body is decided here, once, for all engines (`Request`): RFC 9112 section 6.3 without its
+  tolerances.
 - Upgrade is ignored (RFC 9110 section 7.8 allows that): the request is served as if it weren't there.
 """
 
@@ -19,7 +23,8 @@ from pyttpd_vhost.http.chunked import ChunkedDecoder
 #: `Request.length` of a chunked body: its length is known when it ends.
 CHUNKED = -1
 
-#: The header names that decide framing and life time. Engines collect them while they read; absent is the common case.
+#: The header names that decide framing and life time. Engines collect them while they read; absent is the
+#: common case.
 FRAMING = frozenset({b"content-length", b"transfer-encoding", b"connection", b"expect"})
 
 _LENGTH = re.compile(rb"[0-9]{1,18}")
@@ -30,14 +35,15 @@ Headers = list[tuple[bytes, bytes]]
 class Request:
     """One request, its head read and its framing decided; the body is still to come.
 
-    `method` as sent; `target` as sent; `path` and `query` are the target's parts, not decoded ("*" for `OPTIONS *`; absolute-form
-    is reduced to its path). `version` is 10 or 11. `headers` in the order sent, names in lower case, values without blanks around
-    them. `host` is normalised by the scanner ("" only for HTTP/1.0), `port` 0 if not named. `keep_alive` is what the client
-    asks for. `length` is the body's length in bytes or CHUNKED. `expect` is `Expect: 100-continue`. `end` is where the head
-    ended in the bytes that were read.
+    `method` as sent; `target` as sent; `path` and `query` are the target's parts, not decoded ("*" for
+    `OPTIONS *`; absolute-form is reduced to its path). `version` is 10 or 11. `headers` in the order sent,
+    names in lower case, values without blanks around them. `host` is normalised by the scanner ("" only for
+    HTTP/1.0), `port` 0 if not named. `keep_alive` is what the client asks for. `length` is the body's length
+    in bytes or CHUNKED. `expect` is `Expect: 100-continue`. `end` is where the head ended in the bytes that
+    were read.
 
-    Not to be changed once made: with `remembered` it stands for later requests with the same head, too, and then
-    `memo` is for the kind, to keep what it made of the request.
+    Not to be changed once made: with `remembered` it stands for later requests with the same head, too, and
+    then `memo` is for the kind, to keep what it made of the request.
     """
 
     __slots__ = (
@@ -73,7 +79,9 @@ class Request:
     memo: Any
 
     def __init__(self, head: Head, headers: Headers, special: Headers) -> None:
-        """Make it of the scanner's verdict and the engine's header fields, `special` those in FRAMING. Raises Refused."""
+        """Make it of the scanner's verdict and the engine's header fields, `special` those in FRAMING. Raises
+        Refused.
+        """
         self.method = head.method.decode("ascii")
         self.version = head.version
         self.headers = headers
@@ -120,17 +128,22 @@ class Request:
             if name == b"expect":
                 if value.lower() != b"100-continue":
                     raise Refused(417, "expectation not served")
-                # a 1.0 client can't understand 100 (RFC 9110 section 10.1.1); without a body there is nothing to go on with
+                # a 1.0 client can't understand 100 (RFC 9110 section 10.1.1); without a body there is nothing
+                # to go on with
                 self.expect = self.version == 11 and self.length != 0
 
     def get(self, name: bytes) -> bytes | None:
-        """Return the value of the header `name` (lower case), several joined with ", " (RFC 9110 section 5.3), None if absent."""
+        """Return the value of the header `name` (lower case), several joined with ", " (RFC 9110 section
+        5.3), None if absent.
+        """
         values = [value for key, value in self.headers if key == name]
         return b", ".join(values) if values else None
 
 
 class Engine(Protocol):
-    """Reads heads. Holds no state between two heads, so that one engine serves all connections of a thread."""
+    """Reads heads. Holds no state between two heads, so that one engine serves all connections of a
+    thread.
+    """
 
     def read(self, data: bytes, head: Head) -> Request:
         """Read the head `data[:head.end]`. Raises Refused."""
@@ -142,7 +155,9 @@ class Engine(Protocol):
 
 
 def _path_and_query(head: Head) -> bytes:
-    """Return a target that isn't in origin-form without its scheme and authority (RFC 9112 section 3.2), which the scanner has used."""
+    """Return a target that isn't in origin-form without its scheme and authority (RFC 9112 section 3.2),
+    which the scanner has used.
+    """
     if head.target == b"*":
         return b"*"
     if head.method == b"CONNECT":

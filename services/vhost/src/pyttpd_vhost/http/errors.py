@@ -4,7 +4,8 @@ from __future__ import annotations
 
 
 class RequestError(OSError):
-    """The request can't be finished as the client sent it: `status` is what it gets if nothing was answered yet.
+    """The request can't be finished as the client sent it: `status` is what it gets if nothing was answered
+    yet.
 
     An OSError, because applications meet it in `wsgi.input.read()`, and that is what frameworks expect there.
     `reason` is a fixed text of ours, safe for logs.
@@ -21,4 +22,6 @@ class ClientGone(ConnectionError):
 
 
 class ResponseError(Exception):
-    """The kind (or the tenant's application) broke the rules of a response: a header that isn't one, a second head, and so on."""
+    """The kind (or the tenant's application) broke the rules of a response: a header that isn't one, a second
+    head, and so on.
+    """

@@ -1,12 +1,14 @@
 """One request's answer: framing decided here and nowhere else.
 
 Rules:
-- A response is either whole (`respond`, `send_file`) or in pieces (`begin`, `write`..., `end`). The table of what is allowed when is
-  `State`; anything else is a ResponseError in the kind.
+- A response is either whole (`respond`, `send_file`) or in pieces (`begin`, `write`..., `end`). The table of
+  what is allowed when is `State`; anything else is a ResponseError in the kind.
 - No body for HEAD, 204 and 304, whatever the kind gives (RFC 9110 6.4.1, 15.3.5, 15.4.5); no length for 204.
 - Unknown length: chunked to 1.1, ended by the connection's end to 1.0.
-- A body longer than its Content-Length is cut, a shorter one can't be finished: both end the connection, and are logged.
-- `keep` is true if the connection may serve another request after this one. It only ever goes from true to false.
+- A body longer than its Content-Length is cut, a shorter one can't be finished: both end the connection, and
+  are logged.
+- `keep` is true if the connection may serve another request after this one. It only ever goes from true to
+  false.
 """
 
 from __future__ import annotations
@@ -51,7 +53,8 @@ LAST_CHUNK = b"0\r\n\r\n"
 class Exchange:
     """What a kind gets with a request. One per connection, used again for each request (`start`).
 
-    All methods raise ClientGone when nobody is left to answer, and ResponseError when the kind broke the rules.
+    All methods raise ClientGone when nobody is left to answer, and ResponseError when the kind broke the
+    rules.
     """
 
     __slots__ = ("_framing", "_left", "_stream", "body", "client", "code", "keep", "request", "site", "state")
@@ -78,20 +81,28 @@ class Exchange:
     # A whole response
 
     def respond(self, status: str, code: int, fields: Fields, content: bytes) -> None:
-        """Send a whole response. Without a Content-Length in `fields` it is `content`'s; one that disagrees: see the rules."""
+        """Send a whole response. Without a Content-Length in `fields` it is `content`'s; one that disagrees:
+        see the rules.
+        """
         if self.state is not _NOTHING:
             raise ResponseError("a second response to one request")
         if self.body is not None:
             self._settle_body()
         length = len(content)
         request = self.request
-        if (fields.length is not None and fields.length != length) or code in (204, 304) or request.method == "HEAD":
+        if (
+            (fields.length is not None and fields.length != length)
+            or code in (204, 304)
+            or request.method == "HEAD"
+        ):
             self._begin(status, code, fields, length if fields.length is None else fields.length, content)
             self.end()
             return
         connection = "" if self.keep and request.version == 11 else self._connection()
         date = "" if fields.date else date_line()
-        head = f"HTTP/1.1 {status}\r\n{fields.text}Content-Length: {length}\r\n{date}{connection}\r\n".encode("latin-1")
+        head = f"HTTP/1.1 {status}\r\n{fields.text}Content-Length: {length}\r\n{date}{connection}\r\n".encode(
+            "latin-1"
+        )
         self.state = _DONE
         self.code = code
         if length <= JOIN_LIMIT:
@@ -101,7 +112,8 @@ class Exchange:
             self._stream.wait_tail(self.site.settings.write_timeout)
 
     def send_file(self, status: str, code: int, fields: Fields, fd: int, offset: int, count: int) -> None:
-        """Send a whole response whose body is `count` bytes of the file `fd` from `offset`. Owns `fd` from now on.
+        """Send a whole response whose body is `count` bytes of the file `fd` from `offset`. Owns `fd` from
+        now on.
 
         The worker's epoll finishes it. `fields.length`, if given, must be `count`.
         """
@@ -125,7 +137,9 @@ class Exchange:
         self._begin(status, code, fields, fields.length, first)
 
     def write(self, data: bytes) -> None:
-        """Send a piece of the body. Returns when the system has all of it (PEP 3333), or if it was the last of its Content-Length."""
+        """Send a piece of the body. Returns when the system has all of it (PEP 3333), or if it was the last
+        of its Content-Length.
+        """
         if self.state is not _BODY:
             raise ResponseError("a body without a response")
         self._send(b"", data)
@@ -143,7 +157,9 @@ class Exchange:
             self._settle_body()
 
     def fail(self, code: int) -> None:
-        """Answer with the plain page of an error if nothing was sent yet; else end the connection, so that the client sees a cut body."""
+        """Answer with the plain page of an error if nothing was sent yet; else end the connection, so that
+        the client sees a cut body.
+        """
         if self.state is _NOTHING:
             fields, content = plain_page(code)
             self.respond(STATUS[code], code, fields, content)
@@ -161,7 +177,9 @@ class Exchange:
 
     def _spoilt(self, reason: str) -> None:
         self.keep = False
-        self.site.log.warning(reason, method=self.request.method, target=self.request.target.decode("latin-1"))
+        self.site.log.warning(
+            reason, method=self.request.method, target=self.request.target.decode("latin-1")
+        )
 
     def _connection(self) -> str:
         if not self.keep:
@@ -177,7 +195,8 @@ class Exchange:
             self._framing = _NO_BODY
         elif request.method == "HEAD" or code == 304:
             self._framing = _NO_BODY
-            # what GET would have had; 304 only if the kind says it, because its content here is not the representation
+            # what GET would have had; 304 only if the kind says it, because its content here is not the
+            # representation
             if length is not None and (code != 304 or fields.length is not None):
                 framing = f"Content-Length: {length}\r\n"
         elif length is not None:

@@ -1,9 +1,10 @@
 """From bytes to a `Request`: the scanner, then the engine, and a memory of what they said.
 
-Both are pure functions of the head's bytes, and many clients (health checks, pollers, services calling services) send the same
-short head over and over. So the verdict on a short head without a body is remembered: looking it up costs a tenth of making it. Longer
-heads (browsers send 500 bytes and more, and seldom the same) aren't looked up at all, because hashing them isn't free.
-What depends on the connection (whether the host is ours here) isn't part of the verdict and is asked every time.
+Both are pure functions of the head's bytes, and many clients (health checks, pollers, services calling
+services) send the same short head over and over. So the verdict on a short head without a body is remembered:
+looking it up costs a tenth of making it. Longer heads (browsers send 500 bytes and more, and seldom the same)
+aren't looked up at all, because hashing them isn't free. What depends on the connection (whether the host is
+ours here) isn't part of the verdict and is asked every time.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from pyttpd_vhost.http.engine import Engine, Request
 #: Longer heads aren't remembered.
 MAX_REMEMBERED = 384
 
-#: Heads remembered; then all are forgotten. With their requests and what kinds add to them, at most about 1 MB a process.
+#: Heads remembered; then all are forgotten. With their requests and what kinds add to them, at most about 1
+#: MB a process.
 MAX_MEMORY = 256
 
 
@@ -30,7 +32,9 @@ class HeadReader:
         self._memory: dict[bytes, Request] = {}
 
     def read(self, data: bytes) -> Request | None:
-        """Return the request whose head `data` starts with (`Request.end`), None if it isn't complete. Raises Refused."""
+        """Return the request whose head `data` starts with (`Request.end`), None if it isn't complete. Raises
+        Refused.
+        """
         short = len(data) <= MAX_REMEMBERED
         if short:
             request = self._memory.get(data)

@@ -1,9 +1,10 @@
 """The default engine: llhttp (Node.js' parser) through httptools.
 
-Theory of operation: httptools can't say where in a buffer a message ended, and a parser that has eaten a part of the next request
-can't give it back. So llhttp gets exactly one head, and never a body: Content-Length bodies are counted, chunked ones
-decoded by `chunked`, both by the caller. After a head with a body, or one that ends the connection, the parser waits for bytes it will
-never see: it is thrown away. After all others (nearly all) it is ready for the next head, of any connection.
+Theory of operation: httptools can't say where in a buffer a message ended, and a parser that has eaten a part
+of the next request can't give it back. So llhttp gets exactly one head, and never a body: Content-Length
+bodies are counted, chunked ones decoded by `chunked`, both by the caller. After a head with a body, or one
+that ends the connection, the parser waits for bytes it will never see: it is thrown away. After all others
+(nearly all) it is ready for the next head, of any connection.
 """
 
 from __future__ import annotations
@@ -15,9 +16,11 @@ from pyttpd.head import Head, Refused
 from pyttpd_vhost.http.chunked import ChunkedDecoder
 from pyttpd_vhost.http.engine import FRAMING, Headers, Request
 
-#: Lower-case forms of names as clients send them: a dict look-up costs less than lower() and a second object per header.
+#: Lower-case forms of names as clients send them: a dict look-up costs less than lower() and a second object
+#: per header.
 _LOWER: dict[bytes, bytes] = {}
-#: Clients choose the names, so the table is bounded; browsers and libraries together use fewer than a hundred.
+#: Clients choose the names, so the table is bounded; browsers and libraries together use fewer than a
+#: hundred.
 _MAX_LOWER = 1024
 
 

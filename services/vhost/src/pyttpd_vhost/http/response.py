@@ -1,13 +1,15 @@
 """The text of a response's head: status lines, header fields, the date. Bytes and strings only.
 
-Rules: a name is a token (RFC 9110 section 5.6.2), a value visible text, blanks and tabs (5.5): nothing that a tenant's application
-passes can start a new line. Connection, Transfer-Encoding and the other hop-by-hop fields are ours alone.
+Rules: a name is a token (RFC 9110 section 5.6.2), a value visible text, blanks and tabs (5.5): nothing that a
+tenant's application passes can start a new line. Connection, Transfer-Encoding and the other hop-by-hop
+fields are ours alone.
 """
 
 from __future__ import annotations
 
 import re
 import time
+from calendar import timegm
 from collections.abc import Iterable
 from http import HTTPStatus
 
@@ -18,9 +20,20 @@ STATUS: dict[int, str] = {status.value: f"{status.value} {status.phrase}" for st
 CLOSE = "Connection: close\r\n"
 KEEP_ALIVE = "Connection: keep-alive\r\n"
 
-#: RFC 9110 section 7.6.1, and PEP 3333's "hop-by-hop" (RFC 2616 section 13.5.1). An application may not send them.
+#: RFC 9110 section 7.6.1, and PEP 3333's "hop-by-hop" (RFC 2616 section 13.5.1). An application may not send
+#: them.
 HOP_BY_HOP = frozenset(
-    {"connection", "keep-alive", "proxy-authenticate", "proxy-authorization", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade"}
+    {
+        "connection",
+        "keep-alive",
+        "proxy-authenticate",
+        "proxy-authorization",
+        "proxy-connection",
+        "te",
+        "trailer",
+        "transfer-encoding",
+        "upgrade",
+    }
 )
 
 _STATUS = re.compile(r"[2-5][0-9][0-9] [\t\x20-\x7e\x80-\xff]*")
@@ -28,13 +41,14 @@ _NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
 _LENGTH = re.compile(r"[0-9]{1,18}")
 
-#: Checked fields with their lines (Content-Length's: its value; no Date). The same ones come again and again; when the table is full of others, it starts anew.
+#: Checked fields with their lines (Content-Length's: its value; no Date). The same ones come again and again;
+#: when the table is full of others, it starts anew.
 _MAX_LINES = 512
 _MAX_LINE_VALUE = 128
 _lines: dict[tuple[str, str], str | int] = {}
 
-#: Checked names with their lower-case forms, and checked status lines with their codes. An application uses few of them; the bounds are
-#: for one that makes them up.
+#: Checked names with their lower-case forms, and checked status lines with their codes. An application uses
+#: few of them; the bounds are for one that makes them up.
 _MAX_CHECKED = 512
 _names: dict[str, str] = {}
 _statuses: dict[str, int] = {}
@@ -55,7 +69,8 @@ def status_code(status: str) -> int:
 class Fields:
     """Checked header fields, ready to be sent.
 
-    `text` is lines with CRLF, without Content-Length, which is in `length` (None: not given); `date`: a Date is among them.
+    `text` is lines with CRLF, without Content-Length, which is in `length` (None: not given); `date`: a Date
+    is among them.
     """
 
     __slots__ = ("date", "length", "text")
@@ -70,8 +85,8 @@ class Fields:
                 line = _lines[field]
             except (KeyError, TypeError):
                 line = self._check(field)
-            if type(line) is str:
-                text += line
+            if type(line) is not int:
+                text += line  # type: ignore[operator]  # mypy doesn't narrow by "is not"; isinstance costs more
             elif self.length is None:
                 self.length = line
             else:
@@ -137,9 +152,25 @@ def date_line() -> str:
     return _date_line
 
 
-def plain_page(code: int) -> tuple[Fields, bytes]:
-    """Return fields and body of the plain answer for `code`."""
-    return _PLAIN, f"{STATUS[code]}\n".encode()
+_IMF_FIXDATE = re.compile(
+    rb"(?:Mon|Tue|Wed|Thu|Fri|Sat|Sun), ([0-9]{2}) ([A-Z][a-z]{2}) ([0-9]{4}) ([0-9]{2}):([0-9]{2}):([0-9]{2}) GMT"
+)
 
 
-_PLAIN = Fields([("Content-Type", "text/plain; charset=utf-8")])
+def parse_http_date(value: bytes) -> int | None:
+    """Return an IMF-fixdate's seconds since the epoch. None: not one (the obsolete forms aren't read: a
+    condition is then ignored).
+    """
+    match = _IMF_FIXDATE.fullmatch(value)
+    month = match[2].decode("ascii") if match else ""
+    if match is None or month not in _MONTHS:
+        return None
+    day, year, hour, minute, second = (int(match[group]) for group in (1, 3, 4, 5, 6))
+    if not 1 <= day <= 31 or hour > 23 or minute > 59 or second > 60 or year < 1:
+        return None
+    return timegm((year, _MONTHS.index(month) + 1, day, hour, minute, second, 0, 0, 0))
+
+
+def plain_page(code: int, headers: Iterable[tuple[str, str]] = ()) -> tuple[Fields, bytes]:
+    """Return fields, `headers` among them, and body of the plain answer for `code`."""
+    return Fields([("Content-Type", "text/plain; charset=utf-8"), *headers]), f"{STATUS[code]}\n".encode()

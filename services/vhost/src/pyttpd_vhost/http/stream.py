@@ -1,10 +1,11 @@
 """One client's socket, non-blocking: what was read ahead, what is still to be sent, and waiting for either.
 
 Rules:
-- Memory is bounded: what is read ahead is at most one head or one read; pending output is at most one block that a kind gave us, by
-  reference; files go out by sendfile(2).
-- Writing in the middle of a response waits (`write`): PEP 3333 wants a block to be with the system before the application
-  goes on. The last block is not (`send_last`): its tail (TAIL_LIMIT), and a file, are finished by the worker's epoll (`flush`).
+- Memory is bounded: what is read ahead is at most one head or one read; pending output is at most one block
+  that a kind gave us, by reference; files go out by sendfile(2).
+- Writing in the middle of a response waits (`write`): PEP 3333 wants a block to be with the system before the
+  application goes on. The last block is not (`send_last`): its tail (TAIL_LIMIT), and a file, are finished by
+  the worker's epoll (`flush`).
 - Whoever is left without a byte moving for `write_timeout` or `read_timeout` has gone away, or gets 408.
 """
 
@@ -21,10 +22,12 @@ from pyttpd_vhost.http.errors import ClientGone, RequestError
 HEAD_READ = 8192
 BODY_READ = 65536
 
-#: Up to here head and body are joined into one buffer: a small copy is cheaper than an iovec. Above, sendmsg(2) takes both as they are.
+#: Up to here head and body are joined into one buffer: a small copy is cheaper than an iovec. Above,
+#: sendmsg(2) takes both as they are.
 JOIN_LIMIT = 16384
 
-#: What a finished response may leave to epoll. More of it would let slow clients keep a worker's memory (10,000 of them: 2.5 GB).
+#: What a finished response may leave to epoll. More of it would let slow clients keep a worker's memory
+#: (10,000 of them: 2.5 GB).
 TAIL_LIMIT = 256 * 1024
 
 #: One sendfile(2) call, so that one fast client with a large file doesn't hold the worker.
@@ -56,7 +59,8 @@ class Stream:
     # Output
 
     def send_last(self, parts: tuple[bytes, ...]) -> None:
-        """Send `parts` as one, what the socket takes now; the rest stays pending, by reference. Nothing may be pending before.
+        """Send `parts` as one, what the socket takes now; the rest stays pending, by reference. Nothing may
+        be pending before.
 
         An adopted file follows them. Raises ClientGone.
         """
@@ -87,7 +91,9 @@ class Stream:
         self._file = -1
 
     def flush(self) -> bool:
-        """Send more of what is pending. True: all is sent. Raises ClientGone, also when a file has become shorter."""
+        """Send more of what is pending. True: all is sent. Raises ClientGone, also when a file has become
+        shorter.
+        """
         try:
             if self._pending:
                 count = self.sock.sendmsg(self._pending)
@@ -98,7 +104,9 @@ class Stream:
             if self._file < 0:
                 return True
             for _ in range(SENDFILE_BURST):
-                count = os.sendfile(self.sock.fileno(), self._file, self._file_at, min(self._file_left, SENDFILE_STEP))
+                count = os.sendfile(
+                    self.sock.fileno(), self._file, self._file_at, min(self._file_left, SENDFILE_STEP)
+                )
                 if count == 0:
                     raise ClientGone("the file became shorter while it was sent")
                 self.sent += count
@@ -139,7 +147,9 @@ class Stream:
     # Input
 
     def receive(self, size: int) -> bytes:
-        """Receive up to `size` bytes without waiting; b"" at the end of the stream. Raises BlockingIOError and ClientGone."""
+        """Receive up to `size` bytes without waiting; b"" at the end of the stream. Raises BlockingIOError
+        and ClientGone.
+        """
         try:
             return self.sock.recv(size)
         except BlockingIOError:

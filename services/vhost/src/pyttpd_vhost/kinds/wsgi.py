@@ -1,11 +1,12 @@
 """WSGI (PEP 3333), synchronous, in the thread that serves the connection.
 
-Theory of operation: the environ is a copy of a template with a handful of keys set; `start_response` is a method of a small object
-per request, so that an application which keeps it can't reach into a later response. The head waits for the first
-piece of the body that isn't empty (PEP 3333 "Handling the start_response() callable"), and shares its packet.
+Theory of operation: the environ is a copy of a template with a handful of keys set; `start_response` is a
+method of a small object per request, so that an application which keeps it can't reach into a later response.
+The head waits for the first piece of the body that isn't empty (PEP 3333 "Handling the start_response()
+callable"), and shares its packet.
 
-Who may break what: whatever the application does wrong becomes a plain 500 (or a cut body) for its client and a traceback in its own log;
-nothing of it reaches the framing.
+Who may break what: whatever the application does wrong becomes a plain 500 (or a cut body) for its client and
+a traceback in its own log; nothing of it reaches the framing.
 """
 
 from __future__ import annotations
@@ -14,14 +15,14 @@ import os
 import stat
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Iterator, MutableMapping
+from collections.abc import Callable, Iterable, Iterator
 from importlib import import_module
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote_to_bytes
 
 from pyttpd_vhost.http.body import Body
-from pyttpd_vhost.http.engine import CHUNKED, Request
+from pyttpd_vhost.http.engine import Request
 from pyttpd_vhost.http.errors import ClientGone, RequestError, ResponseError
 from pyttpd_vhost.http.exchange import Exchange, State
 from pyttpd_vhost.http.response import Fields, status_code
@@ -35,8 +36,13 @@ Environ = dict[str, Any]
 ExcInfo = tuple[type[BaseException], BaseException, TracebackType] | tuple[None, None, None]
 Application = Callable[[Environ, Callable[..., Any]], Iterable[bytes]]
 
-#: The environ's keys of header names. Names with an underscore get none: they could pass for others ("X_Forwarded_For").
-_KEYS: dict[bytes, str | None] = {b"content-type": "CONTENT_TYPE", b"content-length": "CONTENT_LENGTH", b"proxy": None}
+#: The environ's keys of header names. Names with an underscore get none: they could pass for others
+#: ("X_Forwarded_For").
+_KEYS: dict[bytes, str | None] = {
+    b"content-type": "CONTENT_TYPE",
+    b"content-length": "CONTENT_LENGTH",
+    b"proxy": None,
+}
 #: The client chooses the names.
 _MAX_KEYS = 1024
 
@@ -44,7 +50,9 @@ _NOTHING = State.NOTHING
 
 
 def load_application(share: VhostShare) -> Application:
-    """Import the application of `share` ("module:attr", attr may have dots) with its environment and path. Raises what the import raises."""
+    """Import the application of `share` ("module:attr", attr may have dots) with its environment and path.
+    Raises what the import raises.
+    """
     os.environ.update(share.env)
     for folder in reversed(share.python_path):
         sys.path.insert(0, folder)
@@ -98,7 +106,7 @@ class WsgiKind:
                     close()
         except ClientGone:
             raise
-        except (Exception, SystemExit) as error:
+        except (Exception, SystemExit) as error:  # noqa: BLE001: whatever it raises
             if type(error) is RequestError and exchange.body is not None and exchange.body.failed is error:
                 status = error.status  # the client's fault, met while the application was reading
             else:
@@ -144,7 +152,8 @@ class WsgiKind:
                 continue
             text = value.decode("latin-1")
             if key in environ:
-                # several fields of one name are a list (RFC 9110 section 5.3); cookies have their own comma (RFC 6265 section 5.4)
+                # several fields of one name are a list (RFC 9110 section 5.3); cookies have their own comma
+                # (RFC 6265 section 5.4)
                 text = f"{environ[key]}{'; ' if name == b'cookie' else ', '}{text}"
             environ[key] = text
         return environ
@@ -153,11 +162,16 @@ class WsgiKind:
         """Write the traceback to the tenant's log."""
         error = sys.exc_info()[1]
         self._site.log.warning(
-            "application failed", method=request.method, target=request.target.decode("latin-1"), error=type(error).__name__
+            "application failed",
+            method=request.method,
+            target=request.target.decode("latin-1"),
+            error=type(error).__name__,
         )
         try:
             traceback.print_exc(file=sys.stderr)
-        except Exception:  # an exception whose str() fails, a log that is full: the client gets its 500 all the same
+        except (
+            Exception
+        ):  # an exception whose str() fails, a log that is full: the client gets its 500 all the same
             self._site.log.warning("traceback lost")
 
 
@@ -293,7 +307,9 @@ _READ_SIZE = 65536
 
 
 class Input:
-    """wsgi.input: the body as a file. Waits for the client, up to `read_timeout` for each piece; raises RequestError (an OSError)."""
+    """wsgi.input: the body as a file. Waits for the client, up to `read_timeout` for each piece; raises
+    RequestError (an OSError).
+    """
 
     __slots__ = ("_ahead", "_body")
 
