@@ -65,6 +65,9 @@ root = "application"
 application = "app:application"
 """
 
+#: Counters of what happens only when something has died or is overloaded.
+LOSSES = ("pyttpd_listener_dropped_total", "pyttpd_listener_evicted_total", "pyttpd_listener_reoffered_total")
+
 Key = tuple[str, *tuple[tuple[str, str], ...]]
 
 
@@ -180,7 +183,7 @@ class Tree:
         found = []
         for role in ("init", "master", "umaster", "listener"):
             for (name, *labels), value in self.samples(role).items():
-                if value and name.endswith("_channel_faults_total"):
+                if value and (name.endswith("_channel_faults_total") or name in LOSSES):
                     found.append(f"{name}{dict(labels)} = {value:g}")
         return found
 
