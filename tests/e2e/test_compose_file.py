@@ -69,7 +69,7 @@ def test_uids_are_the_tables_and_the_configurations(services: dict[str, Any]) ->
 def test_directories_are_writable_for_their_binder_alone(services: dict[str, Any]) -> None:
     for name, service in services.items():
         row = ROLES[role_of(name)]
-        mounts = {} if name == "net" else {c: True for c in row.connects} | {c: False for c in row.binds}
+        mounts = {} if name == "net" else dict.fromkeys(row.connects, True) | dict.fromkeys(row.binds, False)
         found = {
             Channel(mount["target"].removeprefix("/run/pyttpd/")): bool(mount.get("read_only"))
             for mount in service.get("volumes", ())
