@@ -18,6 +18,8 @@ _DOTTED = rf"(?:{_PART})(?:[ \t]*\.[ \t]*(?:{_PART}))*"
 _HEADER = re.compile(rf"[ \t]*\[\[?[ \t]*({_DOTTED})[ \t]*\]")
 _KEY = re.compile(rf"[ \t]*({_DOTTED})[ \t]*=")
 _EACH = re.compile(_PART)
+#: Lines looked at for literals, for all errors of a file together: thousands of errors must not take minutes.
+_LITERAL_BUDGET = 500_000
 _LONG_QUOTE = re.compile(r'"""|' + "'''")
 
 
@@ -26,12 +28,17 @@ class LineIndex:
 
     def __init__(self, text: str) -> None:
         self._lines = text.splitlines()
+        self._budget = _LITERAL_BUDGET
         self._index = dict(reversed(list(_scan(self._lines))))  # the first of several wins
+
+    def __contains__(self, path: tuple[str, ...]) -> bool:
+        return path in self._index
 
     def find(self, path: tuple[str, ...], literal: str | None = None) -> int | None:
         """Return the line (from 1) of the thing at `path`, or of the nearest thing around it; None if there is none.
 
-        With `literal`, the line at or after it, before the next table, where that text stands in quotes.
+        With `literal`, the line at or after it, before the next table, where that text stands in quotes, in
+        lower or upper case.
         """
         for length in range(len(path), 0, -1):
             line = self._index.get(path[:length])
@@ -40,10 +47,13 @@ class LineIndex:
         return None
 
     def _literal(self, line: int, literal: str) -> int:
-        quoted = (f'"{literal}"', f"'{literal}'")
+        quoted = (f'"{literal.lower()}"', f"'{literal.lower()}'")
         for number in range(line, len(self._lines) + 1):
+            if self._budget == 0:
+                break
+            self._budget -= 1
             text = self._lines[number - 1]
-            if any(form in text for form in quoted):
+            if any(form in text.lower() for form in quoted):
                 return number
             if number > line and (_HEADER.match(text) or _KEY.match(text)):
                 break

@@ -20,6 +20,7 @@ import hashlib
 import os
 import re
 import stat
+import sys
 import tomllib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -89,7 +90,6 @@ class _Errors:
 
     def __init__(self) -> None:
         self._found: list[ConfigError] = []
-        self.unread = False  # a file is missing: what seems absent may be in there
 
     def __bool__(self) -> bool:
         return bool(self._found)
@@ -111,7 +111,9 @@ class _Errors:
     def raise_if_any(self, order: Iterable[str]) -> None:
         if self._found:
             rank = {shown: number for number, shown in enumerate(order)}
-            raise ConfigErrors(sorted(self._found, key=lambda e: (rank.get(e.file, len(rank)), e.line or 0)))
+            raise ConfigErrors(
+                sorted(self._found, key=lambda e: (rank.get(e.file, len(rank)), e.line or sys.maxsize))
+            )
 
 
 def load(path: str | os.PathLike[str], *, generation: int = 1) -> Config:
@@ -127,7 +129,8 @@ def load_located(path: str | os.PathLike[str], *, generation: int = 1) -> tuple[
     errors = _Errors()
     reader = _Reader(errors)
     reader.read_main(os.fspath(path))
-    errors.raise_if_any(reader.order)
+    if not reader.sources:
+        errors.raise_if_any(reader.order)
     tree = _walk(reader.sources, errors)
     _compare(tree, errors)
     errors.raise_if_any(reader.order)
@@ -171,7 +174,6 @@ class _Reader:
 
         patterns = convert(include, source.data["include"], source.folder, report)
         if patterns is INVALID or not isinstance(patterns, tuple):
-            self._errors.unread = True
             return
         self._read_included(source, patterns, os.path.dirname(source.shown))
 
@@ -184,12 +186,10 @@ class _Reader:
                 self._errors.at(
                     main, (), "include", f'the file "{printable(pattern)}" does not exist', pattern
                 )
-                self._errors.unread = True
             files += [file for file in matched if file not in files and os.path.abspath(file) != self.main]
         if len(files) > limits.MAX_CONFIG_FILES - 1:
             message = f"matches {len(files)} files; at most {limits.MAX_CONFIG_FILES - 1} can be included"
             self._errors.at(main, (), "include", message)
-            self._errors.unread = True
             return
         for file in files:
             shown = os.path.join(shown_folder, os.path.relpath(file, main.folder))
@@ -201,14 +201,12 @@ class _Reader:
         self.order.append(shown)
         data = self._bytes(file, shown)
         if data is None:
-            self._errors.unread = True
             return None
         try:
             text = data.decode()
         except UnicodeDecodeError as error:
             line = data.count(b"\n", 0, error.start) + 1
             self._errors.at_file(shown, "must be UTF-8 text; this line is not", line)
-            self._errors.unread = True
             return None
         try:
             parsed = tomllib.loads(text)
@@ -223,18 +221,20 @@ class _Reader:
             source = Source(shown, os.path.dirname(file), parsed, LineIndex(text))
             self.sources.append(source)
             return source
-        self._errors.unread = True
         return None
 
     def _bytes(self, file: str, shown: str) -> bytes | None:
         try:
             # Non-blocking: a FIFO in the folder must not hang us.
             descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
-            with open(descriptor, "rb") as stream:
+            try:
                 if not stat.S_ISREG(os.fstat(descriptor).st_mode):
                     self._errors.at_file(shown, "must be a regular file")
                     return None
-                data = stream.read(self._left + 1)
+                with open(descriptor, "rb", closefd=False) as stream:
+                    data = stream.read(self._left + 1)
+            finally:
+                os.close(descriptor)
         except OSError as error:
             reason = os.strerror(error.errno) if error.errno else "unknown error"
             hint = " (the configuration is a .toml file)" if error.errno == errno.ENOENT else ""
@@ -414,7 +414,7 @@ def _unknown(name: str, value: object, table: Table, path: tuple[str, ...]) -> s
     for home, keys in homes.items():
         near = difflib.get_close_matches(name, keys, 1)
         if near:
-            return f'unknown {what}; did you mean "{near[0]}" {home.removeprefix("to ").removeprefix("in ")}?'
+            return f'unknown {what}; did you mean "{near[0]}" {home}?'
     names = [key.name for key in table.keys] + [f"[{below.name}]" for below in table.tables]
     return f"unknown {what}; known here: {', '.join(names)}"
 
@@ -439,7 +439,7 @@ def _homes(path: tuple[str, ...]) -> dict[str, list[str]]:
 def _compare(tree: _Tree, errors: _Errors) -> None:
     listeners, vhosts = list(tree.named["listen"].values()), list(tree.named["vhost"].values())
     main = tree.single[""]
-    if not listeners and not errors:
+    if not listeners and not errors:  # with errors, it may be in a file that could not be read
         errors.on(main, "", 'there is no listener: add a table [listen.http] with address = "0.0.0.0:80"')
     if len(listeners) > MAX_LISTENERS:
         errors.on(listeners[MAX_LISTENERS], "", f"is one too many: at most {MAX_LISTENERS} listeners")
@@ -495,7 +495,7 @@ def _compare_sockets(tree: _Tree, listeners: list[Record], errors: _Errors) -> N
             taken.append((Address(host, base + offset), f"the metrics port of {name}"))
     for record in listeners:
         if host is not None and "metrics_port" in record.values:
-            key = "metrics_port" if record.source.lines.find((*record.path, "metrics_port")) else ""
+            key = "metrics_port" if (*record.path, "metrics_port") in record.source.lines else ""
             claim(Address(host, record.values["metrics_port"]), "the metrics port", record, key)
     for record in listeners:
         if "address" in record.values:

@@ -1,0 +1,106 @@
+"""`check`'s look at the file system."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+
+from pyttpd.config.filesystem import check_filesystem
+from pyttpd.config.loader import load_located
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+TEXT = """[listen.http]
+address = "127.0.0.1:8080"
+[vhost.a]
+default = true
+uid = 20001
+kind = "wsgi"
+root = "root"
+application = "my_app.wsgi:app"
+python_path = ["lib"]
+writable = ["data"]
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    # The tenant's uid must be able to get here: pytest's folders are the user's own.
+    for each in (tmp_path, tmp_path.parent, tmp_path.parent.parent):
+        each.chmod(0o755)
+    (tmp_path / "pyttpd.toml").write_text(TEXT)
+    for name in ("root", "lib", "data"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name).chmod(0o755)
+    (tmp_path / "data").chmod(0o777)
+    (tmp_path / "root" / "my_app").mkdir()
+    (tmp_path / "root" / "my_app" / "__init__.py").write_text("raise SystemExit('nobody imports me')\n")
+    return tmp_path
+
+
+def _said(folder: Path) -> list[str]:
+    config, locate = load_located(folder)
+    return [str(error).replace(f"{folder}/", "") for error in check_filesystem(config, locate)]
+
+
+def test_all_is_well(folder: Path) -> None:
+    assert _said(folder) == []
+
+
+def test_the_module_may_be_in_the_path_or_installed(folder: Path) -> None:
+    (folder / "root" / "my_app").rename(folder / "lib" / "my_app")
+    assert _said(folder) == []
+    (folder / "pyttpd.toml").write_text(TEXT.replace("my_app", "json"))
+    assert _said(folder) == []
+
+
+def test_what_is_not_there(folder: Path) -> None:
+    (folder / "pyttpd.toml").write_text(
+        TEXT.replace('"root"', '"nowhere"').replace('"data"', '"pyttpd.toml"')
+    )
+    assert _said(folder) == [
+        "pyttpd.toml:7: [vhost.a] root: nowhere: No such file or directory",
+        "pyttpd.toml:10: [vhost.a] writable: pyttpd.toml: must be a folder",
+    ]
+
+
+def test_no_such_module(folder: Path) -> None:
+    (folder / "pyttpd.toml").write_text(TEXT.replace("my_app", "no_such_app"))
+    assert _said(folder) == [
+        'pyttpd.toml:8: [vhost.a] application: there is no module "no_such_app" in root and python_path'
+    ]
+
+
+def test_without_places_the_file_is_named(folder: Path) -> None:
+    (folder / "pyttpd.toml").write_text(TEXT.replace("my_app", "no_such_app"))
+    config, _ = load_located(folder)
+    assert [(error.file, error.line) for error in check_filesystem(config)] == [(config.file, None)]
+
+
+@pytest.mark.root
+@pytest.mark.skipif(os.geteuid() != 0, reason="looks with the eyes of other uids")
+def test_a_tenant_who_may_not(folder: Path) -> None:
+    (folder / "root").chmod(0o700)
+    (folder / "data").chmod(0o755)
+    os.chown(folder / "lib", 20001, 0)
+    (folder / "lib").chmod(0o500)
+    assert _said(folder) == [
+        "pyttpd.toml:7: [vhost.a] root: root: uid 20001 (group 20001) may not read and enter it",
+        "pyttpd.toml:10: [vhost.a] writable: data: uid 20001 (group 20001) may not read, write and enter it",
+    ]
+    os.chown(folder / "data", 0, 20001)
+    (folder / "data").chmod(0o070)
+    (folder / "root").chmod(0o755)
+    folder.chmod(0o700)
+    assert [line.split(": ", 2)[2] for line in _said(folder)] == [
+        f"{folder}: uid 20001 (group 20001) may not enter it"
+    ] * 3
+
+
+def test_an_ordinary_user_has_one_uid(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    monkeypatch.setattr(os, "access", lambda path, _rights: not str(path).endswith("root"))
+    assert _said(folder) == ["pyttpd.toml:7: [vhost.a] root: root: you (1000) may not read and enter it"]

@@ -1,0 +1,337 @@
+"""Valid configurations: what comes out, what each role is given of it, and that it is quick for a large tree."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from pyttpd.config.document import document
+from pyttpd.config.loader import load, load_located
+from pyttpd.config.model import Address, foreign_names
+from pyttpd.config.schema import SCHEMA
+from pyttpd.config.shares import HostMap, ListenerShare, UmasterShare, VhostShare
+from pyttpd.roles import ROLES, Role
+
+ROOT = Path(__file__).parents[2]
+
+FULL = """
+include = "conf.d/*.toml"
+runtime_dir = "run"
+grace = 5
+
+[log]
+level = "debug"
+format = "json"
+
+[metrics]
+address = "::1"
+base_port = 9200
+
+[listen.http]
+address = "0.0.0.0:80"
+backlog = 10
+uid = 10050
+head_limit = 1024
+head_timeout = 1
+linger_timeout = 0
+max_connections = 5
+handover_timeout = 2.5
+metrics_port = 9300
+
+[listen.six]
+address = "[::0]:80"
+
+[vhost.blog]
+hosts = ["Blog.example", "*.blog.example", "[::1]", "192.0.2.1"]
+default = true
+uid = 20001
+gid = 20009
+kind = "wsgi"
+root = "../srv/./blog"
+application = "blog.site:app.wsgi"
+python_path = ["//lib", "venv/lib"]
+env = { DEBUG = "0", NAME = "Bj\u00f6rn\\n" }
+writable = ["data"]
+
+[vhost.blog.pool]
+max_workers = 8
+max_requests = 10_000
+
+[vhost.blog.queue]
+limit = 0
+timeout = 1.5
+handovers = 1
+
+[vhost.blog.http]
+head_limit = 65536
+body_limit = 0
+head_timeout = 1
+idle_timeout = 2
+write_timeout = 3
+read_timeout = 4
+max_keepalive_requests = 5
+keepalive = false
+engine = "llhttp"
+"""
+
+SHOP = """
+[vhost.shop]
+hosts = ["shop.blog.example", "*.shop.blog.example", "x.shop.blog.example"]
+uid = 20002
+share_uid = true
+kind = "static"
+root = "site"
+[vhost.shop-two]
+hosts = ["y.shop.blog.example", "other.example"]
+uid = 20002
+share_uid = true
+kind = "static"
+root = "site"
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "etc" / "conf.d").mkdir(parents=True)
+    (tmp_path / "etc" / "pyttpd.toml").write_text(FULL)
+    (tmp_path / "etc" / "conf.d" / "shop.toml").write_text(SHOP)
+    (tmp_path / "etc" / "conf.d" / ".shop.toml.swp").write_text("not TOML")
+    return tmp_path / "etc"
+
+
+def test_everything_that_can_be_written(folder: Path) -> None:
+    config = load(folder, generation=7)
+    assert config == load(folder / "pyttpd.toml", generation=7)
+    assert config.file == str(folder / "pyttpd.toml")
+    assert (config.runtime_dir, config.grace) == (str(folder / "run"), 5.0)
+    assert (config.log.level, config.log.format) == ("debug", "json")
+    assert (config.metrics.address, config.metrics.base_port) == ("::1", 9200)
+    assert (config.metrics.port_of(Role.UMASTER), config.metrics.port_of(Role.LISTENER)) == (9202, 9203)
+    assert (config.metrics.listener_port, config.metrics.tenants_port) == (9209, 9210)
+    with pytest.raises(ValueError, match="one port"):
+        config.metrics.port_of(Role.VHOST)
+
+    http, six, metrics = config.listeners
+    assert (http.name, http.mode, http.address, http.backlog, http.uid) == (
+        "http",
+        "http",
+        Address("0.0.0.0", 80),
+        10,
+        10050,
+    )
+    assert (http.head_limit, http.head_timeout, http.linger_timeout) == (1024, 1.0, 0.0)
+    assert (http.max_connections, http.handover_timeout, http.metrics_port) == (5, 2.5, 9300)
+    assert (str(six.address), six.uid, six.metrics_port) == ("[::]:80", 10011, 9204)
+    assert (metrics.name, metrics.mode, str(metrics.address), metrics.uid) == (
+        "metrics",
+        "metrics",
+        "[::1]:9210",
+        10009,
+    )
+    assert metrics.metrics_port == 9209
+    assert config.listener("six") is six
+
+    blog = config.vhost("blog")
+    assert blog.hosts == ("blog.example", "*.blog.example", "[::1]", "192.0.2.1")
+    assert (blog.default, blog.uid, blog.gid, blog.kind, blog.share_uid) == (
+        True,
+        20001,
+        20009,
+        "wsgi",
+        False,
+    )
+    assert (blog.root, blog.application) == (str(folder.parent / "srv" / "blog"), "blog.site:app.wsgi")
+    assert blog.python_path == ("/lib", str(folder / "venv" / "lib"))
+    assert blog.writable == (str(folder / "data"),)
+    assert blog.env == {"DEBUG": "0", "NAME": "Bj\u00f6rn\n"}
+    assert (blog.pool.max_workers, blog.pool.max_requests) == (8, 10000)
+    assert (blog.queue.limit, blog.queue.timeout, blog.queue.handovers) == (0, 1.5, 1)
+    assert (blog.http.head_limit, blog.http.body_limit, blog.http.keepalive) == (65536, 0, False)
+    assert (blog.http.read_timeout, blog.http.max_keepalive_requests) == (4.0, 5)
+    # relative to the file that it is written in
+    assert config.vhost("shop").root == str(folder / "conf.d" / "site")
+    assert config.vhost("shop").gid == 20002
+    assert [vhost.name for vhost in config.vhosts] == ["blog", "shop", "shop-two"]
+
+
+def test_every_key_of_the_schema_is_written_in_the_test() -> None:
+    for _, table in SCHEMA.walk():
+        for key in table.keys:
+            assert f"\n{key.name} = " in FULL + SHOP, key.name
+
+
+def test_defaults_are_the_schema_s(tmp_path: Path) -> None:
+    (tmp_path / "a.toml").write_text(
+        '[listen.http]\naddress = "127.0.0.1:80"\n'
+        '[vhost.a]\ndefault = true\nuid = 20001\nkind = "static"\nroot = "."\n'
+    )
+    config = load(tmp_path / "a.toml")
+    vhost = config.vhost("a")
+    places = {"": config, "log": config.log, "metrics": config.metrics, "listen.NAME": config.listeners[0]}
+    places |= {"vhost.NAME": vhost, "vhost.NAME.pool": vhost.pool}
+    places |= {"vhost.NAME.queue": vhost.queue, "vhost.NAME.http": vhost.http}
+    for path, table in SCHEMA.walk():
+        for key in table.keys:
+            if isinstance(key.default, str | int | float | bool) and key.name != "default":
+                assert getattr(places[path], key.name) == key.default, (path, key.name)
+
+
+def test_the_example_is_valid() -> None:
+    config = load(ROOT / "examples" / "pyttpd.toml")
+    assert str(config.listener("http").address) == "127.0.0.1:8080"
+    assert config.host_map().exact == {"static.localhost": "static", "wsgi.localhost": "wsgi"}
+    assert config.vhost("static").root == str(ROOT / "examples" / "static" / "site")
+
+
+def test_the_document_is_the_schema_s() -> None:
+    assert (ROOT / "docs" / "configuration.md").read_text() == document(), (
+        "run: python -m pyttpd.config.document > docs/configuration.md"
+    )
+
+
+def test_shares_hold_what_the_role_needs_and_nothing_else(folder: Path) -> None:
+    config = load(folder, generation=7)
+    listener = config.share_for_listener("http")
+    assert ListenerShare.from_json(listener.to_json()) == listener
+    assert (listener.generation, listener.name, listener.mode, listener.grace) == (7, "http", "http", 5.0)
+    assert config.share_for_listener("metrics").mode == "metrics"
+    umaster = config.share_for_umaster()
+    assert UmasterShare.from_json(umaster.to_json()) == umaster
+    assert [(peer.name, peer.uid, peer.mode) for peer in umaster.listeners] == [
+        ("http", 10050, "http"),
+        ("six", 10011, "http"),
+        ("metrics", 10009, "metrics"),
+    ]
+    assert (umaster.vhosts[0].queue_limit, umaster.vhosts[0].queue_timeout, umaster.vhosts[0].handovers) == (
+        0,
+        1.5,
+        1,
+    )
+    blog, shop = config.share_for_vhost("blog"), config.share_for_vhost("shop")
+    assert VhostShare.from_json(blog.to_json()) == blog
+    assert blog.foreign == ("shop.blog.example", "*.shop.blog.example")
+    assert shop.foreign == ("y.shop.blog.example",)
+    # No share tells a tenant or a listener another tenant's names, paths or variables.
+    assert b"srv/blog" not in umaster.to_json()
+    assert b"blog" not in listener.to_json()
+    assert b"other.example" not in blog.to_json()
+    assert b"20001" not in shop.to_json()
+    for name in ("share_for_listener", "share_for_vhost"):
+        with pytest.raises(KeyError):
+            getattr(config, name)("nobody")
+
+
+def test_the_longest_wildcard_wins(folder: Path) -> None:
+    hosts = load(folder).host_map()
+    assert hosts.lookup("blog.example") == ("blog", "exact name")
+    assert hosts.lookup("shop.blog.example") == ("shop", "exact name")
+    assert hosts.lookup("a.b.blog.example") == ("blog", "wildcard *.blog.example")
+    assert hosts.lookup("a.b.shop.blog.example") == ("shop", "wildcard *.shop.blog.example")
+    assert hosts.lookup("y.shop.blog.example") == ("shop-two", "exact name")
+    assert hosts.lookup("unknown.example") == ("blog", "default vhost")
+    assert hosts.lookup("") == ("blog", "default vhost")
+
+
+def test_foreign_names_without_wildcards() -> None:
+    assert foreign_names(HostMap(1, {"a.example": "a"}, {}, None)) == {}
+
+
+def test_the_digest_tells_contents_apart(folder: Path) -> None:
+    before = load(folder).digest
+    assert before == load(folder).digest
+    shop = folder / "conf.d" / "shop.toml"
+    shop.write_text(shop.read_text() + "# a comment\n")
+    changed = load(folder).digest
+    assert changed != before
+    shop.rename(folder / "conf.d" / "zzz.toml")
+    assert load(folder).digest not in (before, changed)
+
+
+def test_where_things_are_written(folder: Path) -> None:
+    _, locate = load_located(folder)
+    file, line = locate(("vhost", "shop", "root"))
+    assert (file, line) == (str(folder / "conf.d" / "shop.toml"), 7)
+    assert locate(("log", "level")) == (str(folder / "pyttpd.toml"), 7)
+    assert locate(("grace",)) == (str(folder / "pyttpd.toml"), 4)
+
+
+def test_a_file_is_not_included_twice_or_by_itself(tmp_path: Path) -> None:
+    (tmp_path / "pyttpd.toml").write_text(
+        'include = ["*.toml", "b.toml"]\n[listen.http]\naddress = "0.0.0.0:80"\n'
+    )
+    (tmp_path / "b.toml").write_text('[log]\nlevel = "error"\n')
+    assert load(tmp_path).log.level == "error"
+
+
+def test_ten_thousand_vhosts_and_a_hundred_thousand_names(tmp_path: Path) -> None:
+    parts = ['[listen.http]\naddress = "0.0.0.0:80"\n']
+    for number in range(10_000):
+        names = ", ".join([f'"n{each}.t{number}.example"' for each in range(9)])
+        parts.append(
+            f'[vhost.t{number}]\nhosts = ["*.t{number}.example", {names}]\nuid = {20001 + number}\n'
+            'kind = "static"\nroot = "/srv"\n'
+        )
+    (tmp_path / "pyttpd.toml").write_text("".join(parts))
+    config = load(tmp_path)
+    hosts = config.host_map()
+    data = hosts.to_json()
+    # The best of some: the machine has other things to do as well.
+    times = []
+    for _ in range(5):
+        start = time.perf_counter()
+        HostMap.from_json(data)
+        times.append(time.perf_counter() - start)
+    assert HostMap.from_json(data) == hosts
+    assert min(times) < 0.1
+    assert len(UmasterShare.from_json(config.share_for_umaster().to_json()).vhosts) == 10_000
+    assert config.share_for_vhost("t9999").foreign == ()
+
+
+def test_a_lookup_costs_the_same_for_ten_names_and_for_many() -> None:
+    def cost(names: int) -> float:
+        hosts = HostMap(
+            1,
+            {f"n{number}.example": "a" for number in range(names)},
+            {f"w{number}.example": "a" for number in range(names)},
+            None,
+        )
+        best = 1e9
+        for _ in range(7):
+            start = time.perf_counter()
+            for _ in range(2000):
+                hosts.find("n3.example")
+                hosts.find("x.w3.example")
+                hosts.find("nobody.example")
+            best = min(best, time.perf_counter() - start)
+        return best
+
+    assert cost(50_000) < 3 * cost(10)
+
+
+def test_the_share_s_module_is_lean() -> None:
+    code = (
+        "import sys, pyttpd.config.shares as s; "
+        "print([m for m in ('tomllib', 'difflib', 'glob', 'hashlib', 'ipaddress', 'asyncio', 'logging', 'argparse',"
+        " 'pyttpd.config.schema', 'pyttpd.config.loader') if m in sys.modules])"
+    )
+    result = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout == "[]\n"
+
+
+def test_the_document_s_command() -> None:
+    result = subprocess.run(
+        [sys.executable, "-I", "-m", "pyttpd.config.document"], capture_output=True, text=True, check=True
+    )
+    assert result.stdout == document()
+
+
+def test_the_first_listener_s_port_and_uid_are_the_role_table_s(folder: Path) -> None:
+    config = load(ROOT / "examples" / "pyttpd.toml")
+    assert config.listeners[0].uid == ROLES[Role.LISTENER].uid
+    assert config.listeners[0].metrics_port == config.metrics.port_of(Role.LISTENER)
+    assert json.loads(config.share_for_listener("http").to_json())["generation"] == 1
