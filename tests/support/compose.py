@@ -87,12 +87,14 @@ class Deployment:
         return done.stdout
 
     def logs(self, service: str = "") -> str:
+        """Return what all containers, or one service's, have logged, each line with its container's name."""
         names = [service] if service else []
         command = ["docker", "compose", "--project-name", self.project, "logs", "--no-color", *names]
         done = subprocess.run(
             command, cwd=TOP, env=self.environment, capture_output=True, text=True, timeout=30
         )
-        return done.stdout
+        # Compose moves a cursor even where there is no terminal.
+        return done.stdout.replace("\x1b[2K", "")
 
     def services(self) -> list[str]:
         return sorted(self.compose("config", "--services").split())
