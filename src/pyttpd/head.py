@@ -1,41 +1,38 @@
-"""The one head scanner: request line, authority and the framing fields of an HTTP/1.x request, strictly.
+r"""The one head scanner: request line, authority and framing fields of an HTTP/1.x request, strictly.
 
 Theory of operation
 -------------------
-The listener runs it on peeked bytes to learn whom a connection is for, and the vhost runs it on every request
-before its engine (llhttp or h11) sees a byte. Because both ask the same function, they cannot disagree about the
-authority; and because what it accepts is narrower than what either engine accepts, and says where the head ends and
-leaves one way only to frame the body, they cannot disagree about that either.
+The listener runs it on peeked bytes to learn whom a connection is for, and the vhost runs it on every request before
+its engine (llhttp or h11) sees a byte. Both ask the same function, so they cannot disagree about the authority. And
+what it accepts is narrower than what either engine accepts, with one end of the head and one way to frame the body,
+so they cannot disagree about that either.
 
-There are two readings of the same grammar, built from the same fragments:
+There are two readings of one grammar, built from the same fragments:
 
-- `_HEAD` accepts. One match of one compiled expression, for the whole head. A second Host, a second Content-Length or
-  one beside a Transfer-Encoding are not looked for: there is no place for them in the expression. It is the **only**
-  way to a Head.
-- `_explain` refuses. It goes through the head line by line, in the order of the bytes, and finds the first fault
-  and the status for it. It never accepts: if it finds no fault where `_HEAD` did not match, that is refused, too.
-  (A test holds the two against each other.)
+- `_HEAD` **accepts**: one match of one compiled expression for the whole head. A second Host, a second Content-Length
+  or one beside a Transfer-Encoding are not looked for, there is just no place for them in the expression. (`_MANY` is
+  the same for heads with so many fields that somebody has to count them.) There is no other way to a Head.
+- `_explain` **refuses**: it goes through the head line by line, in the order of the bytes, and finds the first fault
+  and the status for it. It never accepts: a complete head in which it finds no fault, but which `_HEAD` did not match,
+  is refused as well. (Tests hold the two against each other; this does not happen.)
 
-`_OPEN` is `_HEAD` cut off anywhere: a head that is only not finished costs one match, and not a walk in Python for
-each segment that a slow client sends.
+`_OPEN` is `_HEAD` cut off anywhere: a head that is only not finished costs a match or two, and not a walk in Python
+for each segment that a slow client sends.
 
 **Order.** The verdict on a prefix is the verdict on the whole: once refused, no further byte changes status or reason;
-and while a head can still become valid it is None. Hence every fault belongs to an offset, and the lowest wins.
+as long as a head can still become valid, it is None. So every fault belongs to an offset, and the lowest one counts.
 
-**Linear time.** Each repetition is possessive, or a character class that is followed by a character outside of it, and
-the alternatives differ in their first character or are kept apart by a look-ahead of bounded length: the engine has
-no choice to take back that it could repeat. The optional groups around Host and the framing field are the exception:
-at most two of them can be taken back, at no cost (what follows them cannot match there).
-
-Must stay in step: `METHODS` with what both engines accept; the tests' table of differences to h11 and llhttp
-(tests/conformance/test_head_differential.py).
+**Linear time.** There is never a choice to take back. A set repeats possessively; a group repeats within an atomic
+group, and its alternatives differ in their first character; what is left are optional groups, each of which differs
+in its first characters from what may follow it. (No possessive groups, and no captures within atomic ones: Python
+3.11.2, for one, loses its place in those.) A test counts the steps.
 
 Tolerances, each for a reason
 -----------------------------
 - One empty line before the request line (RFC 9112 section 2.2). Exactly one, and CRLF.
 - The request target holds what RFC 3986 allows and, because browsers and curl send them: in the path ``" [ ] ^ ` { | }``,
   in the query any visible character but ``#``, and a per cent sign without two hexadecimal digits.
-  Refused stay: fragments, bytes above 0x7e, and in the path ``\\ < >`` and broken per cent encodings, on which
+  Refused stay: fragments, bytes above 0x7e, and in the path ``\ < >`` and broken per cent encodings, on which
   servers and file systems are known to disagree. Whether ``%2f``, ``%00`` or ``..`` make sense is for the kind to say.
 - Host names may hold underscores, and hyphens at either end of a label; one dot may follow.
 
@@ -93,7 +90,7 @@ class Head(NamedTuple):
 
 
 class Refused(Exception):
-    """The head is not valid. `status` is the answer it deserves; `reason` a fixed text without a byte of the client's."""
+    """The head is not valid. `status` is the answer it deserves; `reason` a fixed text, nothing of the client's."""
 
     def __init__(self, status: int, reason: str) -> None:
         super().__init__(status, reason)
@@ -112,33 +109,43 @@ _QUERY = rb"!-\"$-~"  # visible characters but "#"
 
 _SPECIAL = rb"(?i:host|content-length|transfer-encoding)"
 _OWS = rb"[ \t]*+"
-_ORIGIN = rb"/[%b]*+(?:%%[0-9A-Fa-f]{2}[%b]*+){0,%d}(?:\?[%b]*+)?" % (
+_ORIGIN = rb"/[%b]*+(?>(?:%%[0-9A-Fa-f]{2}[%b]*+){0,%d})(?:\?[%b]*+)?" % (
     _PATH,
     _PATH,
     REQUEST_LINE_LIMIT // 3,
     _QUERY,
 )  # RFC 9112 section 3.2.1
-# The other forms start otherwise; _target() looks into them, off the hot path.
+# The other forms start otherwise; _target_authority() looks into them, off the hot path.
 _REQUEST = rb"(?:\r\n)?([%b]{1,%d}+) (%b|[!-.0-~][!-~]*+) HTTP/1\.(?:(1)|0)\r\n" % (
     _TCHAR,
     METHOD_LIMIT,
     _ORIGIN,
 )
-_PLAIN = rb"(?:[%b][%b]*+:[%b]*+\r\n|(?!%b:)[CHTcht][%b]*+:[%b]*+\r\n){0,%d}" % (
-    *(_TCHAR_PLAIN, _TCHAR, _VALUE),
-    *(_SPECIAL, _TCHAR, _VALUE),
-    FIELDS_LIMIT,
-)
-_HOST = rb"(?i:host):%b([!-~]++)%b\r\n%b" % (_OWS, _OWS, _PLAIN)
-_LENGTH = rb"(?i:content-length):%b[0-9]{1,%d}+%b\r\n" % (_OWS, LENGTH_DIGITS, _OWS)
-_CHUNKED = rb"(?(3)(?i:transfer-encoding):%b(?i:chunked)%b\r\n|(?!))" % (_OWS, _OWS)  # not with HTTP/1.0
-_FRAMING = rb"(?:%b|%b)%b" % (_LENGTH, _CHUNKED, _PLAIN)
-_FIELDS = rb"%b(?:%b(?:%b)?|%b(?:%b)?)?" % (_PLAIN, _HOST, _FRAMING, _FRAMING, _HOST)
 
-#: Groups: method, target, "1" of HTTP/1.1, Host before the framing field, Host after it.
-_HEAD = re.compile(rb"%b%b\r\n" % (_REQUEST, _FIELDS))
-#: The same, without its end: the request line is whole, and the last line is not, as far as there is one.
-_OPEN = re.compile(rb"%b%b(?:\r?|[%b]++(?::[%b]*+\r?)?)\Z" % (_REQUEST, _FIELDS, _TCHAR, _VALUE))
+
+def _fields(run: int) -> bytes:
+    """The field lines of a valid head, with at most `run` of the harmless ones in a row: so, 3 * run + 2 in all."""
+    plain = rb"(?>(?:[%b][%b]*+:[%b]*+\r\n|(?!%b:)[CHTcht][%b]*+:[%b]*+\r\n){0,%d})" % (
+        *(_TCHAR_PLAIN, _TCHAR, _VALUE),
+        *(_SPECIAL, _TCHAR, _VALUE, run),
+    )
+    host = rb"(?i:host):%b([!-~]++)%b\r\n%b" % (_OWS, _OWS, plain)
+    length = rb"(?i:content-length):%b[0-9]{1,%d}+%b\r\n" % (_OWS, LENGTH_DIGITS, _OWS)
+    # Group 3 is the 1 of HTTP/1.1: there is no Transfer-Encoding in HTTP/1.0.
+    chunked = rb"(?(3)(?i:transfer-encoding):%b(?i:chunked)%b\r\n|(?!))" % (_OWS, _OWS)
+    framing = rb"(?:%b|%b)%b" % (length, chunked, plain)
+    return rb"%b(?:%b(?:%b)?|%b(?:%b)?)?" % (plain, host, framing, framing, host)
+
+
+#: Groups: method, target, the 1 of HTTP/1.1, Host before the framing field, Host after it.
+_HEAD = re.compile(
+    rb"%b%b\r\n" % (_REQUEST, _fields((FIELDS_LIMIT - 2) // 3))
+)  # never more than FIELDS_LIMIT
+_MANY = re.compile(rb"%b%b\r\n" % (_REQUEST, _fields(FIELDS_LIMIT)))
+#: The same without an end: the request line is whole, and the last line is not, as far as there is one.
+_OPEN = re.compile(
+    rb"%b%b(?:\r?|[%b]++(?::[%b]*+\r?)?)\Z" % (_REQUEST, _fields(FIELDS_LIMIT), _TCHAR, _VALUE)
+)
 
 #: For _explain: how far the characters of a line are right, be it whole or not. Group 1: method or field name.
 _REQUEST_CHARS = re.compile(
@@ -161,8 +168,6 @@ _AUTHORITY = re.compile(
 _NUMBER = re.compile(r"[0-9]++|0x[0-9a-f]*+")
 
 _SLASH = ord("/")
-#: Below this many bytes a head can break neither FIELDS_LIMIT (a field line takes four) nor REQUEST_LINE_LIMIT.
-_SMALL = min(4 * FIELDS_LIMIT, REQUEST_LINE_LIMIT)
 
 
 def scan(data: bytes | bytearray, limit: int) -> Head | None:
@@ -173,10 +178,14 @@ def scan(data: bytes | bytearray, limit: int) -> Head | None:
     """
     m = _HEAD.match(data, 0, limit)
     if m is None:
-        m = _OPEN.match(data, 0, limit)
-        if m is None or len(data) >= limit or not _within_limits(m, data, len(data)):
+        if len(data) < limit:
+            m = _OPEN.match(data)
+            if m is not None and _in_bounds(m, data, len(data)) and m[1] in METHODS and m[2][0] == _SLASH:
+                return None
+        m = _MANY.match(data, 0, limit)
+        if m is None:
             _explain(bytes(data[:limit]), limit)
-        return None
+            return None
     method, target, one, host, late_host = m.groups()
     end = m.end()
     try:
@@ -188,8 +197,9 @@ def scan(data: bytes | bytearray, limit: int) -> Head | None:
             raise Refused(400, "no Host")
         if target[0] != _SLASH:
             name, port = _target_authority(method, target) or (name, port)
-        if method in METHODS and (end <= _SMALL or _within_limits(m, data, end)):
-            return Head(method, target, 10 if one is None else 11, name, port, end)
+        if method in METHODS and ((end <= REQUEST_LINE_LIMIT and m.re is _HEAD) or _in_bounds(m, data, end)):
+            # Head(...) says the same and takes twice as long.
+            return tuple.__new__(Head, (method, target, 10 if one is None else 11, name, port, end))
     except Refused:
         pass  # There may be an earlier fault, and the earliest one counts.
     _explain(bytes(data[:limit]), limit)
@@ -241,16 +251,15 @@ def _target_authority(method: bytes, target: bytes) -> tuple[str, int] | None:
     return named
 
 
-def _within_limits(m: re.Match[bytes], data: bytes | bytearray, end: int) -> bool:
-    """Whether the request line that _HEAD or _OPEN matched, and the number of fields up to `end`, are acceptable."""
-    method, target = m.group(1, 2)
-    start = m.start(1)
-    return (
-        method in METHODS
-        and (target[0] == _SLASH or m.re is _HEAD)  # the other forms are rare: _explain looks at them
-        and m.end(2) - start + len(b" HTTP/1.1\r\n") <= REQUEST_LINE_LIMIT
-        and data.count(b"\n", start, end) <= 1 + FIELDS_LIMIT + (m.re is _HEAD)
-    )
+def _in_bounds(m: re.Match[bytes], data: bytes | bytearray, end: int) -> bool:
+    """Whether the length of the request line that was matched, and the number of the lines up to `end`, are allowed."""
+    start, target_end = m.start(1), m.end(2)
+    if target_end - start + len(b" HTTP/1.1\r\n") > REQUEST_LINE_LIMIT:
+        return False
+    lines = data.count(b"\n", start, end)
+    return lines <= 1 + FIELDS_LIMIT + (
+        m.re is not _OPEN
+    )  # request line, fields, and the empty line if it is there
 
 
 # --- the refusals ------------------------------------------------------------------------------------------------
