@@ -93,6 +93,8 @@ class Site:
         """
         if authority == routed or authority in self._exact:
             return True
+        if not authority:
+            return self.share.default  # HTTP/1.0 without Host: where umaster would have sent it
         if not self._suffixes or authority in self._foreign:
             return False
         # as in the host map: the longest suffix decides

@@ -54,8 +54,7 @@ def load_application(share: VhostShare) -> Application:
     Raises what the import raises.
     """
     os.environ.update(share.env)
-    for folder in reversed(share.python_path):
-        sys.path.insert(0, folder)
+    sys.path[:0] = [share.root, *share.python_path]
     module, _, attribute = (share.application or "").partition(":")
     application: Any = import_module(module)
     for name in (attribute or "application").split("."):

@@ -1,0 +1,253 @@
+"""A worker's loop in a thread, around the real Connection and Site, for tests with real sockets."""
+
+from __future__ import annotations
+
+import contextlib
+import select
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pyttpd.config.shares import HttpSettings, LogSettings, PoolSettings, VhostShare
+
+from pyttpd_vhost.http.connection import Connection, Want
+from pyttpd_vhost.kinds.static import StaticKind
+from pyttpd_vhost.kinds.wsgi import Application, WsgiKind
+from pyttpd_vhost.site import Site
+
+HOST = "a.test"
+EVENTS = {Want.READ: select.EPOLLIN, Want.WRITE: select.EPOLLOUT}
+#: How often the test loop looks at deadlines: fine enough for tests with deadlines of a tenth of a second.
+TICK = 0.02
+
+
+class ListLog:
+    """Keeps what was logged."""
+
+    def __init__(self) -> None:
+        self.lines: list[tuple[str, str, dict[str, object]]] = []
+
+    def debug(self, event: str, **fields: object) -> None:
+        self.lines.append(("debug", event, fields))
+
+    def info(self, event: str, **fields: object) -> None:
+        self.lines.append(("info", event, fields))
+
+    def warning(self, event: str, **fields: object) -> None:
+        self.lines.append(("warning", event, fields))
+
+    def error(self, event: str, **fields: object) -> None:
+        self.lines.append(("error", event, fields))
+
+    def events(self) -> list[str]:
+        return [event for _, event, _ in self.lines]
+
+
+def make_share(**changes: Any) -> VhostShare:
+    share = VhostShare(
+        generation=1,
+        name="test",
+        uid=20001,
+        gid=20001,
+        hosts=(HOST, "*.wild.test"),
+        foreign=("theirs.wild.test", "*.deep.wild.test"),
+        default=True,
+        kind="wsgi",
+        root="/",
+        application="app:app",
+        python_path=(),
+        env={},
+        writable=(),
+        pool=PoolSettings(),
+        http=HttpSettings(),
+        log=LogSettings(),
+        grace=30.0,
+    )
+    return replace(share, **changes)
+
+
+class Server(threading.Thread):
+    """Serves `site` on a loopback port until `stop`."""
+
+    def __init__(self, site: Site) -> None:
+        super().__init__(daemon=True)
+        self.site = site
+        self.connections: dict[int, Connection] = {}
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._listener.setblocking(False)
+        self.port: int = self._listener.getsockname()[1]
+        self._stopping = False
+        self.fault: BaseException | None = None
+
+    def run(self) -> None:
+        try:
+            self._loop()
+        except BaseException as fault:
+            self.fault = fault
+        finally:
+            for connection in self.connections.values():
+                connection.abort()
+            self._listener.close()
+
+    def _loop(self) -> None:
+        wants: dict[int, Want] = {}
+        with select.epoll() as epoll:
+            epoll.register(self._listener, select.EPOLLIN)
+            while not self._stopping:
+                for fd, _ in epoll.poll(TICK):
+                    if fd == self._listener.fileno():
+                        sock, address = self._listener.accept()
+                        sock.setblocking(False)
+                        fd = sock.fileno()
+                        self.connections[fd] = Connection(sock, address, HOST, self.site)
+                        wants[fd] = Want.READ
+                        epoll.register(fd, select.EPOLLIN)
+                        continue
+                    connection = self.connections[fd]
+                    turn = connection.on_readable if wants[fd] is Want.READ else connection.on_writable
+                    self._settle(epoll, wants, fd, turn())
+                now = time.monotonic()
+                for fd, connection in list(self.connections.items()):
+                    if connection.deadline <= now:
+                        self._settle(epoll, wants, fd, connection.on_timeout())
+
+    def _settle(self, epoll: select.epoll, wants: dict[int, Want], fd: int, want: Want) -> None:
+        if want is Want.CLOSED:
+            del self.connections[fd], wants[fd]
+        elif want is not wants[fd]:
+            epoll.modify(fd, EVENTS[want])
+            wants[fd] = want
+
+    def connect(self) -> socket.socket:
+        sock = socket.create_connection(("127.0.0.1", self.port), timeout=10)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return sock
+
+    def stop(self) -> None:
+        self._stopping = True
+        self.join(10)
+        assert not self.is_alive()
+        if self.fault is not None:
+            raise self.fault
+
+    def wait_closed(self) -> None:
+        """Wait until the server has no connection left."""
+        end = time.monotonic() + 5
+        while self.connections and time.monotonic() < end:
+            time.sleep(0.005)
+        assert not self.connections
+
+
+Serve = Callable[..., Server]
+
+
+@pytest.fixture
+def serve() -> Iterator[Serve]:
+    """Start servers: serve(application, **http settings) or serve(root=folder, **http settings)."""
+    with contextlib.ExitStack() as stack:
+
+        def start(application: Application | None = None, *, root: Path | None = None, **http: Any) -> Server:
+            share = make_share(http=HttpSettings(**http))
+            if root is not None:
+                share = replace(share, kind="static", application=None, root=str(root))
+            site = Site(share, ListLog())
+            if root is not None:
+                kind = site.kind = StaticKind(str(root), site)
+                stack.callback(kind.close)
+            else:
+                assert application is not None
+                site.kind = WsgiKind(application, site)
+            server = Server(site)
+            server.start()
+            stack.callback(server.stop)
+            return server
+
+        yield start
+
+
+class Answer:
+    """One response, as a client reads it."""
+
+    def __init__(self, status: int, headers: list[tuple[str, str]], body: bytes, *, whole: bool) -> None:
+        self.status = status
+        self.headers = headers
+        self.body = body
+        self.whole = whole
+
+    def __getitem__(self, name: str) -> str:
+        values = [value for key, value in self.headers if key.lower() == name.lower()]
+        assert len(values) == 1, (name, self.headers)
+        return values[0]
+
+    def __contains__(self, name: str) -> bool:
+        return any(key.lower() == name.lower() for key, _ in self.headers)
+
+
+class Client:
+    """A strict HTTP client over a socket; never more lenient than it must be."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.sock = sock
+        self.data = b""
+
+    def _more(self) -> bool:
+        data = self.sock.recv(65536)
+        self.data += data
+        return bool(data)
+
+    def _line(self) -> bytes:
+        while b"\r\n" not in self.data:
+            assert self._more(), f"the end in a line: {self.data!r}"
+        line, _, self.data = self.data.partition(b"\r\n")
+        assert b"\n" not in line
+        assert b"\r" not in line
+        return line
+
+    def _exactly(self, count: int) -> bytes:
+        while len(self.data) < count:
+            assert self._more(), f"{count - len(self.data)} bytes of a body are missing"
+        body, self.data = self.data[:count], self.data[count:]
+        return body
+
+    def answer(self, method: str = "GET") -> Answer:
+        """Read one response."""
+        version, status, _ = self._line().split(b" ", 2)
+        assert version == b"HTTP/1.1"
+        headers = []
+        while line := self._line():
+            name, _, value = line.decode("latin-1").partition(": ")
+            headers.append((name, value))
+        answer = Answer(int(status), headers, b"", whole=True)
+        assert not ("Content-Length" in answer and "Transfer-Encoding" in answer)
+        if method == "HEAD" or answer.status in (204, 304) or answer.status < 200:
+            pass
+        elif "Transfer-Encoding" in answer:
+            assert answer["Transfer-Encoding"] == "chunked"
+            while size := int(self._line(), 16):
+                answer.body += self._exactly(size)
+                assert self._exactly(2) == b"\r\n"
+            assert self._line() == b""
+        elif "Content-Length" in answer:
+            answer.body = self._exactly(int(answer["Content-Length"]))
+        else:
+            assert answer["Connection"] == "close"
+            while self._more():
+                pass
+            answer.body, self.data = self.data, b""
+        return answer
+
+    def at_end(self) -> bool:
+        """Wait for the end of the connection. False: there are more bytes."""
+        while not self.data:
+            try:
+                if not self._more():
+                    return True
+            except ConnectionResetError:
+                raise AssertionError("reset instead of an orderly end") from None
+        return False
