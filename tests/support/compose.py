@@ -250,6 +250,7 @@ def deployment(name: str) -> Deployment:
     tenants = first + METRICS_PORTS
     environment = os.environ | {
         "PYTTPD_TAG": TAG,
+        "PYTTPD_HEALTH_INTERVAL": "2s",
         "PYTTPD_HTTP_PORT": str(port),
         "PYTTPD_METRICS_PORTS": f"{first}-{tenants - 1}",
         "PYTTPD_TENANT_METRICS_PORTS": f"{tenants}-{tenants + TENANT_METRICS_PORTS - 1}",
