@@ -10,6 +10,7 @@ from __future__ import annotations
 import array
 import os
 import socket
+import sys
 from collections.abc import Callable
 
 from pyttpd.wire.errors import RemoteProtocolError
@@ -25,7 +26,8 @@ _IPPROTO_MPTCP = 262  # linux/in.h; accepted connections of an MPTCP listener
 
 def send_fd(sock: socket.socket, data: bytes, fd: int) -> None:
     """Send `data` as one packet with a copy of `fd`. The caller keeps `fd`. Raises OSError (EAGAIN, ETOOMANYREFS, EPIPE)."""
-    sock.sendmsg([data], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, fd.to_bytes(_FD_SIZE, "little"))], socket.MSG_NOSIGNAL)
+    rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, fd.to_bytes(_FD_SIZE, sys.byteorder))
+    sock.sendmsg([data], [rights], socket.MSG_NOSIGNAL)
 
 
 class DescriptorLost(Exception):

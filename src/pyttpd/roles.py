@@ -31,7 +31,8 @@ class Channel(enum.Enum):
 @dataclass(frozen=True, slots=True)
 class RoleRow:
     """One row of the table. `uid` is the first one where a role has several instances; `metrics_offset` is added
-    to the metrics base port (None: reached through the tenants' shared port)."""
+    to the metrics base port (None: reached through the tenants' shared port).
+    """
 
     uid: int
     metrics_offset: int | None

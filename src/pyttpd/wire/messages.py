@@ -91,9 +91,9 @@ class Socket(NamedTuple):
 
 
 class SocketsEnd(NamedTuple):
-    """init has handed over all `count` sockets that are this role's."""
+    """init has handed over all `total` sockets that are this role's."""
 
-    count: int
+    total: int
 
 
 class Share(NamedTuple):
@@ -166,7 +166,7 @@ class Stuck(NamedTuple):
 class Credit(NamedTuple):
     """The worker can take this many connections more."""
 
-    count: int
+    more: int
 
 
 class Dispatch(NamedTuple):
@@ -192,9 +192,12 @@ class Pass(NamedTuple):
 
 
 class Spawn(NamedTuple):
-    """The supervisor asks the prototype for worker `number`; the descriptor is the worker's control channel."""
+    """The supervisor asks the prototype for worker `number`, with row `slot` of the scoreboard; the descriptor is the
+    worker's control channel.
+    """
 
     number: int
+    slot: int
 
 
 class Spawned(NamedTuple):
@@ -271,7 +274,9 @@ def _unpack_name(raw: bytes) -> str:
 
 def _pack_client(client: Client) -> bytes:
     if ":" in client.host:
-        return struct.pack("!BH16s", 6, client.port, socket.inet_pton(socket.AF_INET6, client.host.partition("%")[0]))
+        return struct.pack(
+            "!BH16s", 6, client.port, socket.inet_pton(socket.AF_INET6, client.host.partition("%")[0])
+        )
     return struct.pack("!BH16s", 4, client.port, socket.inet_pton(socket.AF_INET, client.host))
 
 
@@ -337,7 +342,7 @@ _WELCOME = struct.Struct("!BxxxI")
 _SOCKET = struct.Struct(f"!Bxxx{NAME_SIZE}s")
 _SHARE = struct.Struct("!QBxxxI32s")
 _WORKER = struct.Struct("!IBxxx")
-_SPAWNED = struct.Struct("!II")
+_TWO_U32 = struct.Struct("!II")
 _U16 = struct.Struct("!H")
 _U32 = struct.Struct("!I")
 _U64 = struct.Struct("!Q")
@@ -379,9 +384,10 @@ def _unpack_worker(body: bytes) -> Worker:
     return Worker(number, _one_of(work, WORK))
 
 
-def _unpack_id(body: bytes) -> None:
+def _bodyless(body: bytes, message: Message) -> Message:
     if body:
         raise RemoteProtocolError("bad-length", f"{len(body)} bytes, none expected")
+    return message
 
 
 class Row(NamedTuple):
@@ -406,7 +412,12 @@ MESSAGES: tuple[Row, ...] = (
         lambda m: _HELLO.pack(m.oldest, m.newest, ROLE_NAMES.index(m.role), _pack_name(m.name)),
         lambda _, b: _unpack_hello(b),
     ),
-    Row(2, Welcome, lambda m: _WELCOME.pack(m.version, m.credits), lambda _, b: Welcome(*_exactly(b, _WELCOME))),
+    Row(
+        2,
+        Welcome,
+        lambda m: _WELCOME.pack(m.version, m.credits),
+        lambda _, b: Welcome(*_exactly(b, _WELCOME)),
+    ),
     Row(3, Goodbye, lambda m: _pack_text(m.reason), lambda _, b: Goodbye(_unpack_text(b))),
     Row(
         10,
@@ -415,7 +426,7 @@ MESSAGES: tuple[Row, ...] = (
         lambda _, b: _unpack_socket(b),
         DescriptorKind.LISTENER,
     ),
-    Row(11, SocketsEnd, lambda m: _U32.pack(m.count), lambda _, b: SocketsEnd(*_exactly(b, _U32))),
+    Row(11, SocketsEnd, lambda m: _U32.pack(m.total), lambda _, b: SocketsEnd(*_exactly(b, _U32))),
     Row(
         20,
         Share,
@@ -427,8 +438,8 @@ MESSAGES: tuple[Row, ...] = (
     Row(30, Route, _pack_offer, lambda i, b: Route(i, *_unpack_offer(b)), DescriptorKind.CONNECTION, True),
     Row(31, Settled, lambda m: struct.pack(f"!{len(m.ids)}Q", *m.ids), lambda _, b: _unpack_settled(b)),
     Row(32, Refuse, lambda m: _U16.pack(m.status), _unpack_refuse, None, True),
-    Row(33, Retry, _nothing, lambda i, b: (_unpack_id(b), Retry(i))[1], None, True),
-    Row(34, Drop, _nothing, lambda i, b: (_unpack_id(b), Drop(i))[1], None, True),
+    Row(33, Retry, _nothing, lambda i, b: _bodyless(b, Retry(i)), None, True),
+    Row(34, Drop, _nothing, lambda i, b: _bodyless(b, Drop(i)), None, True),
     Row(
         40,
         Worker,
@@ -438,15 +449,28 @@ MESSAGES: tuple[Row, ...] = (
     ),
     Row(41, Gone, lambda m: _U32.pack(m.number), lambda _, b: Gone(*_exactly(b, _U32))),
     Row(42, Stuck, lambda m: _U32.pack(m.number), lambda _, b: Stuck(*_exactly(b, _U32))),
-    Row(50, Credit, lambda m: _U16.pack(m.count), lambda _, b: Credit(*_exactly(b, _U16))),
-    Row(51, Dispatch, _pack_offer, lambda i, b: Dispatch(i, *_unpack_offer(b)), DescriptorKind.CONNECTION, True),
-    Row(52, Taken, _nothing, lambda i, b: (_unpack_id(b), Taken(i))[1], None, True),
+    Row(50, Credit, lambda m: _U16.pack(m.more), lambda _, b: Credit(*_exactly(b, _U16))),
+    Row(
+        51,
+        Dispatch,
+        _pack_offer,
+        lambda i, b: Dispatch(i, *_unpack_offer(b)),
+        DescriptorKind.CONNECTION,
+        True,
+    ),
+    Row(52, Taken, _nothing, lambda i, b: _bodyless(b, Taken(i)), None, True),
     Row(53, Pass, _pack_offer, lambda i, b: Pass(i, *_unpack_offer(b)), DescriptorKind.CONNECTION, True),
-    Row(60, Spawn, lambda m: _U32.pack(m.number), lambda _, b: Spawn(*_exactly(b, _U32)), DescriptorKind.CHANNEL),
-    Row(61, Spawned, lambda m: _SPAWNED.pack(m.number, m.pid), lambda _, b: Spawned(*_exactly(b, _SPAWNED))),
-    Row(62, Attach, _nothing, lambda _, b: (_unpack_id(b), Attach())[1], DescriptorKind.CHANNEL),
-    Row(63, Ready, _nothing, lambda _, b: (_unpack_id(b), Ready())[1]),
-    Row(64, Beat, _nothing, lambda _, b: (_unpack_id(b), Beat())[1]),
+    Row(
+        60,
+        Spawn,
+        lambda m: _TWO_U32.pack(m.number, m.slot),
+        lambda _, b: Spawn(*_exactly(b, _TWO_U32)),
+        DescriptorKind.CHANNEL,
+    ),
+    Row(61, Spawned, lambda m: _TWO_U32.pack(m.number, m.pid), lambda _, b: Spawned(*_exactly(b, _TWO_U32))),
+    Row(62, Attach, _nothing, lambda _, b: _bodyless(b, Attach()), DescriptorKind.CHANNEL),
+    Row(63, Ready, _nothing, lambda _, b: _bodyless(b, Ready())),
+    Row(64, Beat, _nothing, lambda _, b: _bodyless(b, Beat())),
     Row(65, Failed, lambda m: _pack_text(m.reason), lambda _, b: Failed(_unpack_text(b))),
 )
 BY_CODE: dict[int, Row] = {row.code: row for row in MESSAGES}
@@ -482,13 +506,17 @@ def decode(frame: bytes) -> Message:
         raise RemoteProtocolError("truncated", f"{len(frame)} bytes are no header")
     version, code, flags, reserved, length, id_ = HEADER.unpack_from(frame)
     if not OLDEST_VERSION <= version <= VERSION:
-        raise RemoteProtocolError("bad-version", f"version {version}, {OLDEST_VERSION} to {VERSION} understood")
+        raise RemoteProtocolError(
+            "bad-version", f"version {version}, {OLDEST_VERSION} to {VERSION} understood"
+        )
     row = BY_CODE.get(code)
     if row is None:
         raise RemoteProtocolError("unknown-type", f"type {code}")
     if length != len(frame) - HEADER.size:
         raise RemoteProtocolError("bad-length", f"{length} bytes announced, {len(frame) - HEADER.size} sent")
     if reserved or flags != (HAS_DESCRIPTOR if row.descriptor else 0) or (id_ and not row.about_one):
-        raise RemoteProtocolError("bad-field", f"flags {flags}, reserved {reserved}, id {id_} in {row.cls.__name__}")
+        raise RemoteProtocolError(
+            "bad-field", f"flags {flags}, reserved {reserved}, id {id_} in {row.cls.__name__}"
+        )
     message: Message = row.unpack(id_, frame[HEADER.size :])
     return message

@@ -65,7 +65,13 @@ PERMITS: dict[tuple[Kind, Side, Phase], Permits] = {
     (Kind.ROUTE, Side.CONNECTOR, Phase.OPEN): {m.Route: _O, m.Goodbye: _L},
     (Kind.ROUTE, Side.CONNECTOR, Phase.LEAVING): {},
     (Kind.ROUTE, Side.BINDER, Phase.HELLO): {m.Welcome: _O},
-    (Kind.ROUTE, Side.BINDER, Phase.OPEN): {m.Settled: _O, m.Refuse: _O, m.Retry: _O, m.Drop: _O, m.Goodbye: _L},
+    (Kind.ROUTE, Side.BINDER, Phase.OPEN): {
+        m.Settled: _O,
+        m.Refuse: _O,
+        m.Retry: _O,
+        m.Drop: _O,
+        m.Goodbye: _L,
+    },
     (Kind.ROUTE, Side.BINDER, Phase.LEAVING): {m.Settled: _L, m.Refuse: _L, m.Retry: _L, m.Drop: _L},
     #
     (Kind.VHOST, Side.CONNECTOR, Phase.HELLO): {m.Hello: _O},
@@ -77,8 +83,15 @@ PERMITS: dict[tuple[Kind, Side, Phase], Permits] = {
     #
     (Kind.WORKER, Side.CONNECTOR, Phase.OPEN): {m.Credit: _O, m.Taken: _O, m.Pass: _O, m.Goodbye: _L},
     (Kind.WORKER, Side.CONNECTOR, Phase.LEAVING): {m.Taken: _L, m.Pass: _L},
-    (Kind.WORKER, Side.BINDER, Phase.OPEN): {m.Dispatch: _O, m.Settled: _O, m.Refuse: _O, m.Goodbye: _L},
-    (Kind.WORKER, Side.BINDER, Phase.LEAVING): {m.Settled: _L, m.Refuse: _L},
+    (Kind.WORKER, Side.BINDER, Phase.OPEN): {
+        m.Dispatch: _O,
+        m.Settled: _O,
+        m.Refuse: _O,
+        m.Retry: _O,
+        m.Drop: _O,
+        m.Goodbye: _L,
+    },
+    (Kind.WORKER, Side.BINDER, Phase.LEAVING): {m.Settled: _L, m.Refuse: _L, m.Retry: _L, m.Drop: _L},
     #
     (Kind.CONTROL, Side.CONNECTOR, Phase.OPEN): {m.Ready: _O, m.Beat: _O, m.Spawned: _O, m.Failed: _O},
     (Kind.CONTROL, Side.BINDER, Phase.OPEN): {m.Spawn: _O, m.Attach: _O, m.Goodbye: _L},

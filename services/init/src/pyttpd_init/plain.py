@@ -1,0 +1,430 @@
+"""The tree without containers: `python -I -m pyttpd_init --plain`, which `pyttpd run` becomes.
+
+Theory of operation. This process, the *runner*, stands where Docker stands otherwise: it prepares the directories, starts
+one keeper per role and tenant, starts again what ends, and takes everything down in order. It reads no peer and holds no
+listening socket. What it can give a role depends on who runs it:
+
+    as root             each role its uid, a network namespace with only `lo` (all but init), a mount namespace of its own,
+                        and the egress rule for all uids of the tree
+    as an ordinary user one uid for all; who is who is told by inherited socketpairs (doors); Landlock and seccomp still
+                        stand. A warning says what is missing.
+
+Every child runs in a session of its own, so that a terminal's Ctrl-C reaches only the runner; and every keeper is told by
+the kernel when the runner dies (PR_SET_PDEATHSIG), so nothing stays behind even after kill -9.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import signal
+import socket
+import stat
+import sys
+import time
+from dataclasses import dataclass, field
+
+from pyttpd import health, service
+from pyttpd.config.errors import ConfigErrors
+from pyttpd.config.loader import load
+from pyttpd.config.model import Config
+from pyttpd.confine import python_paths
+from pyttpd.log import Log
+from pyttpd.loop import soft_descriptor_limit
+from pyttpd.rendezvous import Door
+from pyttpd.roles import ROLES, Role
+from pyttpd.service import Options, StartError, door_argument
+from pyttpd_init import egress, namespaces
+
+#: All that roles and tenants get of the operator's environment: the rest may hold secrets.
+PASSED_ENVIRONMENT = ("LANG", "LC_ALL", "LC_CTYPE", "TZ")
+PATH = "/usr/local/bin:/usr/bin:/bin"
+#: Delays (s) before a keeper that ended is started again.
+FIRST_DELAY, LAST_DELAY, STABLE_AFTER = 0.1, 5.0, 10.0
+#: How often (s) the runner looks at the children's health until the tree is ready.
+READY_POLL = 0.1
+#: After the second signal keepers kill what they keep; who hasn't gone after so long (s) is killed as well.
+LAST_WORD = 2.0
+#: The order of leaving: who accepts goes first, who holds the sockets goes last.
+LEAVING_ORDER = ((Role.LISTENER,), (Role.UMASTER,), (Role.VHOST, Role.MASTER), (Role.INIT,))
+
+_SIGNALS = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD})
+
+
+@dataclass(slots=True, eq=False)
+class Instance:
+    """A role or tenant that the runner keeps running."""
+
+    role: Role
+    name: str
+    uid: int
+    gid: int
+    doors: list[Door] = field(default_factory=list)
+    pid: int = 0
+    born: float = 0.0
+    failures: int = 0
+    start_at: float | None = 0.0
+
+    def __str__(self) -> str:
+        return f"{self.role.value}.{self.name}" if self.name else self.role.value
+
+
+def instances(config: Config) -> list[Instance]:
+    """Return what the tree consists of, in the order of starting."""
+    found = [Instance(role, "", ROLES[role].uid, ROLES[role].uid) for role in (Role.INIT, Role.MASTER, Role.UMASTER)]
+    found += [Instance(Role.LISTENER, each.name, each.uid, each.uid) for each in config.listeners]
+    found += [Instance(Role.VHOST, each.name, each.uid, each.gid) for each in config.vhosts]
+    return found
+
+
+def make_doors(children: list[Instance]) -> list[socket.socket]:
+    """Give every pair of roles that meet a door; returns the sockets, which have to stay open as long as the tree."""
+    needed = 2 * sum(len(ROLES[child.role].connects) for child in children) + 64
+    if needed > soft_descriptor_limit():
+        raise StartError(
+            f"{len(children)} processes of one uid take {needed} descriptors, {soft_descriptor_limit()} are allowed; "
+            "raise the limit (ulimit -n) or run as root"
+        )
+    binders = {directory: child for child in children for directory in ROLES[child.role].binds}
+    kept = []
+    for child in children:
+        for directory in ROLES[child.role].connects:
+            binder = binders[directory]
+            theirs, ours = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            kept += [theirs, ours]
+            binder.doors.append(Door(directory, child.role.value, child.name, theirs.fileno()))
+            child.doors.append(Door(directory, binder.role.value, binder.name, ours.fileno()))
+    return kept
+
+
+def check_interpreter() -> None:
+    """Raise StartError if tenants' uids couldn't read Python: they import modules after they have their own uid."""
+    for path in python_paths():
+        parts = path.split("/")
+        for depth in range(2, len(parts) + 1):
+            parent = "/".join(parts[:depth])
+            try:
+                mode = os.stat(parent).st_mode
+            except OSError:
+                break
+            if not mode & stat.S_IXOTH:
+                raise StartError(
+                    f"{parent} can't be entered by other uids, but Python's {path} is in it, which every tenant needs: "
+                    "make .venv with a Python outside of a private home (`make venv PYTHON=/usr/bin/python3`)"
+                )
+
+
+class Runner:
+    """Starts, watches and ends the tree."""
+
+    def __init__(self, options: Options, config: Config, log: Log) -> None:
+        self._options = options
+        self._config = config
+        self._log = log
+        self._as_root = os.geteuid() == 0
+        self._file = os.path.abspath(options.config)
+        self._dir = config.runtime_dir if self._as_root else user_directory(config.runtime_dir)
+        self._children = instances(config)
+        self._table = "pyttpd_" + hashlib.sha256(self._dir.encode()).hexdigest()[:8]
+        self._leaving_since: float | None = None
+        self._signals = 0
+        self._ready = False
+        self._status = 0
+        self._lock = -1
+        self._doors: list[socket.socket] = []
+
+    # ---- before the first child -------------------------------------------------------------------------------------
+
+    def prepare(self) -> None:
+        """Make the directories, take the lock, set the egress rule. Raises StartError."""
+        old = os.umask(0o022)
+        try:
+            os.makedirs(self._dir, 0o755, exist_ok=True)
+            self._lock = os.open(f"{self._dir}/lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+            try:
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise StartError(
+                    f"another pyttpd runs with runtime_dir {self._dir}; end it, or give this one another runtime_dir"
+                ) from None
+            if self._as_root:
+                for role, row in ROLES.items():
+                    for directory in row.binds:
+                        self._directory(directory.value, row.uid, row.uid)
+                    del role
+            self._directory("health", os.geteuid(), os.getegid())
+            for child in self._children:
+                self._directory(f"health/{child}", *self._owner(child))
+                if child.role is Role.VHOST and not self._as_root:
+                    self._directory(f"tmp-{child.name}", *self._owner(child), mode=0o700)
+        except OSError as error:
+            raise StartError(f"{error.filename or self._dir}: {error.strerror} (runtime_dir)") from None
+        finally:
+            os.umask(old)
+        if self._as_root:
+            check_interpreter()
+            try:
+                egress.set_egress(
+                    [egress.UidRange(10_000, 10_000)]
+                    + [egress.UidRange(child.uid, child.uid) for child in self._children if child.uid],
+                    table=self._table,
+                )
+            except egress.EgressError as error:
+                raise StartError(str(error)) from None
+        else:
+            self._log.warning(
+                "running as an ordinary user: all tenants have one uid, no network namespaces and no egress rule; "
+                "Landlock and seccomp are all that keeps them apart. Start as root, or use compose, for tenants that "
+                "don't trust each other",
+                uid=os.geteuid(),
+            )
+            self._doors = make_doors(self._children)
+
+    def _owner(self, child: Instance) -> tuple[int, int]:
+        return (child.uid, child.gid) if self._as_root else (os.geteuid(), os.getegid())
+
+    def _directory(self, name: str, uid: int, gid: int, mode: int = 0o755) -> None:
+        path = f"{self._dir}/{name}"
+        os.makedirs(path, mode, exist_ok=True)
+        if self._as_root:
+            os.chown(path, uid, gid, follow_symlinks=False)
+
+    # ---- children ---------------------------------------------------------------------------------------------------
+
+    def _health_file(self, child: Instance) -> str:
+        return f"{self._dir}/health/{child}/state"
+
+    def _command(self, child: Instance, runner: int) -> list[str]:
+        command = [sys.executable, "-I", "-m", f"pyttpd_{child.role.value}"]
+        command += ["--runtime-dir", self._dir, "--health-file", self._health_file(child)]
+        command += ["--grace", str(self._config.grace), "--die-with", str(runner)]
+        if child.name:
+            command += ["--name", child.name]
+        if child.role in (Role.INIT, Role.MASTER):
+            command += ["--config", self._file]
+        if child.role is not Role.INIT:
+            command += ["--max-age", str(self._options.max_age or service.DEFAULT_MAX_AGE)]
+            if self._as_root:
+                command += ["--uid", str(child.uid), "--gid", str(child.gid)]
+        if child.role is Role.VHOST and not self._as_root:
+            command += ["--tmp", f"{self._dir}/tmp-{child.name}", "--one-uid"]
+        for door in child.doors:
+            command += ["--door", door_argument(door)]
+        return command
+
+    def _start(self, child: Instance) -> None:
+        runner = os.getpid()
+        child.start_at = None
+        child.born = time.monotonic()
+        child.pid = os.fork()
+        if child.pid == 0:
+            try:
+                self._become(child, runner)
+            except BaseException as error:
+                self._log.error("cannot start", child=child, error=error)
+            finally:
+                os._exit(2)
+
+    def _become(self, child: Instance, runner: int) -> None:
+        os.setsid()
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+        null = os.open("/dev/null", os.O_RDONLY)
+        os.dup2(null, 0)
+        os.close(null)
+        if self._as_root:
+            self._enter_namespaces(child)
+        else:
+            os.chdir("/")
+        environment = {key: os.environ[key] for key in PASSED_ENVIRONMENT if key in os.environ}
+        environment["PATH"] = PATH
+        for door in child.doors:
+            os.set_inheritable(door.fd, True)
+        command = self._command(child, runner)
+        os.execve(command[0], command, environment)
+
+    def _enter_namespaces(self, child: Instance) -> None:
+        row = ROLES[child.role]
+        channels = tuple(f"{self._dir}/{directory.value}" for directory in row.connects)
+        own = (*(f"{self._dir}/{directory.value}" for directory in row.binds), os.path.dirname(self._health_file(child)))
+        if child.role is Role.VHOST:
+            vhost = self._config.vhost(child.name)
+            view = namespaces.tenant_view(
+                vhost.root,
+                channels=channels,
+                python_path=vhost.python_path,
+                writable=(*vhost.writable, *own),
+                hidden=(os.path.dirname(self._file),) if not _inside(vhost.root, os.path.dirname(self._file)) else (),
+            )
+        else:
+            # init and master read the configuration, which may lie below a directory that is covered.
+            reads = (os.path.dirname(self._file),) if child.role in (Role.INIT, Role.MASTER) else ()
+            view = namespaces.role_view(channels=(*channels, *reads), own=own)
+        if child.role is not Role.INIT:
+            namespaces.enter_network_namespace()
+        namespaces.enter_mount_namespace(view)
+
+    def _reap(self) -> None:
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            for child in self._children:
+                if child.pid == pid:
+                    self._gone(child, os.waitstatus_to_exitcode(status))
+
+    def _gone(self, child: Instance, code: int) -> None:
+        child.pid = 0
+        if self._leaving_since is not None:
+            return
+        now = time.monotonic()
+        child.failures = 0 if now - child.born > STABLE_AFTER else child.failures + 1
+        if code == 2 and not self._ready and child.role in (Role.INIT, Role.MASTER):
+            self._log.error("cannot start the tree", child=child)
+            self._status = 2
+            self._leave()
+            return
+        delay = min(LAST_DELAY, FIRST_DELAY * 2 ** min(child.failures, 16))
+        self._log.warning("keeper ended and is started again", child=child, status=code, delay=round(delay, 2))
+        child.start_at = now + delay
+
+    # ---- the runner's life --------------------------------------------------------------------------------------------
+
+    def run(self) -> int:
+        """Run the tree until a signal; return the exit status."""
+        signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+        while self._leaving_since is None or any(child.pid for child in self._children):
+            now = time.monotonic()
+            for child in self._children:
+                if child.start_at is not None and child.start_at <= now and self._leaving_since is None:
+                    self._start(child)
+            info = signal.sigtimedwait(_SIGNALS, self._wait())
+            if info is not None and info.si_signo in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+                self._signals += 1
+                self._leave()
+            self._reap()
+            if self._leaving_since is not None:
+                self._lead_out()
+            elif not self._ready:
+                self._look_ready()
+        self._clean()
+        return self._status
+
+    def _wait(self) -> float:
+        if self._leaving_since is not None or not self._ready:
+            return READY_POLL
+        times = [child.start_at - time.monotonic() for child in self._children if child.start_at is not None]
+        return max(0.0, min(times, default=60.0))
+
+    def _look_ready(self) -> None:
+        if all(health.read(self._health_file(child))[0] for child in self._children):
+            self._ready = True
+            addresses = " ".join(f"http://{each.address}/" for each in self._config.listeners if each.mode == "http")
+            self._log.info("ready", listening=addresses, tenants=len(self._config.vhosts), stop="Ctrl-C")
+
+    def _leave(self) -> None:
+        if self._leaving_since is None:
+            self._leaving_since = time.monotonic()
+            self._log.info("leaving", grace=self._config.grace)
+
+    def _lead_out(self) -> None:
+        """Ask the next ones to leave as soon as those before them have gone; at the second signal all, at once."""
+        assert self._leaving_since is not None
+        now = time.monotonic()
+        late = now - self._leaving_since - self._config.grace
+        if self._signals > 1 or late > 0:
+            if self._signals == 1 or late > 0:
+                self._signals = max(self._signals, 2)
+            if self._signals < 1_000:
+                self._signals = 1_000  # the second word is said once
+                self._leaving_since = now - self._config.grace
+                for child in self._children:
+                    # A keeper ends at once at its second signal, whether or not it has heard a first one.
+                    self._kill(child, signal.SIGTERM)
+                    self._kill(child, signal.SIGTERM)
+            elif late > LAST_WORD:
+                for child in self._children:
+                    self._kill(child, signal.SIGKILL)
+            return
+        for roles in LEAVING_ORDER:
+            there = [child for child in self._children if child.role in roles and child.pid]
+            for child in there:
+                if child.start_at is None:
+                    child.start_at = float("inf")  # asked to leave
+                    self._kill(child, signal.SIGTERM)
+            if there:
+                return
+
+    @staticmethod
+    def _kill(child: Instance, number: int) -> None:
+        if child.pid:
+            os.kill(child.pid, number)  # not reaped yet, so the pid is still the child's
+
+    def _clean(self) -> None:
+        if self._as_root:
+            try:
+                egress.remove_egress(table=self._table)
+            except egress.EgressError as error:
+                self._log.error("egress rule stays behind", error=error)
+        for path, folders, files in os.walk(self._dir, topdown=False):
+            for name in files:
+                if path != self._dir or name == "lock":
+                    _quietly(os.unlink, f"{path}/{name}")
+            for name in folders:
+                _quietly(os.rmdir, f"{path}/{name}")
+        _quietly(os.rmdir, self._dir)
+        self._log.info("left")
+
+
+def _quietly(function: object, path: str) -> None:
+    try:
+        function(path)  # type: ignore[operator]
+    except OSError:
+        pass
+
+
+def _inside(path: str, folder: str) -> bool:
+    return path == folder or path.startswith(folder.rstrip("/") + "/")
+
+
+def user_directory(configured: str) -> str:
+    """Return an ordinary user's runtime_dir: what is configured, unless that is the default, which only root can make."""
+    if configured != service.DEFAULT_RUNTIME_DIR:
+        return configured
+    base = os.environ.get("XDG_RUNTIME_DIR", "")
+    if base.startswith("/") and os.access(base, os.W_OK):
+        return f"{base}/pyttpd"
+    path = f"/tmp/pyttpd-{os.geteuid()}"  # noqa: S108 - made with mode 0700, and checked to be ours
+    os.makedirs(path, 0o700, exist_ok=True)
+    found = os.lstat(path)
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o022:
+        raise StartError(f"{path} belongs to somebody else; set runtime_dir")
+    return path
+
+
+def main(arguments: list[str]) -> int:
+    """Run the whole tree; returns the exit status: 0, or 2 if it can't be started as asked."""
+    options = service.parse(Role.INIT, arguments)
+    log = Log("init", "run")
+    try:
+        if not options.config:
+            raise StartError("--config FILE is missing")
+        config = load(options.config)
+        log.level, log.format = config.log.level, config.log.format
+        runner = Runner(options, config, log)
+        runner.prepare()
+    except ConfigErrors as errors:
+        for error in errors.errors:
+            log.error("configuration", error=error)
+        log.error("cannot start", error=f"{options.config}: {len(errors.errors)} errors; see `pyttpd check`")
+        return 2
+    except StartError as error:
+        log.error("cannot start", error=error)
+        return 2
+    return runner.run()
+
+
+

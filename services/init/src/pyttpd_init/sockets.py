@@ -1,0 +1,79 @@
+"""The listening sockets of a tree: which there are, whose each is, and how it is bound."""
+
+from __future__ import annotations
+
+import socket
+from dataclasses import dataclass
+
+from pyttpd.config.model import Config
+from pyttpd.roles import ROLES, Role
+from pyttpd.service import StartError
+from pyttpd_init import egress
+
+#: Scrapers are few.
+METRICS_BACKLOG = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """One socket to bind: for `role` instance `name` (running under `uid`), for `use` "listen" or "metrics"."""
+
+    role: str
+    name: str
+    uid: int
+    use: str
+    host: str
+    port: int
+    backlog: int
+
+    def __str__(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{host}:{self.port} ({self.use} of {self.role} {self.name})"
+
+
+def plans(config: Config) -> list[Plan]:
+    """Return every socket that the configuration asks for."""
+    address = config.metrics.address
+    found = [
+        Plan(role.value, role.value, ROLES[role].uid, "metrics", address, config.metrics.port_of(role), METRICS_BACKLOG)
+        for role in (Role.INIT, Role.MASTER, Role.UMASTER)
+    ]
+    for each in config.listeners:
+        found.append(
+            Plan("listener", each.name, each.uid, "listen", each.address.host, each.address.port, each.backlog)
+        )
+        found.append(
+            Plan("listener", each.name, each.uid, "metrics", address, each.metrics_port, METRICS_BACKLOG)
+        )
+    return found
+
+
+def bind(plan: Plan) -> socket.socket:
+    """Bind and listen; the caller owns the socket. Raises StartError.
+
+    init listens itself: some security modules refuse listen() on a socket that was handed over.
+    """
+    family = socket.AF_INET6 if ":" in plan.host else socket.AF_INET
+    sock = _make(family, plan.uid)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        # Answers are written in one go, and interim ones must not wait for an acknowledgement; accepted sockets inherit it.
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        sock.bind((plan.host, plan.port))
+        sock.listen(plan.backlog)
+    except OSError as error:
+        sock.close()
+        hint = " (a port below 1024 takes root or NET_BIND_SERVICE)" if isinstance(error, PermissionError) else ""
+        raise StartError(f"cannot listen on {plan}: {error.strerror}{hint}") from None
+    sock.setblocking(False)
+    return sock
+
+
+def _make(family: int, uid: int) -> socket.socket:
+    """Return a TCP socket that counts as made by `uid` where we may say so (plain mode as root: the egress rule goes by it)."""
+    try:
+        return egress.socket_made_by(uid, family, socket.SOCK_STREAM)
+    except PermissionError:
+        return socket.socket(family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)

@@ -1,0 +1,438 @@
+"""listener: accepts, peeks, finds the name, hands on, and answers for every connection until a worker has taken it.
+
+Theory of operation. A connection is in one of these states, and in one place for each:
+
+    PEEKING    its head isn't whole yet. Read only by MSG_PEEK: every byte stays in the kernel for the worker. Waits in
+               edge-triggered epoll: each new segment is an event, and EPOLLRDHUP tells of a half-close, after which a peek
+               never says "end".
+    WAITING    named, but umaster has no room or is away.
+    OFFERED    ROUTE is sent; we keep our copy until SETTLED, REFUSE, RETRY or DROP.
+    LINGERING  we have answered by ourselves and shut down our half; what the client still sends is read and dropped, since
+               a close with bytes unread would send a reset and destroy the answer.
+
+    PEEKING ─ head whole ─> WAITING ─ sent ─> OFFERED ─ SETTLED, DROP ─> closed without shutdown: it is another's now
+       │                       ^                │ ├ RETRY, umaster lost ─> if nobody has read from it: WAITING
+       │ refused, too slow     └────────────────┼─┘
+       └──────────> LINGERING <── REFUSE ───────┘        (if somebody has read from it: closed, unanswered)
+
+Who waits too long in PEEKING gets 408, in WAITING 503. When the process is full, the connection that has been PEEKING the
+longest makes room.
+"""
+
+from __future__ import annotations
+
+import enum
+import re
+import select
+import socket
+from collections import deque
+from collections.abc import Iterable
+
+from pyttpd import confine, head, metrics, tcp
+from pyttpd.channel import Channel
+from pyttpd.config.shares import ListenerShare
+from pyttpd.loop import READ, Deadlines
+from pyttpd.roles import Channel as Directory
+from pyttpd.service import Service
+from pyttpd.wire.errors import RemoteProtocolError
+from pyttpd.wire.messages import Client, Drop, Goodbye, Message, Refuse, Retry, Route, Settled, Welcome
+from pyttpd_listener.answers import answer
+
+_PEEK_EVENTS = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLET
+#: Connections accepted in a turn, so that a flood of new ones can't keep the others waiting.
+MAX_ACCEPTS = 64
+#: What a client may still send after our answer until we close hard.
+MAX_LINGER_BYTES = 1 << 20
+_LINGER_CHUNK = 65536
+#: When draining, a connection that still hasn't sent its head is closed after so long (s).
+DRAIN_HEAD_TIMEOUT = 1.0
+SWEEP_INTERVAL = 0.25
+#: Where a tenant's metrics are on the shared port.
+_METRICS_TARGET = re.compile(rb"/metrics/([a-z][a-z0-9-]{0,31})\Z")
+
+
+class State(enum.Enum):
+    """See the module's text."""
+
+    PEEKING = "peeking"
+    WAITING = "waiting"
+    OFFERED = "offered"
+    LINGERING = "lingering"
+
+
+class Connection:
+    """A client's connection. Owns `sock`."""
+
+    __slots__ = ("authority", "client", "head_only", "id", "lingered", "sock", "state")
+
+    def __init__(self, sock: socket.socket, client: Client, id_: int) -> None:
+        self.sock = sock
+        self.client = client
+        self.id = id_
+        self.state = State.PEEKING
+        self.authority = ""
+        self.head_only = False
+        self.lingered = 0
+
+
+class Listener:
+    """The role."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self._loop = service.loop
+        self._log = service.log
+        self._budget = service.budget
+        self._share: ListenerShare | None = None
+        self._sockets: list[socket.socket] = []
+        self._accepting = False
+        self._buffer = bytearray(65536)
+        self._view = memoryview(self._buffer)
+        self._next_id = 0
+        self._peeking = Deadlines(10.0)
+        self._lingering = Deadlines(2.0)
+        self._waiting_age = Deadlines(15.0)
+        self._waiting: deque[Connection] = deque()
+        self._offered: dict[int, Connection] = {}
+        self._umaster: Channel | None = None
+        self._window = 0
+        self._leaving_umaster = False
+        # Counters, for the metrics.
+        self.accepted = self.routed = self.settled = self.reoffered = self.dropped = self.evicted = 0
+        self.answers: dict[int, int] = {}
+        self._link = service.link(
+            Directory.ROUTE, on_open=self._on_umaster, on_message=self._from_umaster, on_lost=self._umaster_lost
+        )
+        self._budget.on_free.append(self._accept_again)
+        service.on_drain(self._drain)
+        service.fetch_sockets(self._collect, self._on_listener)
+        service.fetch_shares(self._on_share)
+        self._loop.call_later(SWEEP_INTERVAL, self._sweep)
+
+    # ---- what we are given ------------------------------------------------------------------------------------------
+
+    def _on_share(self, _: str, data: bytes) -> None:
+        share = ListenerShare.from_json(data)
+        first = self._share is None
+        self._share = share
+        self._log.level, self._log.format = share.log.level, share.log.format
+        self._peeking.span = share.head_timeout
+        self._lingering.span = share.linger_timeout
+        self._waiting_age.span = share.handover_timeout
+        if first:
+            self._link.start()
+            self._accept_again()
+
+    def _on_listener(self, name: str, sock: socket.socket) -> None:
+        if name != self._service.options.name:
+            self._log.error("init gave us another's socket", name=name)
+            sock.close()
+            return
+        sock.setblocking(False)
+        self._sockets.append(sock)
+        if self._accepting:
+            self._loop.add(sock.fileno(), READ, lambda _: self._accept(sock))
+        else:
+            self._accept_again()
+
+    def _accept_again(self) -> None:
+        if self._accepting or self._share is None or self._service.draining:
+            return
+        self._accepting = bool(self._sockets)
+        for sock in self._sockets:
+            self._loop.add(sock.fileno(), READ, lambda _, sock=sock: self._accept(sock))  # type: ignore[misc]
+        self._tell_ready()
+
+    def _stop_accepting(self) -> None:
+        self._accepting = False
+        for sock in self._sockets:
+            self._loop.remove(sock.fileno())
+
+    def _tell_ready(self) -> None:
+        if self._sockets and self._share is not None and self._umaster is not None:
+            self._service.ready()
+
+    # ---- accepting and peeking --------------------------------------------------------------------------------------
+
+    def _accept(self, listener: socket.socket) -> None:
+        assert self._share is not None
+        for _ in range(MAX_ACCEPTS):
+            if self._budget.exhausted or self._budget.used >= self._share.max_connections:
+                if not self._evict():
+                    self._stop_accepting()
+                    return
+            try:
+                sock, address = listener.accept()
+            except BlockingIOError:
+                return
+            except OSError as error:
+                # ECONNABORTED and the like: that client left. EMFILE can't be: the budget is below it.
+                self._log.debug("accept", error=error.strerror)
+                return
+            self.accepted += 1
+            self._budget.take()
+            sock.setblocking(False)
+            self._next_id += 1
+            connection = Connection(sock, Client(address[0], address[1]), self._next_id)
+            # Most clients' first bytes are there already: then epoll never hears of the connection.
+            if not self._peek(connection):
+                self._peeking.start(connection, self._loop.now)
+                self._loop.add(sock.fileno(), _PEEK_EVENTS, lambda events, c=connection: self._on_peekable(c, events))  # type: ignore[misc]
+
+    def _on_peekable(self, connection: Connection, events: int) -> None:
+        if self._peek(connection):
+            self._peeking.stop(connection)
+        elif events & (select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR):
+            # The other half is closed, and the head will never be whole.
+            self._peeking.stop(connection)
+            self._close(connection)
+
+    def _peek(self, connection: Connection) -> bool:
+        """Look for a whole head; True when the connection isn't PEEKING any more (named, refused or gone)."""
+        assert self._share is not None
+        limit = self._share.head_limit
+        try:
+            size = connection.sock.recv_into(self._view, limit, socket.MSG_PEEK)
+        except BlockingIOError:
+            return False
+        except OSError:
+            self._close(connection)
+            return True
+        if size == 0:
+            self._close(connection)
+            return True
+        try:
+            found = head.scan(bytes(self._view[:size]), limit)
+        except head.Refused as refused:
+            self._answer(connection, refused.status)
+            return True
+        if found is None:
+            return False
+        connection.head_only = found.method == b"HEAD"
+        if self._share.mode == "metrics":
+            target = _METRICS_TARGET.match(found.target)
+            if target is None:
+                self._answer(connection, 404)
+                return True
+            connection.authority = target[1].decode("ascii")
+        else:
+            connection.authority = found.host
+        self._loop.remove(connection.sock.fileno())
+        self._offer(connection)
+        return True
+
+    def _evict(self) -> bool:
+        """Let the connection that has been PEEKING the longest make room; False if there is none."""
+        oldest = self._peeking.oldest()
+        if oldest is None:
+            return False
+        assert isinstance(oldest, Connection)
+        self._peeking.stop(oldest)
+        self.evicted += 1
+        self._close(oldest)
+        return True
+
+    # ---- offering ---------------------------------------------------------------------------------------------------
+
+    def _offer(self, connection: Connection) -> None:
+        if self._waiting or not self._send(connection):
+            connection.state = State.WAITING
+            self._waiting.append(connection)
+            self._waiting_age.start(connection, self._loop.now)
+
+    def _send(self, connection: Connection) -> bool:
+        if self._umaster is None or self._leaving_umaster or len(self._offered) >= self._window:
+            return False
+        if not self._umaster.send(
+            Route(connection.id, connection.client, connection.authority), connection.sock.fileno()
+        ):
+            return False
+        connection.state = State.OFFERED
+        self._offered[connection.id] = connection
+        self.routed += 1
+        return True
+
+    def _send_waiting(self) -> None:
+        while self._waiting:
+            connection = self._waiting[0]
+            if connection.state is State.WAITING and not self._send(connection):
+                return
+            self._waiting.popleft()
+            self._waiting_age.stop(connection)
+
+    def _offer_again(self, connection: Connection) -> None:
+        """Offer a connection once more, if nobody has read from it: otherwise somebody has answered, or never will."""
+        try:
+            unread = tcp.consumed(connection.sock) == 0
+        except OSError:
+            unread = False
+        if unread:
+            self.reoffered += 1
+            self._offer(connection)
+        else:
+            self.dropped += 1
+            self._forget(connection)
+
+    # ---- umaster ----------------------------------------------------------------------------------------------------
+
+    def _on_umaster(self, channel: Channel, welcome: Welcome) -> None:
+        self._umaster = channel
+        self._leaving_umaster = False
+        self._window = welcome.credits
+        channel.on_writable = lambda _: self._send_waiting()
+        self._send_waiting()
+        self._tell_ready()
+
+    def _from_umaster(self, _: Channel, message: Message, _fd: int | None) -> None:
+        match message:
+            case Settled(ids):
+                for id_ in ids:
+                    connection = self._known(id_)
+                    self.settled += 1
+                    self._forget(connection)
+                self._send_waiting()
+            case Refuse(id_, status):
+                self._answer(self._known(id_), status)
+            case Retry(id_):
+                self._offer_again(self._known(id_))
+            case Drop(id_):
+                self.dropped += 1
+                self._forget(self._known(id_))
+            case Goodbye():
+                # It settles what is open, then it closes, and its successor is there to be connected to.
+                self._leaving_umaster = True
+
+    def _known(self, id_: int) -> Connection:
+        connection = self._offered.pop(id_, None)
+        if connection is None:
+            raise RemoteProtocolError("forged-id", f"id {id_} is not offered")
+        return connection
+
+    def _umaster_lost(self, reason: str) -> None:
+        self._log.warning("umaster is gone", reason=reason, offered=len(self._offered))
+        self._umaster = None
+        self._service.not_ready()
+        offered, self._offered = self._offered, {}
+        for connection in offered.values():
+            self._offer_again(connection)
+
+    # ---- answering and closing --------------------------------------------------------------------------------------
+
+    def _answer(self, connection: Connection, status: int) -> None:
+        """Answer by ourselves, and linger."""
+        self.answers[status] = self.answers.get(status, 0) + 1
+        sock = connection.sock
+        self._loop.remove(sock.fileno())
+        try:
+            # A fresh connection's send buffer takes this whole; what it doesn't take, a client that reads nothing, is lost.
+            sock.send(answer(status, head_only=connection.head_only), socket.MSG_NOSIGNAL)
+            sock.shutdown(socket.SHUT_WR)
+        except OSError:
+            self._close(connection)
+            return
+        connection.state = State.LINGERING
+        self._lingering.start(connection, self._loop.now)
+        self._loop.add(sock.fileno(), READ, lambda _: self._linger(connection))
+
+    def _linger(self, connection: Connection) -> None:
+        try:
+            size = connection.sock.recv_into(self._view, _LINGER_CHUNK)
+        except BlockingIOError:
+            return
+        except OSError:
+            size = 0
+        connection.lingered += size
+        if size == 0 or connection.lingered > MAX_LINGER_BYTES:
+            self._lingering.stop(connection)
+            self._close(connection)
+
+    def _close(self, connection: Connection) -> None:
+        """End the connection: nobody else has it. (A copy in flight may exist after all, hence the shutdown.)"""
+        try:
+            connection.sock.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            pass
+        self._forget(connection)
+
+    def _forget(self, connection: Connection) -> None:
+        """Close our copy and nothing more: the connection is somebody else's."""
+        # Always out of epoll first: with a copy elsewhere, close() alone would leave it registered (epoll(7)).
+        self._loop.remove(connection.sock.fileno())
+        connection.sock.close()
+        self._budget.give()
+
+    # ---- time -------------------------------------------------------------------------------------------------------
+
+    def _sweep(self) -> None:
+        now = self._loop.now
+        for connection in self._peeking.expired(now):
+            assert isinstance(connection, Connection)
+            if self._service.draining or not _has_sent(connection.sock):
+                self._close(connection)  # it never said anything, and wants no answer (RFC 9112, 9.5)
+            else:
+                self._answer(connection, 408)
+        for connection in self._lingering.expired(now):
+            assert isinstance(connection, Connection)
+            self._close(connection)
+        late = self._waiting_age.expired(now)
+        if late:
+            gone = set(late)
+            self._waiting = deque(connection for connection in self._waiting if connection not in gone)
+            for connection in late:
+                assert isinstance(connection, Connection)
+                self._answer(connection, 503)
+        self._send_waiting()  # ETOOMANYREFS has no event of its own
+        if self._service.draining and not self._open():
+            self._service.leave()
+            return
+        self._loop.call_later(SWEEP_INTERVAL, self._sweep)
+
+    def _open(self) -> int:
+        return len(self._peeking) + len(self._lingering) + len(self._waiting) + len(self._offered)
+
+    def _drain(self) -> None:
+        self._stop_accepting()
+        self._peeking.span = min(self._peeking.span, DRAIN_HEAD_TIMEOUT)
+        if not self._open():
+            self._service.leave()
+
+    # ---- metrics ----------------------------------------------------------------------------------------------------
+
+    def _collect(self) -> Iterable[metrics.Metric]:
+        yield from self._service.about()
+        counter = metrics.CounterMetricFamily
+        yield counter("pyttpd_listener_accepted", "Connections accepted.", self.accepted)
+        states = metrics.GaugeMetricFamily(
+            "pyttpd_listener_connections", "Connections that we answer for.", labels=["state"]
+        )
+        for state, count in (
+            (State.PEEKING, len(self._peeking)),
+            (State.WAITING, len(self._waiting)),
+            (State.OFFERED, len(self._offered)),
+            (State.LINGERING, len(self._lingering)),
+        ):
+            states.add_metric([state.value], count)
+        yield states
+        yield counter("pyttpd_listener_routed", "Connections offered to umaster.", self.routed)
+        yield counter("pyttpd_listener_settled", "Connections that a worker has taken.", self.settled)
+        yield counter("pyttpd_listener_reoffered", "Connections offered again, unread.", self.reoffered)
+        yield counter("pyttpd_listener_dropped", "Connections whose worker was lost with them.", self.dropped)
+        yield counter("pyttpd_listener_evicted", "Connections closed before their head came, to make room.", self.evicted)
+        answers = counter("pyttpd_listener_answers", "Answers that we gave by ourselves.", labels=["status"])
+        for status, count in sorted(self.answers.items()):
+            answers.add_metric([str(status)], count)
+        yield answers
+
+
+def _has_sent(sock: socket.socket) -> bool:
+    try:
+        return bool(sock.recv(1, socket.MSG_PEEK))
+    except OSError:
+        return False
+
+
+def serve(service: Service) -> None:
+    """Run a listener in this process."""
+    confine.confine(confine.role_policy())
+    Listener(service)
+    service.run()

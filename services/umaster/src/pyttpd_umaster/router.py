@@ -1,0 +1,502 @@
+"""Who gets which connection: pools, credits, queues, quotas. The heart of umaster, without a socket of its own.
+
+Theory of operation. A connection comes in as an *offer* from a source: a listener (ROUTE) or a worker that has no use for
+it now (PASS). The source keeps a copy of the descriptor until it hears Settled, Refuse, Retry or Drop; exactly one of these
+ends each offer:
+
+    offer ── no such name ─────────────────────────────> Refuse 421 (404 on the metrics listener)
+      │
+      ├── a worker has credit, handovers below quota ──> Dispatch ── Taken ──────────────> Settled
+      │                                                     ├── the worker is gone ──────> Retry
+      │                                                     └── nobody can prove that ───> Drop
+      └── otherwise queue ── full, or over its share ──> Refuse 503
+                └── too old ───────────────────────────> Refuse 503
+
+One *pool* is one vhost's workers for one kind of work (its requests, or its metrics): no pool waits for another's workers,
+and what all queues together may hold is shared out fairly (`Router._make_room`).
+
+Between pools nothing is shared but this process's time and descriptors. The caller gives the descriptor with the offer;
+the pool closes it when the offer ends, or has been dispatched.
+
+In step with: ARCHITECTURE.md (who holds which descriptor), tests/test_router.py.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from pyttpd.config.shares import HostMap, UmasterShare, VhostPeer
+from pyttpd.loop import Budget
+from pyttpd.wire.errors import RemoteProtocolError
+from pyttpd.wire.messages import (
+    MAX_BATCH,
+    Client,
+    Dispatch,
+    Drop,
+    Message,
+    Refuse,
+    Retry,
+    Settled,
+    Stuck,
+)
+
+#: More credit than this nobody needs: the kernel would have to hold so many descriptors for one worker.
+MAX_CREDIT = 64
+#: A worker that has not taken what it was given for so long (s) is stopped or stuck; its supervisor is told.
+TAKE_TIMEOUT = 5.0
+#: A supervisor that has not buried such a worker after so long (s) more is no help: the connections are dropped.
+BURY_TIMEOUT = 10.0
+#: Workers that one supervisor may announce, and supervisors (an old one and its successor) a vhost may have.
+MAX_WORKERS = 1024
+MAX_SUPERVISORS = 4
+#: Open offers of one listener; it is told in Welcome.
+ROUTE_WINDOW = 4096
+#: Of the descriptors that umaster may hold, queues get at most this share: the rest keeps connections travelling.
+QUEUE_SHARE = 0.5
+
+WAIT_BUCKETS = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0)
+
+
+class Peer(Protocol):
+    """What the router needs of a channel."""
+
+    closed: bool
+
+    def send(self, message: Message, fd: int | None = None) -> bool: ...
+    def close(self) -> None: ...
+    def fault(self, reason: str, detail: str) -> None: ...
+
+
+class Source:
+    """Who has offered connections: a listener's or a worker's channel. `open` is what has not ended, by the source's id."""
+
+    __slots__ = ("channel", "name", "open", "settled")
+
+    def __init__(self, channel: Peer, name: str) -> None:
+        self.channel = channel
+        self.name = name
+        self.open: dict[int, Offer] = {}
+        self.settled: list[int] = []
+
+    def end(self, offer: Offer, message: Message) -> None:
+        """Tell the source how its offer has ended."""
+        if self.open.pop(offer.source_id, None) is not None:
+            self.channel.send(message)
+
+
+@dataclass(slots=True, eq=False)
+class Offer:
+    """A connection on its way. `fd` is ours until it is dispatched, -1 from then on."""
+
+    source: Source
+    source_id: int
+    fd: int
+    client: Client
+    authority: str
+    since: float
+
+
+@dataclass(slots=True, eq=False)
+class WorkerState:
+    """A worker's channel. `given` is what it has been dispatched and has not taken, by our id; `since` its first one's time."""
+
+    channel: Peer
+    number: int
+    pool: Pool
+    supervisor: Supervisor
+    source: Source
+    credit: int = 0
+    given: dict[int, Offer] = field(default_factory=dict)
+    since: float = 0.0
+    stuck_at: float = 0.0
+    leaving: bool = False
+    listed_at: int = -1
+
+
+@dataclass(slots=True, eq=False)
+class Supervisor:
+    """A vhost's supervisor: its channel, and the workers that it has announced."""
+
+    channel: Peer
+    vhost: str
+    workers: dict[int, WorkerState] = field(default_factory=dict)
+
+
+class Pool:
+    """The workers of one vhost for one kind of work, and the queue in front of them."""
+
+    def __init__(self, peer: VhostPeer, work: str) -> None:
+        self.peer = peer
+        self.work = work
+        self.queue: deque[Offer] = deque()
+        self.workers: set[WorkerState] = set()
+        self.handovers = 0
+        self.dispatched = 0
+        self.taken = 0
+        self.refusals: dict[str, int] = {}
+        self.wait_sum = 0.0
+        self.wait_counts = [0] * (len(WAIT_BUCKETS) + 1)
+        # Workers by credit: shelf n holds those that can take n more. The fullest shelf is the idlest worker.
+        self._shelves: list[dict[WorkerState, None]] = [{} for _ in range(MAX_CREDIT + 1)]
+        self._highest = 0
+
+    @property
+    def credits(self) -> int:
+        return sum(worker.credit for worker in self.workers)
+
+    def shelve(self, worker: WorkerState) -> None:
+        """Put `worker` where its credit belongs; nowhere if it can't be given anything."""
+        at = worker.listed_at
+        if at >= 0:
+            self._shelves[at].pop(worker, None)
+        if worker.leaving or worker.stuck_at or worker.credit == 0:
+            worker.listed_at = -1
+            return
+        worker.listed_at = worker.credit
+        self._shelves[worker.credit][worker] = None
+        self._highest = max(self._highest, worker.credit)
+
+    def idlest(self, but: Source) -> WorkerState | None:
+        """Return the worker with the most credit that isn't the one who offers, or None; equals take turns."""
+        while self._highest and not self._shelves[self._highest]:
+            self._highest -= 1
+        for level in range(self._highest, 0, -1):
+            for worker in self._shelves[level]:
+                if worker.source is not but:
+                    return worker
+        return None
+
+    def waited(self, seconds: float) -> None:
+        self.wait_sum += seconds
+        for index, bound in enumerate(WAIT_BUCKETS):
+            if seconds <= bound:
+                self.wait_counts[index] += 1
+                return
+        self.wait_counts[-1] += 1
+
+    def refused(self, reason: str) -> None:
+        self.refusals[reason] = self.refusals.get(reason, 0) + 1
+
+
+class Router:
+    """All pools, and what happens to an offer."""
+
+    def __init__(self, budget: Budget) -> None:
+        self._budget = budget
+        self._map = HostMap(0, {}, {}, None)
+        self.pools: dict[tuple[str, str], Pool] = {}
+        self.supervisors: set[Supervisor] = set()
+        self.unnamed_refusals = 0
+        self._queued = 0
+        self._queues: set[Pool] = set()
+        self._slow: set[WorkerState] = set()
+        self._next_id = 0
+        self._unsent: set[Source] = set()
+        self._sources: set[Source] = set()
+
+    # ---- configuration --------------------------------------------------------------------------------------------
+
+    def configure(self, share: UmasterShare) -> None:
+        """Put another share into force. Pools that stay keep their workers and queues."""
+        for peer in share.vhosts:
+            for work in ("requests", "metrics"):
+                pool = self.pools.get((peer.name, work))
+                if pool is None:
+                    self.pools[peer.name, work] = Pool(peer, work)
+                else:
+                    pool.peer = peer
+        names = {peer.name for peer in share.vhosts}
+        for key in [key for key in self.pools if key[0] not in names]:
+            pool = self.pools.pop(key)
+            for worker in list(pool.workers):
+                self.worker_gone(worker)
+                worker.channel.close()
+            self._refuse_all(pool, 421, "no-vhost")
+
+    def set_map(self, host_map: HostMap) -> None:
+        self._map = host_map
+
+    # ---- sources --------------------------------------------------------------------------------------------------
+
+    def add_source(self, channel: Peer, name: str) -> Source:
+        source = Source(channel, name)
+        self._sources.add(source)
+        return source
+
+    def source_gone(self, source: Source) -> None:
+        """The channel of `source` has closed: what it offered and nobody has yet, is closed; it offers again."""
+        self._sources.discard(source)
+        self._unsent.discard(source)
+        for offer in list(source.open.values()):
+            if offer.fd >= 0:
+                self._close(offer)
+        source.open.clear()
+        for pool in list(self._queues):
+            kept = deque(offer for offer in pool.queue if offer.source is not source)
+            self._queued -= len(pool.queue) - len(kept)
+            pool.queue = kept
+            if not kept:
+                self._queues.discard(pool)
+
+    # ---- offers ---------------------------------------------------------------------------------------------------
+
+    def route(
+        self, source: Source, id_: int, client: Client, name: str, fd: int, *, metrics: bool, now: float
+    ) -> None:
+        """Take an offer of a listener: `name` is a host name, or, for `metrics`, a vhost's name. Takes `fd` over."""
+        try:
+            offer = self._admit(source, id_, client, name, fd, now)
+        except RemoteProtocolError:
+            os.close(fd)
+            raise
+        vhost = name if metrics else self._map.find(name)
+        pool = self.pools.get((vhost, "metrics" if metrics else "requests")) if vhost is not None else None
+        if pool is None:
+            self.unnamed_refusals += 1
+            self._close(offer)
+            source.end(offer, Refuse(id_, 404 if metrics else 421))
+        elif not self._dispatch(pool, offer, now):
+            self._enqueue(pool, offer)
+
+    def pass_on(
+        self, worker: WorkerState, id_: int, client: Client, authority: str, fd: int, now: float
+    ) -> None:
+        """Take an offer of a worker, for a sibling that is free now: a passed connection never queues. Takes `fd` over."""
+        try:
+            offer = self._admit(worker.source, id_, client, authority, fd, now)
+        except RemoteProtocolError:
+            os.close(fd)
+            raise
+        if not self._dispatch(worker.pool, offer, now):
+            worker.pool.refused("no-sibling")
+            self._close(offer)
+            worker.source.end(offer, Refuse(id_, 503))
+
+    def _admit(self, source: Source, id_: int, client: Client, name: str, fd: int, now: float) -> Offer:
+        if id_ in source.open:
+            raise RemoteProtocolError("replayed-id", f"id {id_} is open already")
+        if len(source.open) >= ROUTE_WINDOW:
+            raise RemoteProtocolError("over-credit", f"more than {ROUTE_WINDOW} open offers")
+        offer = Offer(source, id_, fd, client, name, now)
+        source.open[id_] = offer
+        self._budget.take()
+        return offer
+
+    def _close(self, offer: Offer) -> None:
+        os.close(offer.fd)
+        offer.fd = -1
+        self._budget.give()
+
+    def _dispatch(self, pool: Pool, offer: Offer, now: float) -> bool:
+        """Give `offer` to a worker of `pool`; False if none can have it now."""
+        while pool.handovers < pool.peer.handovers and (worker := pool.idlest(offer.source)) is not None:
+            self._next_id += 1
+            if not worker.channel.send(Dispatch(self._next_id, offer.client, offer.authority), offer.fd):
+                if worker.channel.closed:
+                    self.worker_gone(worker)
+                    continue
+                # The kernel has no room for it: as good as no credit, until the worker says something again.
+                worker.credit = 0
+                pool.shelve(worker)
+                continue
+            self._close(offer)
+            if not worker.given:
+                worker.since = now
+                self._slow.add(worker)
+            worker.given[self._next_id] = offer
+            worker.credit -= 1
+            pool.shelve(worker)
+            pool.handovers += 1
+            pool.dispatched += 1
+            pool.waited(now - offer.since)
+            return True
+        return False
+
+    def _enqueue(self, pool: Pool, offer: Offer) -> None:
+        if len(pool.queue) >= pool.peer.queue_limit:
+            self._refuse(pool, offer, "queue-full")
+        elif not self._make_room(pool):
+            self._refuse(pool, offer, "over-share")
+        else:
+            pool.queue.append(offer)
+            self._queues.add(pool)
+            self._queued += 1
+
+    def _make_room(self, pool: Pool) -> bool:
+        """Say whether one more may queue for `pool`. Where all queues together are full, the longest makes room."""
+        if self._queued < max(1, int(self._budget.limit * QUEUE_SHARE)):
+            return True
+        longest = max(self._queues, key=lambda other: len(other.queue))
+        if len(pool.queue) + 1 >= len(longest.queue):
+            return False
+        self._queued -= 1
+        self._refuse(longest, longest.queue.pop(), "over-share")
+        return True
+
+    def _refuse(self, pool: Pool, offer: Offer, reason: str, status: int = 503) -> None:
+        pool.refused(reason)
+        self._close(offer)
+        offer.source.end(offer, Refuse(offer.source_id, status))
+
+    def _refuse_all(self, pool: Pool, status: int, reason: str) -> None:
+        self._queues.discard(pool)
+        self._queued -= len(pool.queue)
+        while pool.queue:
+            self._refuse(pool, pool.queue.popleft(), reason, status)
+
+    def _serve_queue(self, pool: Pool, now: float) -> None:
+        while pool.queue and self._dispatch(pool, pool.queue[0], now):
+            pool.queue.popleft()
+            self._queued -= 1
+        if not pool.queue:
+            self._queues.discard(pool)
+
+    # ---- workers --------------------------------------------------------------------------------------------------
+
+    def add_supervisor(self, channel: Peer, vhost: str) -> Supervisor:
+        """A supervisor of `vhost` has said hello. Raises RemoteProtocolError when it has too many already."""
+        if sum(other.vhost == vhost for other in self.supervisors) >= MAX_SUPERVISORS:
+            raise RemoteProtocolError("too-many", f"{vhost} has {MAX_SUPERVISORS} supervisors already")
+        supervisor = Supervisor(channel, vhost)
+        self.supervisors.add(supervisor)
+        return supervisor
+
+    def supervisor_gone(self, supervisor: Supervisor) -> None:
+        """The supervisor's channel has closed. Its workers go on: they have channels of their own."""
+        self.supervisors.discard(supervisor)
+
+    def may_add_worker(self, supervisor: Supervisor, number: int) -> None:
+        """Raise RemoteProtocolError unless `supervisor` may announce a worker `number`."""
+        if number in supervisor.workers:
+            raise RemoteProtocolError("replayed-id", f"worker {number} is announced already")
+        if len(supervisor.workers) >= MAX_WORKERS:
+            raise RemoteProtocolError("too-many", f"{MAX_WORKERS} workers are announced already")
+
+    def add_worker(self, supervisor: Supervisor, channel: Peer, number: int, work: str) -> WorkerState:
+        pool = self.pools[supervisor.vhost, work]
+        source = self.add_source(channel, supervisor.vhost)
+        worker = WorkerState(channel, number, pool, supervisor, source)
+        supervisor.workers[number] = worker
+        pool.workers.add(worker)
+        return worker
+
+    def credit(self, worker: WorkerState, count: int, now: float) -> None:
+        """The worker can take `count` more."""
+        if worker.credit + count > MAX_CREDIT:
+            raise RemoteProtocolError(
+                "over-credit", f"{worker.credit} + {count} credits, {MAX_CREDIT} at most"
+            )
+        worker.credit += count
+        worker.pool.shelve(worker)
+        if worker.pool.queue:
+            self._serve_queue(worker.pool, now)
+
+    def taken(self, worker: WorkerState, id_: int, now: float) -> None:
+        """The worker answers for this connection from now on."""
+        offer = worker.given.pop(id_, None)
+        if offer is None:
+            raise RemoteProtocolError("forged-id", f"id {id_} was not given to this worker")
+        worker.since = now
+        if not worker.given:
+            self._slow.discard(worker)
+        pool = worker.pool
+        pool.taken += 1
+        source = offer.source
+        if source.open.pop(offer.source_id, None) is not None:
+            source.settled.append(offer.source_id)
+            self._unsent.add(source)
+        self._handed_over(pool, now)
+
+    def _handed_over(self, pool: Pool, now: float) -> None:
+        pool.handovers -= 1
+        if pool.queue and pool.handovers == pool.peer.handovers - 1:
+            self._serve_queue(pool, now)
+
+    def leave(self, worker: WorkerState) -> None:
+        """The worker wants nothing more; what it has taken and offered stays open."""
+        worker.leaving = True
+        worker.credit = 0
+        worker.pool.shelve(worker)
+
+    def worker_gone(self, worker: WorkerState, message: type[Retry] | type[Drop] = Retry) -> None:
+        """The worker's channel has closed, or its supervisor has buried it: what it hadn't taken is offered again."""
+        pool = worker.pool
+        if worker not in pool.workers:
+            return
+        pool.workers.discard(worker)
+        worker.credit = 0
+        pool.shelve(worker)
+        self._slow.discard(worker)
+        if worker.supervisor.workers.get(worker.number) is worker:
+            del worker.supervisor.workers[worker.number]
+        for offer in worker.given.values():
+            pool.handovers -= 1
+            offer.source.end(offer, message(offer.source_id))
+        worker.given.clear()
+        self.source_gone(worker.source)
+
+    def buried(self, supervisor: Supervisor, number: int) -> None:
+        """The supervisor has reaped worker `number`: nobody reads what it was given."""
+        worker = supervisor.workers.get(number)
+        if worker is None:
+            return  # its channel's end has told us already
+        self.worker_gone(worker)
+        worker.channel.close()
+
+    # ---- time -----------------------------------------------------------------------------------------------------
+
+    def sweep(self, now: float) -> list[WorkerState]:
+        """Refuse what has waited too long, and find workers that don't take. Returns those newly found stuck."""
+        for pool in list(self._queues):
+            limit = now - pool.peer.queue_timeout
+            while pool.queue and pool.queue[0].since <= limit:
+                self._queued -= 1
+                self._refuse(pool, pool.queue.popleft(), "queue-timeout")
+            self._serve_queue(pool, now)
+        found = []
+        for worker in list(self._slow):
+            if not worker.stuck_at:
+                if now - worker.since > TAKE_TIMEOUT:
+                    worker.stuck_at = now
+                    worker.pool.shelve(worker)
+                    worker.supervisor.channel.send(Stuck(worker.number))
+                    found.append(worker)
+            elif now - worker.stuck_at > BURY_TIMEOUT:
+                self.worker_gone(worker, Drop)
+                worker.channel.fault("takes-nothing", "its supervisor did not bury it")
+        return found
+
+    def flush(self) -> None:
+        """Send what this turn has settled, one frame for many."""
+        for source in self._unsent:
+            for start in range(0, len(source.settled), MAX_BATCH):
+                source.channel.send(Settled(tuple(source.settled[start : start + MAX_BATCH])))
+            source.settled.clear()
+        self._unsent.clear()
+
+    def give_back(self) -> None:
+        """We are leaving: what is queued is to be offered to our successor."""
+        for pool in list(self._queues):
+            while pool.queue:
+                offer = pool.queue.popleft()
+                self._close(offer)
+                offer.source.end(offer, Retry(offer.source_id))
+        self._queues.clear()
+        self._queued = 0
+
+    @property
+    def travelling(self) -> int:
+        """How many offers are dispatched and not taken."""
+        return sum(pool.handovers for pool in self.pools.values())
+
+    def by_vhost(self) -> Iterator[tuple[str, Pool]]:
+        for (name, work), pool in self.pools.items():
+            if work == "requests":
+                yield name, pool
+
+    def all_pools(self) -> Iterable[Pool]:
+        return self.pools.values()

@@ -1,0 +1,310 @@
+"""umaster: frames in, frames out. It connects the router to its channels, and never sees a byte of HTTP.
+
+What comes from where: shares and the host map from master, offers from listeners and workers, workers from their
+supervisors. A channel's `owner` is the router's object for who is at its other end.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterable
+
+from pyttpd import confine, metrics, peercred
+from pyttpd.channel import Channel
+from pyttpd.config.shares import HostMap, ListenerPeer, UmasterShare
+from pyttpd.rendezvous import Caller
+from pyttpd.roles import Channel as Directory
+from pyttpd.service import Service
+from pyttpd.wire.errors import RemoteProtocolError
+from pyttpd.wire.messages import Credit, Gone, Goodbye, Hello, Message, Pass, Retry, Route, Taken, Worker
+from pyttpd.wire.permits import Kind, Side
+
+from pyttpd_umaster.router import ROUTE_WINDOW, WAIT_BUCKETS, Router, Source, Supervisor, WorkerState
+
+#: How often (s) the ages in the queues are looked at.
+SWEEP_INTERVAL = 0.25
+#: When leaving, what has been dispatched gets so long (s) to be taken; then its listeners decide.
+LEAVE_TIMEOUT = 5.0
+
+
+def serve(service: Service) -> None:
+    """Run umaster in this process."""
+    confine.confine(confine.role_policy())
+    Umaster(service)
+    service.run()
+
+
+class Umaster:
+    """The role: entrances, links, and what each message does."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self._loop = service.loop
+        self._log = service.log
+        self._router = Router(service.budget)
+        self._share: UmasterShare | None = None
+        self._has_map = False
+        self._listeners: dict[str, ListenerPeer] = {}
+        self._uids: dict[str, int] = {}
+        self._channels: set[Channel] = set()
+        self._paused: list[Channel] = []
+        self._route = service.entrance(
+            Directory.ROUTE, credits=ROUTE_WINDOW, authorise=self._is_listener, on_open=self._on_listener
+        )
+        self._vhost = service.entrance(
+            Directory.VHOST, credits=0, authorise=self._is_supervisor, on_open=self._on_supervisor
+        )
+        service.budget.on_free.append(self._resume)
+        service.on_drain(self._drain)
+        service.fetch_sockets(self._collect, self._no_listener)
+        service.fetch_shares(self._on_share)
+        self._loop.after_turn.append(self._router.flush)
+        self._loop.call_later(SWEEP_INTERVAL, self._sweep)
+
+    # ---- configuration ----------------------------------------------------------------------------------------------
+
+    def _on_share(self, part: str, data: bytes) -> None:
+        if part == "share":
+            share = self._share = UmasterShare.from_json(data)
+            self._log.level, self._log.format = share.log.level, share.log.format
+            self._listeners = {peer.name: peer for peer in share.listeners}
+            self._uids = {peer.name: peer.uid for peer in share.vhosts}
+            self._router.configure(share)
+        else:
+            self._router.set_map(HostMap.from_json(data))
+            self._has_map = True
+        if self._share is not None and self._has_map:
+            self._route.open()
+            self._vhost.open()
+            self._service.ready()
+
+    def _no_listener(self, name: str, sock: socket.socket) -> None:
+        self._log.error("init gave us a socket to listen on, which is not ours to have", name=name)
+        sock.close()
+
+    # ---- who may come in --------------------------------------------------------------------------------------------
+
+    def _is_listener(self, caller: Caller, hello: Hello) -> bool:
+        peer = self._listeners.get(hello.name)
+        return hello.role == "listener" and peer is not None and caller.is_a("listener", peer.name, peer.uid)
+
+    def _is_supervisor(self, caller: Caller, hello: Hello) -> bool:
+        uid = self._uids.get(hello.name)
+        return hello.role == "vhost" and uid is not None and caller.is_a("vhost", hello.name, uid)
+
+    # ---- listeners --------------------------------------------------------------------------------------------------
+
+    def _on_listener(self, channel: Channel, hello: Hello) -> None:
+        channel.owner = self._router.add_source(channel, hello.name)
+        channel.on_message = (
+            self._metrics_offer if self._listeners[hello.name].mode == "metrics" else self._request_offer
+        )
+        channel.on_close = self._listener_gone
+        channel.on_lost = self._offer_lost
+        self._channels.add(channel)
+        self._log.info("listener is here", name=hello.name)
+
+    def _request_offer(self, channel: Channel, message: Message, fd: int | None) -> None:
+        self._offer(channel, message, fd, metrics=False)
+
+    def _metrics_offer(self, channel: Channel, message: Message, fd: int | None) -> None:
+        self._offer(channel, message, fd, metrics=True)
+
+    def _offer(self, channel: Channel, message: Message, fd: int | None, *, metrics: bool) -> None:
+        source = channel.owner
+        assert isinstance(source, Source)
+        match message:
+            case Route(id_, client, authority):
+                assert fd is not None
+                self._router.route(source, id_, client, authority, fd, metrics=metrics, now=self._loop.now)
+                self._check_budget(channel)
+            case Goodbye():
+                pass  # what it has open is settled as ever; then it closes
+
+    def _offer_lost(self, channel: Channel, message: Message) -> None:
+        """We had no free descriptor for this offer: nobody's fault, so it comes again."""
+        match message:
+            case Route(id_):
+                channel.send(Retry(id_))
+
+    def _listener_gone(self, channel: Channel, reason: str) -> None:
+        self._channels.discard(channel)
+        assert isinstance(channel.owner, Source)
+        self._router.source_gone(channel.owner)
+        self._log.info("listener is gone", name=channel.peer_name, reason=reason)
+
+    def _check_budget(self, channel: Channel) -> None:
+        """Below the floor of free descriptors this source waits; what it would send stays with it, unharmed."""
+        if self._service.budget.exhausted:
+            channel.pause()
+            self._paused.append(channel)
+
+    def _resume(self) -> None:
+        paused, self._paused = self._paused, []
+        for channel in paused:
+            channel.resume()
+
+    # ---- supervisors ------------------------------------------------------------------------------------------------
+
+    def _on_supervisor(self, channel: Channel, hello: Hello) -> None:
+        channel.on_message = self._from_supervisor
+        channel.on_close = self._supervisor_gone
+        try:
+            channel.owner = self._router.add_supervisor(channel, hello.name)
+        except RemoteProtocolError as error:
+            channel.on_close = lambda _channel, _reason: None
+            channel.fault(error.reason, str(error))
+            return
+        self._channels.add(channel)
+        self._log.info("vhost is here", name=hello.name)
+
+    def _from_supervisor(self, channel: Channel, message: Message, fd: int | None) -> None:
+        supervisor = channel.owner
+        assert isinstance(supervisor, Supervisor)
+        match message:
+            case Worker(number, work):
+                assert fd is not None
+                self._on_worker(supervisor, number, work, fd)
+            case Gone(number):
+                self._router.buried(supervisor, number)
+            case Goodbye():
+                pass  # its workers say goodbye for themselves
+
+    def _supervisor_gone(self, channel: Channel, reason: str) -> None:
+        self._channels.discard(channel)
+        assert isinstance(channel.owner, Supervisor)
+        self._router.supervisor_gone(channel.owner)
+        self._log.info("vhost is gone", name=channel.peer_name, reason=reason)
+
+    def _on_worker(self, supervisor: Supervisor, number: int, work: str, fd: int) -> None:
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, fileno=fd)
+        try:
+            self._router.may_add_worker(supervisor, number)
+            own = supervisor.channel
+            assert isinstance(own, Channel)
+            if peercred.peer(sock).uid != peercred.peer(own.sock).uid:
+                raise RemoteProtocolError("descriptors", "a worker's channel that somebody else has made")
+            if self._service.budget.exhausted:
+                raise RemoteProtocolError("no-free-descriptor", "no room for a worker's channel")
+        except (RemoteProtocolError, OSError) as error:
+            sock.close()
+            if isinstance(error, OSError):
+                raise RemoteProtocolError("descriptors", str(error)) from None
+            raise
+        channel = Channel(
+            sock,
+            Kind.WORKER,
+            Side.BINDER,
+            loop=self._loop,
+            log=self._log,
+            faults=self._service.faults,
+            peer="worker",
+            peer_name=f"{supervisor.vhost}/{number}",
+            on_message=self._from_worker,
+            on_close=self._worker_gone,
+        )
+        self._service.budget.take()
+        channel.budget = self._service.budget
+        worker = channel.owner = self._router.add_worker(supervisor, channel, number, work)
+        channel.on_writable = lambda _: self._router.credit(worker, 0, self._loop.now)
+        channel.on_lost = lambda _channel, message: self._pass_lost(worker, message)
+        self._channels.add(channel)
+
+    # ---- workers ----------------------------------------------------------------------------------------------------
+
+    def _from_worker(self, channel: Channel, message: Message, fd: int | None) -> None:
+        worker = channel.owner
+        assert isinstance(worker, WorkerState)
+        match message:
+            case Taken(id_):
+                self._router.taken(worker, id_, self._loop.now)
+            case Credit(more):
+                self._router.credit(worker, more, self._loop.now)
+            case Pass(id_, client, authority):
+                assert fd is not None
+                self._router.pass_on(worker, id_, client, authority, fd, self._loop.now)
+                self._check_budget(channel)
+            case Goodbye():
+                self._router.leave(worker)
+
+    def _pass_lost(self, worker: WorkerState, message: Message) -> None:
+        match message:
+            case Pass(id_):
+                worker.channel.send(Retry(id_))
+
+    def _worker_gone(self, channel: Channel, _: str) -> None:
+        self._channels.discard(channel)
+        assert isinstance(channel.owner, WorkerState)
+        self._router.worker_gone(channel.owner)
+
+    # ---- time -------------------------------------------------------------------------------------------------------
+
+    def _sweep(self) -> None:
+        for worker in self._router.sweep(self._loop.now):
+            self._log.warning("worker takes nothing", vhost=worker.supervisor.vhost, worker=worker.number)
+        self._loop.call_later(SWEEP_INTERVAL, self._sweep)
+
+    def _drain(self) -> None:
+        """Let nobody in, give the queues back, and leave when nothing travels any more."""
+        self._route.close()
+        self._vhost.close()
+        for channel in list(self._channels):
+            channel.send(Goodbye("leaving"))
+        self._router.give_back()
+        self._loop.after_turn.append(self._leave_when_empty)
+        self._loop.call_later(LEAVE_TIMEOUT, self._service.leave)
+
+    def _leave_when_empty(self) -> None:
+        if not self._router.travelling:
+            self._service.leave()
+
+    # ---- metrics ----------------------------------------------------------------------------------------------------
+
+    def _collect(self) -> Iterable[metrics.Metric]:
+        yield from self._service.about()
+        gauge, counter = metrics.GaugeMetricFamily, metrics.CounterMetricFamily
+        depth = gauge("pyttpd_umaster_queue_depth", "Connections that wait for a worker.", labels=["vhost"])
+        oldest = gauge(
+            "pyttpd_umaster_queue_age_seconds", "How long the oldest of them has waited.", labels=["vhost"]
+        )
+        credit = gauge(
+            "pyttpd_umaster_credits", "Connections that workers can take at once.", labels=["vhost"]
+        )
+        workers = gauge("pyttpd_umaster_workers", "Workers that have registered.", labels=["vhost"])
+        handovers = gauge(
+            "pyttpd_umaster_handovers_open", "Connections given and not yet taken.", labels=["vhost"]
+        )
+        dispatched = counter("pyttpd_umaster_dispatched", "Connections given to workers.", labels=["vhost"])
+        taken = counter("pyttpd_umaster_taken", "Connections that workers have taken.", labels=["vhost"])
+        refusals = counter("pyttpd_umaster_refusals", "Connections refused.", labels=["vhost", "reason"])
+        wait = metrics.HistogramMetricFamily(
+            "pyttpd_umaster_queue_wait_seconds", "From the offer to the worker.", labels=["vhost"]
+        )
+        now = self._loop.now
+        for name, pool in self._router.by_vhost():
+            depth.add_metric([name], len(pool.queue))
+            oldest.add_metric([name], now - pool.queue[0].since if pool.queue else 0.0)
+            credit.add_metric([name], pool.credits)
+            workers.add_metric([name], len(pool.workers))
+            handovers.add_metric([name], pool.handovers)
+            dispatched.add_metric([name], pool.dispatched)
+            taken.add_metric([name], pool.taken)
+            for reason, count in pool.refusals.items():
+                refusals.add_metric([name, reason], count)
+            wait.add_metric([name], _cumulative(pool.wait_counts), pool.wait_sum)
+        refusals.add_metric(["", "no-vhost"], self._router.unnamed_refusals)
+        yield from (depth, oldest, credit, workers, handovers, dispatched, taken, refusals, wait)
+        yield gauge(
+            "pyttpd_umaster_generation",
+            "Generation of the configuration in force.",
+            self._share.generation if self._share else 0,
+        )
+
+
+def _cumulative(counts: list[int]) -> list[tuple[str, float]]:
+    total = 0
+    buckets: list[tuple[str, float]] = []
+    for bound, count in zip([*map(str, WAIT_BUCKETS), "+Inf"], counts, strict=True):
+        total += count
+        buckets.append((bound, total))
+    return buckets

@@ -1,0 +1,172 @@
+"""The prototype: has confined itself, imported the application once, and forks workers that share its pages.
+
+It reads nothing but its supervisor's frames. Workers are forked twice, so that they become the supervisor's children (it is
+their subreaper), which reaps and kills them; the prototype only says which pid it was.
+
+From here on the tenant's code runs: nothing that this process or a worker says is believed by the supervisor.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import signal
+import socket
+import struct
+import sys
+import traceback
+from typing import NoReturn
+
+from pyttpd import confine, privileges
+from pyttpd.channel import Channel, Faults
+from pyttpd.config.shares import VhostShare
+from pyttpd.confine.policy import SHARED_MEMORY
+from pyttpd.log import Log
+from pyttpd.loop import Loop
+from pyttpd.wire.messages import Beat, Failed, Message, Ready, Spawn, Spawned
+from pyttpd.wire.permits import Kind, Side
+from pyttpd_vhost import worker
+from pyttpd_vhost.scoreboard import Scoreboard
+from pyttpd_vhost.site import Site
+
+BEAT_INTERVAL = 1.0
+#: What of the environment the tenant's code sees besides its own `env`.
+KEPT_ENVIRONMENT = ("PATH", "LANG", "LC_ALL", "LC_CTYPE", "TZ")
+_PID = struct.Struct("@i")
+
+
+def main(
+    share: VhostShare, control: socket.socket, scoreboard: Scoreboard, log: Log, *, tmp: str, one_uid: bool
+) -> NoReturn:
+    """Be the prototype of `share`; ends with the process."""
+    status = 1
+    try:
+        privileges.set_process_name(f"p:{share.name}")
+        prototype = Prototype(share, control, scoreboard, log)
+        prototype.confine(tmp, one_uid=one_uid)
+        prototype.load()
+        prototype.loop.run()
+        status = 0
+    except BaseException as error:
+        log.error("prototype ended by an error", error=repr(error), traceback=traceback.format_exc(limit=-6))
+    finally:
+        os._exit(status)
+
+
+class Prototype:
+    """See the module's text. Owns `control`."""
+
+    def __init__(self, share: VhostShare, control: socket.socket, scoreboard: Scoreboard, log: Log) -> None:
+        self._share = share
+        self._scoreboard = scoreboard
+        self._log = log
+        self.loop = Loop()
+        self._control = Channel(
+            control,
+            Kind.CONTROL,
+            Side.CONNECTOR,
+            loop=self.loop,
+            log=log,
+            faults=Faults(),
+            peer="supervisor",
+            on_message=self._on_message,
+            on_close=lambda _channel, _reason: self.loop.stop(),
+        )
+        self._site = Site(share, log)
+
+    def confine(self, tmp: str, *, one_uid: bool) -> None:
+        """Lock this process, and so all that comes of it, before the tenant's code is seen.
+
+        Where the uid isn't the tenant's alone, it may not connect() at all: Landlock doesn't judge Unix sockets by path,
+        and those of the same user would take its word.
+        """
+        share = self._share
+        policy = confine.tenant_policy(
+            share.root,
+            python_path=share.python_path,
+            writable=share.writable,
+            tmp=(tmp,),
+            allow_connect=not one_uid,
+            shared_memory=None if one_uid else SHARED_MEMORY,
+        )
+        report = confine.confine(policy)
+        self._log.debug("tenant confined", locks=report)
+        kept = {key: os.environ[key] for key in KEPT_ENVIRONMENT if key in os.environ}
+        os.environ.clear()
+        os.environ.update(kept | {"HOME": share.root, "TMPDIR": tmp})
+
+    def load(self) -> None:
+        """Import the application and tell the supervisor; if that fails, say why, and end."""
+        share = self._share
+        os.chdir(share.root)
+        if share.kind != "static":
+            sys.path.insert(0, share.root)
+        try:
+            self._site.load()
+        except BaseException as error:
+            self._log.error("application failed to load", error=repr(error), traceback=traceback.format_exc())
+            self._control.send(Failed(f"{type(error).__name__}: {error}"))
+            raise SystemExit(1) from None
+        gc.collect()
+        gc.freeze()
+        self._control.send(Ready())
+        self._beat()
+
+    def _beat(self) -> None:
+        self._control.send(Beat())
+        self.loop.call_later(BEAT_INTERVAL, self._beat)
+
+    def _on_message(self, _: Channel, message: Message, fd: int | None) -> None:
+        match message:
+            case Spawn(number, slot):
+                assert fd is not None
+                try:
+                    pid = self._fork(number, slot, fd)
+                finally:
+                    os.close(fd)
+                self._control.send(Spawned(number, pid))
+            case _:
+                self.loop.stop()
+
+    def _fork(self, number: int, slot: int, control: int) -> int:
+        """Fork worker `number` twice and return its pid, when the supervisor has become its parent."""
+        reader, writer = os.pipe()
+        between = os.fork()
+        if between == 0:
+            status = 1
+            try:
+                pid = os.fork()
+                if pid == 0:
+                    os.close(reader)
+                    os.close(writer)
+                    self._be_worker(number, slot, control)
+                os.write(writer, _PID.pack(pid))
+                status = 0
+            finally:
+                os._exit(status)
+        os.close(writer)
+        try:
+            answer = os.read(reader, _PID.size)
+        finally:
+            os.close(reader)
+            os.waitpid(between, 0)
+        if len(answer) != _PID.size:
+            raise OSError("a worker could not be forked")
+        return int(_PID.unpack(answer)[0])
+
+    def _be_worker(self, number: int, slot: int, control: int) -> NoReturn:
+        status = 1
+        try:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, fileno=os.dup(control))
+            os.close(control)
+            self._control.close()
+            self.loop.close()
+            privileges.set_process_name(f"w{number}:{self._share.name}")
+            worker.Worker(self._site, sock, self._scoreboard, slot, self._log).run()
+            status = 0
+        except BaseException as error:
+            self._log.error("worker ended by an error", error=repr(error), traceback=traceback.format_exc(limit=-8))
+        finally:
+            sys.stdout.flush()
+            os._exit(status)

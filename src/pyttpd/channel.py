@@ -1,0 +1,328 @@
+"""A channel between two roles: packets in and out of a SOCK_SEQPACKET socket, by the tables of `pyttpd.wire`.
+
+Theory of operation. The channel owns its socket. What comes in is decoded, checked against the permit table and, if a
+descriptor travels with it, against the kind that its message asks for; only then does the role see it. Anything else
+closes the channel, is logged and counted, and the role is told by `on_close`; the process lives on. What goes out is
+checked against the same table: there a violation is our own fault and raises LocalProtocolError.
+
+Sends never block. A message without a descriptor waits in a bounded outbox when the kernel's buffer is full (a peer that
+doesn't read loses its channel when the outbox is full too). A message *with* a descriptor is never queued here: send()
+says False and the caller, who owns the descriptor anyway, keeps it and hears of room by `on_writable`.
+
+In step with: wire/permits.py, PROTOCOL.md.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from collections import deque
+from collections.abc import Callable
+
+from pyttpd import fdpass
+from pyttpd.log import Log
+from pyttpd.loop import READ, WRITE, Budget, Loop
+from pyttpd.wire.errors import LocalProtocolError, RemoteProtocolError
+from pyttpd.wire.messages import BY_CLASS, MAX_FRAME, Message, decode, encode
+from pyttpd.wire.permits import PERMITS, Kind, Side, first_phase
+
+#: Frames taken from one channel in a turn, so that a peer that floods can't keep others waiting.
+MAX_FRAMES_A_TURN = 16
+#: Frames that may wait for a peer that doesn't read. A role's answers are bounded by what the peer has open.
+MAX_OUTBOX = 8192
+
+_OTHER_SIDE = {Side.BINDER: Side.CONNECTOR, Side.CONNECTOR: Side.BINDER}
+#: The kernel has no room now: the caller tries again later. ETOOMANYREFS: too many descriptors in flight (unix(7)).
+_LATER = (errno.EAGAIN, errno.ENOBUFS, errno.ENOMEM)
+
+
+class Faults:
+    """Counts of what peers did wrong, by peer's role and reason: both come from small fixed sets."""
+
+    def __init__(self) -> None:
+        self.counts: dict[tuple[str, str], int] = {}
+
+    def add(self, peer: str, reason: str) -> None:
+        self.counts[peer, reason] = self.counts.get((peer, reason), 0) + 1
+
+
+class Channel:
+    """One end of a channel. Owns `sock`.
+
+    `peer` is the other side's role ("umaster") and `peer_name` which one; both go into logs. The callbacks:
+    on_message(channel, message, fd): `fd` (or None) becomes the callee's; it may raise RemoteProtocolError.
+    on_close(channel, reason): called once, unless close() was called by the role itself.
+    on_lost(channel, message): we had no free descriptor, the message's is lost. Default: the channel is closed.
+    on_writable(channel): there may be room again for a message with a descriptor.
+    `budget`, if set, gets one descriptor back when the channel closes; `owner` is the role's to use;
+    `frames_a_turn` is how many frames one event delivers at the most.
+    """
+
+    __slots__ = (
+        "_loop",
+        "_outbox",
+        "_paused",
+        "_recv_phase",
+        "_registered",
+        "_send_phase",
+        "_sock",
+        "_want_write",
+        "budget",
+        "closed",
+        "faults",
+        "frames_a_turn",
+        "kind",
+        "log",
+        "on_close",
+        "on_lost",
+        "on_message",
+        "on_writable",
+        "owner",
+        "peer",
+        "peer_name",
+        "side",
+    )
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        kind: Kind,
+        side: Side,
+        *,
+        loop: Loop,
+        log: Log,
+        faults: Faults,
+        peer: str,
+        peer_name: str = "",
+        on_message: Callable[[Channel, Message, int | None], None],
+        on_close: Callable[[Channel, str], None],
+    ) -> None:
+        sock.setblocking(False)
+        self._sock = sock
+        self._loop = loop
+        self._outbox: deque[bytes] = deque()
+        self._recv_phase = self._send_phase = first_phase(kind)
+        self._paused = False
+        self._want_write = False
+        self._registered = True
+        self.kind = kind
+        self.side = side
+        self.log = log
+        self.faults = faults
+        self.peer = peer
+        self.peer_name = peer_name
+        self.on_message = on_message
+        self.on_close = on_close
+        self.on_lost: Callable[[Channel, Message], None] | None = None
+        self.on_writable: Callable[[Channel], None] | None = None
+        self.budget: Budget | None = None
+        self.owner: object = None
+        self.frames_a_turn = MAX_FRAMES_A_TURN
+        self.closed = False
+        loop.add(sock.fileno(), READ, self._on_event)
+
+    @property
+    def sock(self) -> socket.socket:
+        return self._sock
+
+    # ---- out ----------------------------------------------------------------------------------------------------
+
+    def send(self, message: Message, fd: int | None = None) -> bool:
+        """Send `message`, with a copy of `fd` where it takes one; `fd` stays the caller's.
+
+        Returns False when a message with a descriptor finds no room (nothing was sent), or the channel is closed.
+        """
+        if self.closed:
+            return False
+        cls = type(message)
+        after = PERMITS[self.kind, self.side, self._send_phase].get(cls)
+        if after is None:
+            raise LocalProtocolError(
+                f"{cls.__name__} from {self.side.value} of {self.kind.value} in {self._send_phase}"
+            )
+        if (fd is None) != (BY_CLASS[cls].descriptor is None):
+            raise LocalProtocolError(f"{cls.__name__} with{'out' if fd is None else ''} a descriptor")
+        frame = encode(message)
+        if self._outbox:
+            if fd is not None:
+                return False
+            self._enqueue(frame)
+        else:
+            try:
+                if fd is None:
+                    self._sock.send(frame, socket.MSG_NOSIGNAL)
+                else:
+                    fdpass.send_fd(self._sock, frame, fd)
+            except OSError as error:
+                if error.errno not in _LATER and error.errno != errno.ETOOMANYREFS:
+                    self._end("peer-gone", error.strerror or "")
+                    return False
+                if fd is not None:
+                    # ETOOMANYREFS has no event of its own; EPOLLOUT comes at once and the caller's retry is the poll.
+                    if error.errno != errno.ETOOMANYREFS:
+                        self._wait_for_room()
+                    return False
+                self._enqueue(frame)
+        self._send_phase = after
+        return not self.closed  # _enqueue closes the channel of a peer that doesn't read
+
+    def _enqueue(self, frame: bytes) -> None:
+        if len(self._outbox) >= MAX_OUTBOX:
+            self._fault(RemoteProtocolError("does-not-read", f"{MAX_OUTBOX} frames wait"))
+            return
+        self._outbox.append(frame)
+        self._wait_for_room()
+
+    def _wait_for_room(self) -> None:
+        if not self._want_write:
+            self._want_write = True
+            self._set_events()
+
+    def _set_events(self) -> None:
+        events = (0 if self._paused else READ) | (WRITE if self._want_write else 0)
+        if self._registered:
+            self._loop.modify(self._sock.fileno(), events)
+        elif not self._paused:
+            self._registered = True
+            self._loop.add(self._sock.fileno(), events, self._on_event)
+
+    def _flush(self) -> None:
+        while self._outbox:
+            try:
+                self._sock.send(self._outbox[0], socket.MSG_NOSIGNAL)
+            except OSError as error:
+                if error.errno not in _LATER:
+                    self._end("peer-gone", error.strerror or "")
+                return
+            self._outbox.popleft()
+        self._want_write = False
+        self._set_events()
+        if self.on_writable is not None:
+            self.on_writable(self)
+
+    # ---- in -----------------------------------------------------------------------------------------------------
+
+    def pause(self) -> None:
+        """Take nothing from this channel until resume(): we have no free descriptors, or no room."""
+        if not self._paused and not self.closed:
+            self._paused = True
+            self._set_events()
+
+    def resume(self) -> None:
+        if self._paused and not self.closed:
+            self._paused = False
+            self._set_events()
+
+    def _on_event(self, events: int) -> None:
+        if events & WRITE:
+            self._flush()
+        if events & ~WRITE and not self.closed:
+            if self._paused:
+                # The peer is gone, which epoll would say again and again; what it sent before is read after resume().
+                self._registered = False
+                self._loop.remove(self._sock.fileno())
+            else:
+                self.receive(self.frames_a_turn)
+
+    def receive(self, most: int) -> None:
+        """Take and deliver up to `most` frames that are there already."""
+        for _ in range(most):
+            if self.closed or self._paused:
+                return
+            try:
+                frame, fd = fdpass.recv_fd(self._sock, MAX_FRAME)
+            except BlockingIOError:
+                return
+            except fdpass.DescriptorLost as lost:
+                self._lost(lost.data)
+                continue
+            except RemoteProtocolError as error:
+                self._fault(error)
+                return
+            except OSError as error:
+                self._end("peer-gone", error.strerror or "")
+                return
+            if not frame:
+                # A packet of no bytes and the end of the channel look the same (recv(2)); neither leads on.
+                if fd is not None:
+                    os.close(fd)
+                self._end("peer-gone", "end of channel")
+                return
+            try:
+                message = self._admit(frame, fd)
+            except RemoteProtocolError as error:
+                if fd is not None:
+                    os.close(fd)
+                self._fault(error)
+                return
+            try:
+                self.on_message(self, message, fd)
+            except RemoteProtocolError as error:
+                self._fault(error)
+                return
+
+    def _permit(self, message: Message) -> None:
+        after = PERMITS[self.kind, _OTHER_SIDE[self.side], self._recv_phase].get(type(message))
+        if after is None:
+            raise RemoteProtocolError(
+                "not-permitted", f"{type(message).__name__} in {self._recv_phase.value}"
+            )
+        self._recv_phase = after
+
+    def _admit(self, frame: bytes, fd: int | None) -> Message:
+        message = decode(frame)
+        self._permit(message)
+        wanted = BY_CLASS[type(message)].descriptor
+        if wanted is None:
+            if fd is not None:
+                raise RemoteProtocolError("descriptors", f"{type(message).__name__} with a descriptor")
+        elif fd is None:
+            raise RemoteProtocolError("descriptors", f"{type(message).__name__} without a descriptor")
+        elif not fdpass.check(fd, wanted):
+            raise RemoteProtocolError(
+                "descriptors", f"{type(message).__name__} with something else than {wanted.value}"
+            )
+        return message
+
+    def _lost(self, frame: bytes) -> None:
+        """The kernel destroyed the descriptor of `frame`, since we have none free: our load, not the peer's fault."""
+        try:
+            message = decode(frame)
+            self._permit(message)
+        except RemoteProtocolError as error:
+            self._fault(error)
+            return
+        self.faults.add(self.peer, "no-free-descriptor")
+        if self.on_lost is None:
+            self._end("no-free-descriptor", type(message).__name__)
+        else:
+            self.on_lost(self, message)
+
+    # ---- the end ------------------------------------------------------------------------------------------------
+
+    def _fault(self, error: RemoteProtocolError) -> None:
+        self.faults.add(self.peer, error.reason)
+        self.log.warning("peer broke the protocol", peer=self.peer, name=self.peer_name, fault=str(error))
+        self._end(error.reason, str(error))
+
+    def fault(self, reason: str, detail: str) -> None:
+        """Close the channel for something the role has found wrong outside of on_message (a deadline, say)."""
+        self._fault(RemoteProtocolError(reason, detail))
+
+    def _end(self, reason: str, detail: str) -> None:
+        if self.closed:
+            return
+        self.log.debug("channel closed", peer=self.peer, name=self.peer_name, reason=reason, detail=detail)
+        self.close()
+        self.on_close(self, reason)
+
+    def close(self) -> None:
+        """Close this end. Descriptors still in the kernel's queue are closed with it. on_close isn't called."""
+        if not self.closed:
+            self.closed = True
+            self._loop.remove(self._sock.fileno())
+            self._sock.close()
+            self._outbox.clear()
+            if self.budget is not None:
+                self.budget.give()

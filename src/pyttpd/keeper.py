@@ -1,0 +1,273 @@
+"""The keeper: every role's PID 1. It reads no peer; it starts the role, watches it, replaces it and reaps.
+
+Theory of operation. The keeper has imported the role's code and holds what has to outlive a single role process: the bound
+channel sockets and the inherited doors. The role is forked from it, so a successor is there within milliseconds. Between the
+two there is one socketpair over which the role says one byte at a time: `R` ready, `N` not (any more), `D` draining,
+`.` alive. That is all
+the keeper ever reads, and any other byte counts as alive.
+
+    start      fork; the role confines itself and serves
+    crash      start again, with a delay that grows while it keeps crashing
+    silence    no byte for BEAT_LIMIT seconds (a stopped or hung process): SIGKILL, then as a crash
+    max_age    start a successor, wait until it is ready, ask the old one to leave (SIGTERM), kill it after `grace`
+    SIGTERM    ask all to leave; after `grace`, or at the second signal, SIGKILL; reap everything; end
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import select
+import signal
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import NoReturn
+
+from pyttpd import privileges
+from pyttpd.health import HealthFile
+from pyttpd.log import Log
+
+#: The role says that it is alive so often (s) ...
+BEAT_INTERVAL = 1.0
+#: ... and is killed when it hasn't for so long.
+BEAT_LIMIT = 10.0
+#: Delays (s) before a crashed role is started again; a role that lived for STABLE_AFTER counts as healthy again.
+FIRST_DELAY = 0.05
+LAST_DELAY = 5.0
+STABLE_AFTER = 10.0
+#: Lives end up to this share earlier, so that what was born together doesn't die together.
+AGE_JITTER = 0.1
+#: A successor that isn't ready after so long (s) is given up; the old one stays.
+SUCCESSION_TIMEOUT = 60.0
+
+READY, NOT_READY, DRAINING, ALIVE = b"R", b"N", b"D", b"."
+
+
+@dataclass(slots=True)
+class Child:
+    """A process of the role. `beat` is our end of the pair it says it is alive over."""
+
+    pid: int
+    beat: socket.socket
+    born: float
+    last_beat: float
+    dies_at: float
+    ready: bool = False
+    draining: bool = False
+    asked_at: float | None = None
+
+
+@dataclass(slots=True)
+class Keeper:
+    """Keeps one role alive. serve(beat) is run in the forked process, and owns `beat`."""
+
+    serve: Callable[[socket.socket], None]
+    log: Log
+    health: HealthFile
+    grace: float
+    max_age: float
+    children: list[Child] = field(default_factory=list)
+    _crashes: int = 0
+    _start_at: float | None = 0.0
+    _signals: int = 0
+    _succession_since: float | None = None
+
+    def run(self) -> int:
+        """Keep the role until SIGTERM or SIGINT; return the exit status."""
+        privileges.adopt_orphans()
+        wake, wake_end = socket.socketpair()
+        for end in (wake, wake_end):
+            end.setblocking(False)
+        signal.set_wakeup_fd(wake_end.fileno(), warn_on_full_buffer=False)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: self._on_leave())
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        self.health.write("starting")
+        while not (self._signals and not self.children):
+            self._turn(wake)
+        self._end_strays()
+        self.health.remove()
+        return 0
+
+    # ---- one turn -----------------------------------------------------------------------------------------------
+
+    def _turn(self, wake: socket.socket) -> None:
+        now = time.monotonic()
+        if self._start_at is not None and now >= self._start_at and not self._signals:
+            self._start_at = None
+            self._start(now)
+        try:
+            ready, _, _ = select.select([wake, *(c.beat for c in self.children)], [], [], self._wait(now))
+        except InterruptedError:
+            ready = []
+        now = time.monotonic()
+        if wake in ready:
+            try:
+                wake.recv(256)
+            except BlockingIOError:
+                pass
+        for child in self.children:
+            if child.beat in ready:
+                self._listen(child, now)
+        self._reap(now)
+        self._watch(now)
+        self._tell()
+
+    def _wait(self, now: float) -> float:
+        times = [now + BEAT_INTERVAL]
+        if self._start_at is not None:
+            times.append(self._start_at)
+        for child in self.children:
+            times.append(child.last_beat + BEAT_LIMIT)
+            if child.asked_at is not None:
+                times.append(child.asked_at + self.grace)
+        return max(0.0, min(times) - now) + 0.001
+
+    def _start(self, now: float) -> None:
+        ours, theirs = socket.socketpair()
+        keeper = os.getpid()
+        pid = os.fork()
+        if pid == 0:
+            signal.set_wakeup_fd(-1)
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD):
+                signal.signal(number, signal.SIG_DFL)
+            ours.close()
+            for child in self.children:
+                child.beat.close()
+            self._run_role(theirs, keeper)
+        theirs.close()
+        ours.setblocking(False)
+        life = self.max_age * random.uniform(1 - AGE_JITTER, 1) if self.max_age else float("inf")
+        self.children.append(Child(pid, ours, now, now, now + life))
+
+    def _run_role(self, beat: socket.socket, keeper: int) -> NoReturn:
+        status = 1
+        try:
+            privileges.die_with_parent(keeper, signal.SIGKILL)
+            self.serve(beat)
+            status = 0
+        except BaseException as error:
+            # The process ends here in any case: a role must not come back into the keeper's loop.
+            import traceback
+
+            self.log.error(
+                "role ended by an error", error=repr(error), traceback=traceback.format_exc(limit=-6)
+            )
+        finally:
+            os._exit(status)
+
+    def _listen(self, child: Child, now: float) -> None:
+        try:
+            said = child.beat.recv(64)
+        except (BlockingIOError, ConnectionError):
+            return
+        if not said:
+            return  # it closed its end; its death, or its silence, is noticed elsewhere
+        child.last_beat = now
+        child.draining = child.draining or DRAINING in said
+        if child.draining:
+            child.ready = False
+        elif said.rfind(READY) != said.rfind(NOT_READY):
+            child.ready = said.rfind(READY) > said.rfind(NOT_READY)
+
+    def _reap(self, now: float) -> None:
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            for child in self.children:
+                if child.pid == pid:
+                    self._gone(child, status, now)
+                    break
+
+    def _gone(self, child: Child, status: int, now: float) -> None:
+        self.children.remove(child)
+        child.beat.close()
+        self._end_strays(keep={c.pid for c in self.children})
+        if self._signals or (child.asked_at is not None and self.children):
+            return
+        code = os.waitstatus_to_exitcode(status)
+        reason = f"signal {-code}" if code < 0 else f"status {code}"
+        self._crashes = 0 if now - child.born > STABLE_AFTER else self._crashes + 1
+        delay = min(LAST_DELAY, FIRST_DELAY * 2 ** min(self._crashes, 16)) if self._crashes else 0.0
+        self.log.warning(
+            "role died and is started again", pid=child.pid, reason=reason, delay=round(delay, 3)
+        )
+        if not self.children:
+            self._start_at = now + delay
+
+    def _end_strays(self, keep: set[int] | frozenset[int] = frozenset()) -> None:
+        """Kill what dead role processes have left behind: as the subreaper (or PID 1) we have become its parent."""
+        while strays := [pid for pid in privileges.children() if pid not in keep]:
+            for pid in strays:
+                try:
+                    os.kill(pid, signal.SIGKILL)
+                except ProcessLookupError:
+                    pass
+            for pid in strays:
+                try:
+                    os.waitpid(pid, 0)
+                except ChildProcessError:
+                    pass
+
+    def _watch(self, now: float) -> None:
+        for child in self.children:
+            if now - child.last_beat > BEAT_LIMIT:
+                self.log.error("role gives no sign of life and is killed", pid=child.pid, silent=BEAT_LIMIT)
+                child.last_beat = now
+                _kill(child, signal.SIGKILL)
+            elif child.asked_at is not None and now - child.asked_at > self.grace:
+                self.log.warning(
+                    "role has not left within grace and is killed", pid=child.pid, grace=self.grace
+                )
+                child.asked_at = now
+                _kill(child, signal.SIGKILL)
+        if self._signals:
+            return
+        if len(self.children) == 1 and now >= self.children[0].dies_at:
+            self.log.info("role has reached its age: a successor is started", pid=self.children[0].pid)
+            self._succession_since = now
+            self._start(now)
+        elif len(self.children) > 1 and self._succession_since is not None:
+            old, new = self.children[0], self.children[-1]
+            if new.ready and old.asked_at is None:
+                old.asked_at = now
+                _kill(old, signal.SIGTERM)
+            elif not new.ready and now - self._succession_since > SUCCESSION_TIMEOUT:
+                self.log.error("successor did not become ready and is given up", pid=new.pid)
+                old.dies_at = now + SUCCESSION_TIMEOUT
+                new.asked_at = now
+                self._succession_since = None
+                _kill(new, signal.SIGKILL)
+
+    def _tell(self) -> None:
+        if self._signals:
+            state = "draining"
+        elif any(child.ready for child in self.children):
+            state = "ready"
+        else:
+            state = "restarting" if self._crashes else "starting"
+        self.health.write(state)
+
+    def _on_leave(self) -> None:
+        self._signals += 1
+        now = time.monotonic()
+        for child in self.children:
+            if self._signals > 1:
+                _kill(child, signal.SIGKILL)
+            elif child.asked_at is None:
+                child.asked_at = now
+                _kill(child, signal.SIGTERM)
+
+
+def _kill(child: Child, number: int) -> None:
+    # Not yet reaped, so the pid is still this child's: only _reap and _gone take it away.
+    try:
+        os.kill(child.pid, number)
+    except ProcessLookupError:
+        pass

@@ -1,0 +1,102 @@
+"""Log lines of the roles: one event a line, as text or as JSON, on standard error.
+
+Values may come from clients or tenants: control characters and everything else that isn't printable are escaped before a
+terminal or a log sees them, and each value and line has a limit.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable
+
+LEVELS = ("debug", "info", "warning", "error")
+FORMATS = ("text", "json")
+#: A value longer than this is cut: a log line is no place for a payload.
+MAX_VALUE = 500
+#: Lines of one event and second; more are counted and told in one line afterwards.
+MAX_REPEATED = 20
+
+
+def printable(value: object, limit: int = MAX_VALUE) -> str:
+    """Return `value` as text with nothing in it that could move a terminal's cursor or forge a line."""
+    text = str(value)
+    if len(text) > limit:
+        text = text[:limit] + "..."
+    if text.isprintable():
+        return text
+    return "".join(
+        c if c.isprintable() else f"\\x{ord(c):02x}" if ord(c) < 256 else f"\\u{ord(c):04x}" for c in text
+    )
+
+
+def _write(line: bytes) -> None:
+    try:
+        os.write(2, line)
+    except OSError:
+        pass  # A log that is full or gone must not end a server.
+
+
+class Log:
+    """The log of one role. `name` is the instance's (a vhost's, a listener's), or empty."""
+
+    def __init__(self, role: str, name: str = "", *, write: Callable[[bytes], None] = _write) -> None:
+        self.role = role
+        self.name = name
+        self.level = "info"
+        self.format = "text"
+        self._write = write
+        self._second = 0
+        self._seen: dict[str, int] = {}
+
+    def debug(self, event: str, **fields: object) -> None:
+        self._line("debug", event, fields)
+
+    def info(self, event: str, **fields: object) -> None:
+        self._line("info", event, fields)
+
+    def warning(self, event: str, **fields: object) -> None:
+        self._line("warning", event, fields)
+
+    def error(self, event: str, **fields: object) -> None:
+        """Something that an operator must look at. The tests' fixtures take one as a failure unless it was expected."""
+        self._line("error", event, fields)
+
+    def _line(self, level: str, event: str, fields: dict[str, object]) -> None:
+        if LEVELS.index(level) < LEVELS.index(self.level):
+            return
+        now = time.time()
+        if int(now) != self._second:
+            self._second, seen = int(now), self._seen
+            self._seen = {}
+            for repeated, count in seen.items():
+                if count > MAX_REPEATED:
+                    self._emit(now, "warning", repeated, {"suppressed": count - MAX_REPEATED})
+        count = self._seen[event] = self._seen.get(event, 0) + 1
+        if count <= MAX_REPEATED:
+            self._emit(now, level, event, fields)
+
+    def _emit(self, now: float, level: str, event: str, fields: dict[str, object]) -> None:
+        stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now)) + f".{int(now % 1 * 1000):03d}Z"
+        who = f"{self.role}.{self.name}" if self.name else self.role
+        if self.format == "json":
+            line = json.dumps(
+                {"time": stamp, "level": level, "role": self.role, "name": self.name, "event": event}
+                | {
+                    key: value if isinstance(value, int | float) else printable(value)
+                    for key, value in fields.items()
+                }
+            )
+        else:
+            pairs = "".join(f" {key}={_quoted(printable(value))}" for key, value in fields.items())
+            line = f"{stamp} {who}[{os.getpid()}] {level}: {event}{pairs}"
+        self._write(line.encode("utf-8", "backslashreplace") + b"\n")
+
+
+def _quoted(text: str) -> str:
+    return (
+        text
+        if text and not set(text) & set(' "=')
+        else '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
+    )

@@ -1,0 +1,77 @@
+"""Becoming somebody with fewer rights, for good (setresuid(2); OpenSSH's permanently_set_uid)."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+
+_PR_SET_PDEATHSIG = 1
+_PR_SET_NAME = 15
+_PR_SET_CHILD_SUBREAPER = 36
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class PrivilegeError(Exception):
+    """A privilege could not be given up, or could be had again."""
+
+
+def _prctl(option: int, argument: int | bytes) -> None:
+    if _libc.prctl(option, argument, 0, 0, 0):
+        error = ctypes.get_errno()
+        raise PrivilegeError(f"prctl({option}): {os.strerror(error)}")
+
+
+def become(uid: int, gid: int) -> None:
+    """Become `uid` and `gid` without supplementary groups, and prove that there is no way back.
+
+    Does nothing if the process is that already and isn't root. Raises PrivilegeError.
+    """
+    if os.getresuid() == (uid, uid, uid) and os.getresgid() == (gid, gid, gid) and uid != 0:
+        return
+    if uid == 0 or gid == 0:
+        raise PrivilegeError("uid and gid 0 are no fewer rights")
+    try:
+        os.setgroups([])
+        os.setresgid(gid, gid, gid)
+        os.setresuid(uid, uid, uid)
+    except PermissionError:
+        raise PrivilegeError(f"not allowed to become uid {uid}, gid {gid}: that takes root") from None
+    for regain in (os.setresuid, os.setresgid):
+        try:
+            regain(0, 0, 0)
+        except PermissionError:
+            continue
+        raise PrivilegeError("root can be had again after it was given up")
+    if os.getresuid() != (uid, uid, uid) or os.getresgid() != (gid, gid, gid) or os.getgroups():
+        raise PrivilegeError(f"became {os.getresuid()}, {os.getresgid()} instead of uid {uid}, gid {gid}")
+
+
+def set_process_name(name: str) -> None:
+    """Set what `ps -o comm` shows; the kernel keeps 15 bytes (prctl(2), PR_SET_NAME)."""
+    _prctl(_PR_SET_NAME, name.encode("ascii", "replace")[:15] + b"\0")
+
+
+def die_with_parent(parent: int, number: int = signal.SIGTERM) -> None:
+    """Have the kernel send `number` to this process when `parent`, which forked it, ends.
+
+    To be called after the last change of uid, which resets it (prctl(2), PR_SET_PDEATHSIG).
+    """
+    _prctl(_PR_SET_PDEATHSIG, number)
+    if os.getppid() != parent:
+        os.kill(os.getpid(), number)
+
+
+def adopt_orphans() -> None:
+    """Have descendants whose parent ended become our children, so that we can reap and end them."""
+    _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+
+
+def children() -> list[int]:
+    """Return the pids of this process's children (proc(5), /proc/[pid]/task/[tid]/children)."""
+    try:
+        with open(f"/proc/self/task/{os.getpid()}/children", "rb") as listing:
+            return [int(pid) for pid in listing.read().split()]
+    except FileNotFoundError:
+        return []

@@ -1,0 +1,407 @@
+"""The skeleton that every role runs in. It owns the order of things (Postfix's master and its services):
+
+    1. as started: parse arguments; the role's `prepare` (init binds low ports here)
+    2. become the role's uid, for good
+    3. bind the channel sockets; freeze the heap; become the keeper
+    4. in the forked process: the role's `serve`, which confines itself before it opens a channel
+    5. ready; serve; lame duck; exit
+
+A role supplies `prepare` and `serve` and gets a `Service`, which knows how to meet the others.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import os
+import signal
+import socket
+import stat
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+from pyttpd import __version__, keeper, memfd, metrics, privileges
+from pyttpd.channel import Channel, Faults
+from pyttpd.health import DEFAULT_FILE, HealthFile
+from pyttpd.log import Log
+from pyttpd.loop import Budget, Loop
+from pyttpd.rendezvous import BACKLOG, SOCKET_NAME, Caller, Door, Entrance, Link
+from pyttpd.roles import ROLES, Role, binder_of
+from pyttpd.roles import Channel as Directory
+from pyttpd.wire.errors import RemoteProtocolError
+from pyttpd.wire.messages import Goodbye, Hello, Message, Share, ShareOk, Socket, SocketsEnd, Welcome
+
+DEFAULT_RUNTIME_DIR = "/run/pyttpd"
+DEFAULT_GRACE = 30.0
+#: A role process lives so long (s) until its keeper replaces it; 0 is for ever. init's default is 0.
+DEFAULT_MAX_AGE = 86_400.0
+
+
+class StartError(Exception):
+    """The role can't be started as asked; the message says what would be right."""
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What a role is started with."""
+
+    name: str = ""
+    runtime_dir: str = DEFAULT_RUNTIME_DIR
+    config: str = ""
+    health_file: str = DEFAULT_FILE
+    uid: int | None = None
+    gid: int | None = None
+    grace: float = DEFAULT_GRACE
+    max_age: float = DEFAULT_MAX_AGE
+    die_with: int = 0
+    doors: tuple[Door, ...] = ()
+    plain: bool = False
+    tmp: str = "/tmp"
+    one_uid: bool = False
+
+
+def _door(text: str) -> Door:
+    directory, role, name, fd = text.split(":")
+    return Door(Directory(directory), role, name, int(fd))
+
+
+def door_argument(door: Door) -> str:
+    """Return the command line argument that `parse` makes `door` of."""
+    return f"{door.directory.value}:{door.role}:{door.name}:{door.fd}"
+
+
+def parse(role: Role, arguments: list[str]) -> Options:
+    """Return the options in `arguments`; an error ends the process with status 2 and a sentence."""
+    parser = argparse.ArgumentParser(prog=f"python -I -m pyttpd_{role.value}", allow_abbrev=False)
+    parser.add_argument("--name", default="", help="which listener or vhost this is")
+    parser.add_argument(
+        "--runtime-dir", default=DEFAULT_RUNTIME_DIR, help="where the channel directories are"
+    )
+    parser.add_argument("--config", default="", help="the configuration (init and master)")
+    parser.add_argument("--health-file", default=DEFAULT_FILE, help="where the keeper says how the role is")
+    parser.add_argument("--uid", type=int, help="become this uid (started as root, without containers)")
+    parser.add_argument("--gid", type=int, help="become this gid")
+    parser.add_argument("--grace", type=float, default=DEFAULT_GRACE, help="seconds to leave within")
+    parser.add_argument(
+        "--max-age",
+        type=float,
+        default=0.0 if role is Role.INIT else DEFAULT_MAX_AGE,
+        help="seconds until the role's process is replaced; 0: never",
+    )
+    parser.add_argument("--die-with", type=int, default=0, help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--door", dest="doors", type=_door, action="append", default=[], help=argparse.SUPPRESS
+    )
+    if role is Role.INIT:
+        parser.add_argument(
+            "--plain", action="store_true", help="start the other roles as well, without containers"
+        )
+    if role is Role.VHOST:
+        parser.add_argument("--tmp", default="/tmp", help="where the tenant may make temporary files")
+        parser.add_argument("--one-uid", action="store_true", help="the uid is not this tenant's alone")
+    parser.add_argument("--version", action="version", version=__version__)
+    values = vars(parser.parse_args(arguments))
+    values["doors"] = tuple(values["doors"])
+    return Options(**values)
+
+
+def directory_path(options: Options, directory: Directory) -> str:
+    return f"{options.runtime_dir}/{directory.value}"
+
+
+def bind(path: str) -> socket.socket:
+    """Bind and return the listening socket of a channel directory, in place of one that a predecessor left.
+
+    The directory has to be ours and nobody else's to write in: who can create a socket there can be us.
+    """
+    try:
+        found = os.lstat(path)
+    except FileNotFoundError:
+        raise StartError(
+            f"{path}: no such directory; it has to exist and to belong to uid {os.geteuid()}"
+        ) from None
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o022:
+        raise StartError(
+            f"{path}: must be a directory of uid {os.geteuid()} that nobody else can write in; it belongs to uid "
+            f"{found.st_uid} with mode {stat.S_IMODE(found.st_mode):04o}"
+        )
+    name = f"{path}/{SOCKET_NAME}"
+    try:
+        os.unlink(name)
+    except FileNotFoundError:
+        pass
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    # Everybody may connect; who may speak is decided by uid (SO_PEERCRED).
+    previous = os.umask(0o111)
+    try:
+        sock.bind(name)
+    except OSError as error:
+        raise StartError(f"{name}: cannot bind: {error.strerror}") from None
+    finally:
+        os.umask(previous)
+    sock.listen(BACKLOG)
+    return sock
+
+
+@dataclass(slots=True)
+class Service:
+    """What a role's process works with. Made by `main` in the forked process."""
+
+    role: Role
+    options: Options
+    bound: dict[Directory, socket.socket]
+    beat: socket.socket
+    log: Log
+    loop: Loop = field(default_factory=Loop)
+    faults: Faults = field(default_factory=Faults)
+    budget: Budget = field(default_factory=Budget)
+    draining: bool = False
+    _on_drain: list[Callable[[], None]] = field(default_factory=list)
+    _sockets: dict[tuple[str, str], int] = field(default_factory=dict)
+    _links: dict[Directory, Link] = field(default_factory=dict)
+    _generations: dict[str, int] = field(default_factory=dict)
+
+    # ---- life ---------------------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Serve until told to leave and drained."""
+        self.loop.on_signal(signal.SIGTERM, self._leave)
+        self.loop.on_signal(
+            signal.SIGINT, lambda: None
+        )  # a terminal's Ctrl-C reaches all; the keeper says when
+        self._say(keeper.ALIVE)
+        self.loop.run()
+
+    def _say(self, byte: bytes) -> None:
+        try:
+            self.beat.send(byte, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+        except BlockingIOError:
+            pass
+        except OSError:
+            # Without a keeper nobody would end us: we go ourselves.
+            self.loop.stop()
+        if byte == keeper.ALIVE:
+            self.loop.call_later(keeper.BEAT_INTERVAL, lambda: self._say(keeper.ALIVE))
+
+    def ready(self) -> None:
+        """Tell the keeper, and so whoever asks for our health, that we serve. May be called again."""
+        if not self.draining:
+            self._say(keeper.READY)
+
+    def not_ready(self) -> None:
+        """Take that back: something that serving takes is missing."""
+        if not self.draining:
+            self._say(keeper.NOT_READY)
+
+    def on_drain(self, callback: Callable[[], None]) -> None:
+        """Call `callback` when we are asked to leave; the last thing the role does is `leave()`."""
+        self._on_drain.append(callback)
+
+    def _leave(self) -> None:
+        if self.draining:
+            return
+        self.draining = True
+        self._say(keeper.DRAINING)
+        self.log.info("draining")
+        if not self._on_drain:
+            self.leave()
+        for callback in self._on_drain:
+            callback()
+
+    def leave(self) -> None:
+        """End the process now: nothing is open any more."""
+        self.loop.stop()
+
+    # ---- meeting the others ---------------------------------------------------------------------------------------
+
+    def doors(self, directory: Directory) -> list[Door]:
+        return [door for door in self.options.doors if door.directory is directory]
+
+    def links(self) -> Iterable[Link]:
+        """Return our links (a forked child closes their channels)."""
+        return self._links.values()
+
+    def entrance(
+        self,
+        directory: Directory,
+        *,
+        credits: int,
+        authorise: Callable[[Caller, Hello], bool],
+        on_open: Callable[[Channel, Hello], None],
+    ) -> Entrance:
+        """Return the entrance of a directory that this role binds. It is closed until its open() is called."""
+        return Entrance(
+            directory,
+            self.bound.get(directory),
+            self.doors(directory),
+            loop=self.loop,
+            log=self.log,
+            faults=self.faults,
+            budget=self.budget,
+            credits=credits,
+            authorise=authorise,
+            on_open=on_open,
+        )
+
+    def link(
+        self,
+        directory: Directory,
+        *,
+        on_open: Callable[[Channel, Welcome], None],
+        on_message: Callable[[Channel, Message, int | None], None],
+        on_lost: Callable[[str], None],
+    ) -> Link:
+        """Return a link to the binder of `directory`; start() begins to connect."""
+        binder = binder_of(directory)
+        link = Link(
+            directory,
+            runtime_dir=self.options.runtime_dir,
+            door=next(iter(self.doors(directory)), None),
+            binder=binder.value,
+            binder_uid=ROLES[binder].uid,
+            hello=Hello(self.role.value, self.options.name or self.role.value),
+            loop=self.loop,
+            log=self.log,
+            faults=self.faults,
+            on_open=on_open,
+            on_message=on_message,
+            on_lost=on_lost,
+        )
+        self._links[directory] = link
+        return link
+
+    def fetch_sockets(
+        self, collect: metrics.Collect, on_listener: Callable[[str, socket.socket], None]
+    ) -> None:
+        """Ask init for our sockets: metrics are served at once, listeners are given to on_listener(name, socket).
+
+        The link stays, so that an init that is replaced finds us. A socket that we have already is not taken twice.
+        """
+
+        def on_message(_: Channel, message: Message, fd: int | None) -> None:
+            match message:
+                case Socket(use, name):
+                    assert fd is not None
+                    self._take_socket(use, name, fd, collect, on_listener)
+                case SocketsEnd(total) if total != len(self._sockets):
+                    self.log.warning(
+                        "init gave another number of sockets", count=total, known=len(self._sockets)
+                    )
+
+        self.link(Directory.INIT, on_open=_no_open, on_message=on_message, on_lost=_no_lost).start()
+
+    def _take_socket(
+        self,
+        use: str,
+        name: str,
+        fd: int,
+        collect: metrics.Collect,
+        on_listener: Callable[[str, socket.socket], None],
+    ) -> None:
+        inode = os.fstat(fd).st_ino
+        if self._sockets.get((use, name)) == inode:
+            os.close(fd)
+            return
+        self._sockets[use, name] = inode
+        sock = socket.socket(fileno=fd)
+        if use == "metrics":
+            metrics.Server(self.loop, sock, collect)
+        else:
+            on_listener(name, sock)
+
+    def fetch_shares(self, on_share: Callable[[str, bytes], None]) -> None:
+        """Ask master for our shares of the configuration; on_share(part, data) puts one into force.
+
+        on_share raises ValueError for one that it can't use: the channel is closed then, and the old share stays.
+        """
+
+        def on_message(channel: Channel, message: Message, fd: int | None) -> None:
+            match message:
+                case Share(generation, part, size, digest):
+                    assert fd is not None
+                    try:
+                        data = memfd.read(fd, size, digest)
+                    finally:
+                        os.close(fd)
+                    if self._generations.get(part) != generation:
+                        try:
+                            on_share(part, data)
+                        except ValueError as error:
+                            raise RemoteProtocolError("bad-share", str(error)) from None
+                        self._generations[part] = generation
+                    channel.send(ShareOk(generation))
+                case Goodbye():
+                    self._links[Directory.MASTER].drop()
+
+        self.link(Directory.MASTER, on_open=_no_open, on_message=on_message, on_lost=_no_lost).start()
+
+    def about(self) -> Iterable[metrics.Metric]:
+        """Yield the metrics that every role has."""
+        yield from metrics.about(self.role.value, self.options.name)
+        yield metrics.faults(self.role.value, self.faults)
+        yield metrics.GaugeMetricFamily(
+            f"pyttpd_{self.role.value}_open_descriptors",
+            "Descriptors of peers that are open.",
+            self.budget.used,
+        )
+        yield metrics.GaugeMetricFamily(
+            f"pyttpd_{self.role.value}_descriptors_limit",
+            "Descriptors of peers that may be open.",
+            self.budget.limit,
+        )
+
+
+def _no_open(_channel: Channel, _welcome: Welcome) -> None:
+    """A link on which the binder speaks first needs nothing when it opens."""
+
+
+def _no_lost(_reason: str) -> None:
+    """A link whose loss changes nothing: it comes back by itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """A role: `prepare(options)` runs as started, `serve(service)` in the role's own process, both may raise StartError."""
+
+    role: Role
+    serve: Callable[[Service], None]
+    prepare: Callable[[Options, Log], None] = lambda _options, _log: None
+
+
+def main(program: Program, arguments: list[str]) -> int:
+    """Run `program`; returns the exit status: 0, or 2 if it can't be started as asked."""
+    role = program.role
+    options = parse(role, arguments)
+    log = Log(role.value, options.name)
+    try:
+        program.prepare(options, log)
+        if options.uid is not None:
+            privileges.become(options.uid, options.uid if options.gid is None else options.gid)
+        if options.die_with:
+            privileges.die_with_parent(options.die_with)
+        privileges.set_process_name(
+            f"{role.value[:1]}:{options.name}" if options.name else f"pyttpd-{role.value}"
+        )
+        bound: dict[Directory, socket.socket] = {}
+        for directory in ROLES[role].binds:
+            if not any(door.directory is directory for door in options.doors):
+                bound[directory] = bind(directory_path(options, directory))
+    except (StartError, privileges.PrivilegeError) as error:
+        log.error("cannot start", error=error)
+        return 2
+
+    def serve(beat: socket.socket) -> None:
+        program.serve(Service(role, options, bound, beat, log))
+
+    gc.collect()
+    gc.freeze()
+    keep = keeper.Keeper(serve, log, HealthFile(options.health_file), options.grace, options.max_age)
+    try:
+        return keep.run()
+    finally:
+        for directory, sock in bound.items():
+            sock.close()
+            try:
+                os.unlink(f"{directory_path(options, directory)}/{SOCKET_NAME}")
+            except OSError:
+                pass  # a successor's container may have bound its own already, or the volume is gone

@@ -1,0 +1,27 @@
+"""What the kernel knows of a TCP connection: how much of it has been read (tcp(7) TCP_INFO, SIOCINQ)."""
+
+from __future__ import annotations
+
+import fcntl
+import socket
+import struct
+import termios
+
+#: struct tcp_info (linux/tcp.h): tcpi_state is its first byte, tcpi_bytes_received lies at 128.
+_TCP_INFO_SIZE = 136
+_BYTES_RECEIVED = struct.Struct("@Q")
+_BYTES_RECEIVED_AT = 128
+#: States (net/tcp_states.h) after the other side's FIN, which tcpi_bytes_received counts as a byte.
+_AFTER_FIN = frozenset({6, 7, 8, 9, 11})  # TIME_WAIT, CLOSE, CLOSE_WAIT, LAST_ACK, CLOSING
+
+
+def consumed(sock: socket.socket) -> int:
+    """Return how many bytes anybody has read from this connection since it was made.
+
+    Processes share a connection, so this tells what a worker that is dead has read before. Raises OSError.
+    """
+    info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_SIZE)
+    (received,) = _BYTES_RECEIVED.unpack_from(info, _BYTES_RECEIVED_AT)
+    (unread,) = struct.unpack("@i", fcntl.ioctl(sock, termios.FIONREAD, b"\0\0\0\0"))
+    read: int = received - unread
+    return read - 1 if read and info[0] in _AFTER_FIN else read
