@@ -244,8 +244,8 @@ CASES: dict[str, tuple[str, list[str]]] = {
         + BLOG.replace(
             '"blog.example"',
             (
-                '"b\u00fccher.example", "a.example:80", "https://a.example", "*", "a*.example", "A.example", "a.example",'
-                ' 3, "a.example.", "1.2.3", "::1", "[0::1]", "a b", "[::1", ""'
+                '"b\u00fccher.example", "a.example:80", "https://a.example", "*", "a*.example", "A.example",'
+                ' "a.example", 3, "a.example.", "1.2.3", "::1", "[0::1]", "a b", "[::1", ""'
             ),
         ),
         [

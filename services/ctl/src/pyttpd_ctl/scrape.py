@@ -38,7 +38,7 @@ class Outcome(enum.Enum):
     REFUSED = "nobody listens"
     SILENT = "no answer in time"
     BROKEN = "not an answer that makes sense"
-    ERROR = "an error as answer"
+    ERROR = "answered with an error"
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +55,12 @@ class Scrape:
 
     outcome: Outcome
     samples: Mapping[str, tuple[Sample, ...]] = field(default_factory=dict)
+    status: int = 200
+
+    @property
+    def why(self) -> str:
+        """The outcome in words."""
+        return f"answered {self.status}" if self.outcome is Outcome.ERROR else self.outcome.value
 
     @property
     def up(self) -> bool:
@@ -130,7 +136,7 @@ def _parse(answer: bytes) -> Scrape:
     if not blank or status is None:
         return Scrape(Outcome.BROKEN)
     if status[1] != b"200":
-        return Scrape(Outcome.ERROR)
+        return Scrape(Outcome.ERROR, status=int(status[1]))
     body = answer[len(head) + len(blank) :]
     length = re.search(rb"(?im)^content-length:[ \t]*(\d{1,10})[ \t]*\r?$", head)
     if length is not None and int(length[1]) != len(body):

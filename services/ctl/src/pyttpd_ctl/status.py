@@ -123,17 +123,27 @@ def status(host: str, base_port: int) -> Status:
 
 
 def _listener_rows(init: Scrape, answers: Sequence[Scrape]) -> list[RoleStatus]:
-    """Return a row for each listener that answered, and for each that init keeps a socket for and that did not."""
-    rows: dict[str, RoleStatus] = {}
-    for answer in answers:
-        if answer.outcome is Outcome.REFUSED:
-            continue  # most of these ports belong to nobody
-        name = answer.label("pyttpd_listener_info", "name") or "?"
-        rows[name] = _role_row(Role.LISTENER, name, answer)
-    expected = {*init.by_label("pyttpd_init_accept_queue_limit", "listener"), METRICS_LISTENER}
-    for name in sorted(expected):
-        rows.setdefault(name, _role_row(Role.LISTENER, name, Scrape(Outcome.REFUSED)))
-    return sorted(rows.values(), key=lambda row: (row.name == METRICS_LISTENER, row.name))
+    """Return a row for each listener that answered, and for each that init keeps a socket for and that did not.
+
+    `answers` are in the order of the ports; the last one is the metrics listener's.
+    """
+    *others, last = answers
+    rows = {METRICS_LISTENER: _role_row(Role.LISTENER, METRICS_LISTENER, last)}
+    nameless = []
+    for answer in others:
+        name = answer.label("pyttpd_listener_info", "name")
+        if name is not None:
+            rows[name] = _role_row(Role.LISTENER, name, answer)
+        elif answer.outcome is not Outcome.REFUSED:  # most of these ports belong to nobody
+            nameless.append(answer)
+    sockets = init.by_label("pyttpd_init_accept_queue_limit", "listener")
+    for name in sorted(sockets):
+        if name not in rows and not name.endswith("-metrics"):  # init's names for the metrics sockets
+            rows[name] = _role_row(
+                Role.LISTENER, name, nameless.pop(0) if nameless else Scrape(Outcome.REFUSED)
+            )
+    found = sorted(rows.values(), key=lambda row: (row.name == METRICS_LISTENER, row.name))
+    return [_role_row(Role.LISTENER, "?", answer) for answer in nameless] + found
 
 
 def _role_row(role: Role, name: str, answer: Scrape) -> RoleStatus:
@@ -142,7 +152,7 @@ def _role_row(role: Role, name: str, answer: Scrape) -> RoleStatus:
         role=role.value,
         name=printable(name),
         up=answer.up,
-        why=answer.outcome.value,
+        why=answer.why,
         uid=_uid(role, answer),
         age=_age(role, answer),
         connections=connections,
@@ -156,7 +166,7 @@ def _tenant_row(name: str, answer: Scrape, queue: float | None) -> TenantStatus:
     return TenantStatus(
         name=name,
         up=answer.up,
-        why=answer.outcome.value,
+        why=answer.why,
         uid=_uid(Role.VHOST, answer),
         age=_age(Role.VHOST, answer),
         workers=_whole(answer.total("pyttpd_vhost_workers")),

@@ -1,0 +1,405 @@
+"""status: against real HTTP servers on real ports, honest and hostile."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import pty
+import socket
+import struct
+import subprocess
+import sys
+import termios
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from pyttpd_ctl import main
+from pyttpd_ctl import scrape as scrape_module
+from pyttpd_ctl import status as status_module
+from pyttpd_ctl.scrape import Outcome, Sample, Scrape, scrape
+from pyttpd_ctl.status import duration
+
+#: What a server does with a connection whose request line's path is given.
+Behaviour = Callable[[socket.socket, str], None]
+
+
+class Server:
+    """Listens on one port and treats each connection in a thread of its own, until closed."""
+
+    def __init__(self, port: int, behaviour: Behaviour) -> None:
+        self.paths: list[str] = []
+        self._behaviour = behaviour
+        self._socket = socket.create_server(("127.0.0.1", port))
+        self._connections: list[socket.socket] = []
+        self._threads = [threading.Thread(target=self._accept)]
+        self._threads[0].start()
+
+    @property
+    def port(self) -> int:
+        return int(self._socket.getsockname()[1])
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                connection, _ = self._socket.accept()
+            except OSError:
+                return
+            self._connections.append(connection)
+            self._threads.append(threading.Thread(target=self._serve, args=(connection,)))
+            self._threads[-1].start()
+
+    def _serve(self, connection: socket.socket) -> None:
+        with connection, contextlib.suppress(OSError):
+            request = connection.recv(8192)
+            path = request.split(b" ")[1].decode()
+            self.paths.append(path)
+            self._behaviour(connection, path)
+
+    def close(self) -> None:
+        self._socket.shutdown(socket.SHUT_RDWR)
+        self._socket.close()
+        for connection in self._connections:
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+        for thread in self._threads:
+            thread.join()
+
+
+def text(body: str, *, status: str = "200 OK") -> Behaviour:
+    data = body.encode()
+    head = f"HTTP/1.1 {status}\r\nContent-Type: text/plain\r\nContent-Length: {len(data)}\r\n\r\n".encode()
+    return lambda connection, _path: connection.sendall(head + data)
+
+
+def about(role: str, name: str, uid: int, age: float) -> str:
+    return (
+        f'# TYPE pyttpd_{role}_info gauge\npyttpd_{role}_info{{name="{name}",uid="{uid}",version="0.1.0"}} 1.0\n'
+        f"# TYPE pyttpd_{role}_start_time_seconds gauge\npyttpd_{role}_start_time_seconds {time.time() - age}\n"
+        f"# TYPE pyttpd_{role}_channel_faults counter\n"
+        f'pyttpd_{role}_channel_faults_total{{peer="x",reason="y"}} 1.0\n'
+    )
+
+
+INIT = """# TYPE pyttpd_init_accept_queue_depth gauge
+pyttpd_init_accept_queue_depth{listener="http"} 3.0
+pyttpd_init_accept_queue_limit{listener="http"} 128.0
+pyttpd_init_accept_queue_limit{listener="http-metrics"} 128.0
+pyttpd_init_accept_queue_limit{listener="second"} 128.0
+pyttpd_init_accept_queue_limit{listener="metrics"} 128.0
+pyttpd_init_hellos_total{result="answered"} 5.0
+"""
+MASTER = 'pyttpd_master_shares_total{peer="listener"} 7.0\n'
+UMASTER = """pyttpd_umaster_workers{vhost="blog"} 2.0
+pyttpd_umaster_workers{vhost="shop"} 1.0
+pyttpd_umaster_workers{vhost="../evil"} 1.0
+pyttpd_umaster_queue_depth{vhost="blog"} 4.0
+pyttpd_umaster_queue_depth{vhost="shop"} 0.0
+pyttpd_umaster_handovers_open{vhost="blog"} 1.0
+pyttpd_umaster_dispatched_total{vhost="blog"} 100.0
+pyttpd_umaster_dispatched_total{vhost="shop"} 11.0
+pyttpd_umaster_refusals_total{vhost="blog",reason="full"} 2.0
+"""
+LISTENER = """pyttpd_listener_connections{state="peeking"} 2.0
+pyttpd_listener_connections{state="offered"} 3.0
+pyttpd_listener_routed_total 1234.0
+pyttpd_listener_answers_total{status="421"} 6.0
+"""
+BLOG = """pyttpd_vhost_workers{vhost="blog"} 2.0
+pyttpd_vhost_connections{vhost="blog"} 9.0
+pyttpd_vhost_requests_total{vhost="blog",code="200"} 1000000.0
+pyttpd_vhost_requests_total{vhost="blog",code="500"} 3.0
+pyttpd_vhost_errors_total{vhost="blog"} 3.0
+"""
+
+
+def tenants(blog: Behaviour, shop: Behaviour) -> Behaviour:
+    def behave(connection: socket.socket, path: str) -> None:
+        {"/metrics/blog": blog, "/metrics/shop": shop}[path](connection, path)
+
+    return behave
+
+
+@contextlib.contextmanager
+def tree(**changes: Behaviour | None) -> Iterator[int]:
+    """A tree's metrics ports with honest servers, but for the changes; yields the base port."""
+    behaviours: dict[str, tuple[int, Behaviour | None]] = {
+        "init": (0, text(about("init", "", 0, 100) + INIT)),
+        "master": (1, text(about("master", "", 10001, 100) + MASTER)),
+        "umaster": (2, text(about("umaster", "", 10002, 100) + UMASTER)),
+        "http": (3, text(about("listener", "http", 10010, 90000) + LISTENER)),
+        "second": (4, text(about("listener", "second", 10011, 5))),
+        "metrics": (9, text(about("listener", "metrics", 10009, 100))),
+        "tenants": (
+            10,
+            tenants(text(about("vhost", "blog", 20001, 3700) + BLOG), text(about("vhost", "shop", 20002, 1))),
+        ),
+    }
+    for name, behaviour in changes.items():
+        behaviours[name] = (behaviours[name][0], behaviour)
+    for base in range(21000, 30000, 16):
+        servers: list[Server] = []
+        try:
+            for offset, behaviour in behaviours.values():
+                if behaviour is not None:
+                    servers.append(Server(base + offset, behaviour))
+            yield base
+            return
+        except OSError:
+            continue  # somebody has one of these ports
+        finally:
+            for server in servers:
+                server.close()
+
+
+def ask(base: int, *args: str) -> Result:
+    return CliRunner().invoke(main.cli, ["status", "--metrics", f"127.0.0.1:{base}", *args])
+
+
+def rows(result: Result) -> dict[str, list[str]]:
+    """The tables' rows by the first two cells, or the first one (tenants)."""
+    found = {}
+    for line in result.stdout.splitlines():
+        cells = line.split()
+        if len(cells) > 3 and cells[0] != "role" and cells[0] != "name":
+            key = (
+                f"{cells[0]} {cells[1]}"
+                if cells[0] in ("init", "master", "umaster", "listener")
+                else cells[0]
+            )
+            found[key] = cells
+    return found
+
+
+def test_all_is_up() -> None:
+    with tree() as base:
+        result = ask(base)
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert rows(result) == {
+        "init init": ["init", "init", "yes", "0", "1m", "40s", "3", "5", "1"],
+        "master master": ["master", "master", "yes", "10001", "1m", "40s", "-", "7", "1"],
+        "umaster umaster": ["umaster", "umaster", "yes", "10002", "1m", "40s", "5", "111", "3"],
+        "listener http": ["listener", "http", "yes", "10010", "1d", "1h", "5", "1,234", "7"],
+        "listener second": ["listener", "second", "yes", "10011", "5s", "0", "0", "1"],
+        "listener metrics": ["listener", "metrics", "yes", "10009", "1m", "40s", "0", "0", "1"],
+        "blog": ["blog", "yes", "20001", "1h", "1m", "2", "9", "1,000,003", "4", "4"],
+        "shop": ["shop", "yes", "20002", "1s", "-", "0", "0", "1", "0"],
+    }
+
+
+def test_as_json() -> None:
+    with tree() as base:
+        result = ask(base, "--json")
+    value = json.loads(result.stdout)
+    assert value["up"] is True
+    blog = value["tenants"][0]
+    assert 3690 < blog.pop("age") < 3720
+    assert blog == {
+        "name": "blog",
+        "up": True,
+        "why": "up",
+        "uid": 20001,
+        "workers": 2,
+        "connections": 9,
+        "requests": 1000003,
+        "errors": 4,
+        "queue": 4,
+    }
+
+
+def test_the_address_from_a_configuration(tmp_path: Any) -> None:
+    with tree() as base:
+        file = tmp_path / "a.toml"
+        file.write_text(
+            f'[metrics]\naddress = "0.0.0.0"\nbase_port = {base}\n[listen.http]\naddress = "127.0.0.1:80"\n'
+        )
+        result = CliRunner().invoke(main.cli, ["status", "--config", str(file)])
+        assert result.exit_code == 0, result.output
+    file.write_text("[")
+    result = CliRunner().invoke(main.cli, ["status", "--config", str(file)])
+    assert result.exit_code == 1
+    assert "not valid" in result.stderr
+
+
+def test_no_tree() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    result = CliRunner().invoke(main.cli, ["status", "--metrics", f"localhost:{min(port, 65000)}"])
+    assert result.exit_code == 1
+    assert result.stderr.endswith("does a tree run?\n")
+
+
+@pytest.mark.parametrize("role", ["init", "master", "umaster", "metrics"])
+def test_a_role_that_is_down(role: str) -> None:
+    with tree(**{role: None}) as base:
+        result = ask(base)
+    assert result.exit_code == 1
+    key = f"listener {role}" if role == "metrics" else f"{role} {role}"
+    assert rows(result)[key][2:] == ["no", "-", "-", "-", "-", "-", "nobody", "listens"]
+
+
+def test_a_listener_that_is_down_and_its_socket_too() -> None:
+    with tree(http=None) as base:
+        result = ask(base)
+    assert result.exit_code == 1
+    assert rows(result)["listener http"][-2:] == ["nobody", "listens"]
+
+
+def test_a_listener_that_hangs_while_init_keeps_its_socket(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scrape_module, "TIMEOUT", 0.3)
+    with tree(second=silent) as base:
+        monkeypatch.setattr(status_module, "scrape", quick)
+        result = ask(base)
+    assert result.exit_code == 1
+    assert rows(result)["listener second"][-4:] == ["no", "answer", "in", "time"]
+
+
+def test_an_unknown_listener_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(status_module, "scrape", quick)
+    with tree(init=text(about("init", "", 0, 1)), http=silent) as base:
+        result = ask(base)
+    assert rows(result)["listener ?"][-4:] == ["no", "answer", "in", "time"]
+
+
+def test_a_tenant_without_a_worker() -> None:
+    with tree(tenants=tenants(text(BLOG), text("busy", status="503 Service Unavailable"))) as base:
+        result = ask(base)
+    assert result.exit_code == 1
+    assert rows(result)["shop"][-2:] == ["answered", "503"]
+    assert rows(result)["blog"][:4] == ["blog", "yes", "-", "-"]
+
+
+def quick(host: str, port: int, path: str, *, limit: int = 1 << 20) -> Scrape:
+    return scrape(host, port, path, limit=limit, timeout=0.5)
+
+
+def silent(connection: socket.socket, _path: str) -> None:
+    connection.recv(1)
+
+
+def endless(connection: socket.socket, _path: str) -> None:
+    connection.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
+    while True:
+        connection.sendall(b"# a comment that never ends\n" * 1000)
+
+
+def dripping(connection: socket.socket, _path: str) -> None:
+    connection.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
+    while True:
+        connection.sendall(b"#")
+        time.sleep(0.05)
+
+
+def raw(data: bytes) -> Behaviour:
+    return lambda connection, _path: connection.sendall(data)
+
+
+OK = b"HTTP/1.1 200 OK\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "outcome"),
+    [
+        (silent, Outcome.SILENT),
+        (dripping, Outcome.SILENT),
+        (endless, Outcome.BROKEN),
+        (raw(b""), Outcome.BROKEN),
+        (raw(b"SSH-2.0-OpenSSH\r\n"), Outcome.BROKEN),
+        (raw(b"HTTP/1.1 200 OK\r\n"), Outcome.BROKEN),
+        (raw(b"HTTP/1.1 200 OK\r\n" + b"A: b\r\n" * 5000 + b"\r\n"), Outcome.BROKEN),
+        (raw(b"HTTP/1.1 404 Not Found\r\n\r\n"), Outcome.ERROR),
+        (raw(b"HTTP/1.1 301 Moved\r\nLocation: http://127.0.0.1:1/\r\n\r\n"), Outcome.ERROR),
+        (raw(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n"), Outcome.BROKEN),
+        (raw(OK + b"\xff"), Outcome.BROKEN),
+        (raw(OK + b"pyttpd_x{"), Outcome.BROKEN),
+        (raw(OK + b'pyttpd_x{a="b} one\n'), Outcome.BROKEN),
+        (raw(OK + b"pyttpd_x 1\n"), Outcome.UP),
+    ],
+    ids=range(14),
+)
+def test_what_a_target_may_do(behaviour: Behaviour, outcome: Outcome) -> None:
+    server = Server(0, behaviour)
+    start = time.monotonic()
+    try:
+        result = scrape("127.0.0.1", server.port, "/metrics", limit=1 << 20, timeout=0.5)
+    finally:
+        server.close()
+    assert result.outcome is outcome
+    assert time.monotonic() - start < 2
+
+
+def test_hostile_numbers_and_labels() -> None:
+    evil = (
+        about("vhost", "\\u001b]0;x", 20001, 1).replace("\\u001b", "\x1b").replace('uid="20001"', 'uid="0x1"')
+        + 'pyttpd_vhost_requests_total{vhost="a\x1b[31m"} NaN\npyttpd_vhost_requests_total 1e300\n'
+        + "pyttpd_vhost_connections +Inf\npyttpd_vhost_errors_total -5\n"
+    )
+    with tree(tenants=tenants(text(evil), text(evil))) as base:
+        result = ask(base)
+        as_json = ask(base, "--json")
+    assert result.exit_code == 0, result.output
+    assert "\x1b" not in result.stdout
+    blog = rows(result)["blog"]
+    assert blog[:3] == ["blog", "yes", "-"]
+    assert max(len(line) for line in result.stdout.splitlines()) < 200
+    assert json.loads(as_json.stdout)["tenants"][0]["uid"] is None
+
+
+def test_a_listener_s_name_is_shown_without_control_characters() -> None:
+    with tree(http=text(about("listener", "ht\x1b[31mtp[/]", 10010, 1))) as base:
+        result = ask(base)
+    assert "ht[31mtp[/]" in result.stdout
+    assert "\x1b" not in result.stdout
+
+
+def test_only_names_are_asked_for() -> None:
+    asked: list[str] = []
+
+    def note(connection: socket.socket, path: str) -> None:
+        asked.append(path)
+        text("")(connection, path)
+
+    with tree(tenants=note) as base:
+        ask(base)
+    assert sorted(asked) == ["/metrics/blog", "/metrics/shop"]
+
+
+def test_samples() -> None:
+    samples = {"x": (Sample({"a": "1"}, 2.0), Sample({"a": "1"}, 3.0), Sample({"b": "2"}, 4.0))}
+    found = Scrape(Outcome.UP, samples)
+    assert found.total("x") == 9.0
+    assert found.total("y") is None
+    assert found.by_label("x", "a") == {"1": 5.0}
+    assert found.label("x", "a") == "1"
+    assert found.label("y", "a") is None
+    assert found.up
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"),
+    [(0, "0s"), (59.9, "59s"), (60, "1m 0s"), (3661, "1h 1m"), (90000, "1d 1h"), (1e300, "10000d 0h")],
+)
+def test_duration(seconds: float, shown: str) -> None:
+    assert duration(seconds) == shown
+
+
+def test_a_terminal_s_width_is_used() -> None:
+    ours, theirs = pty.openpty()
+    try:
+        fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("4H", 25, 40, 0, 0))
+        code = "from pyttpd_ctl.output import show_table; show_table('T', [('one', False)], [['a' * 50], ['yes']])"
+        environment = {"TERM": "xterm", "PATH": "/usr/bin:/bin"}
+        subprocess.run([sys.executable, "-c", code], stdout=theirs, check=True, env=environment, timeout=30)
+        shown = os.read(ours, 65536).decode()
+    finally:
+        os.close(ours)
+        os.close(theirs)
+    assert "a" * 30 in shown
+    assert "a" * 41 not in shown
+    assert "\x1b[32myes\x1b[0m" in shown
