@@ -348,4 +348,4 @@ def _lock_in(who: Who, locks: frozenset[Lock], top: Path) -> None:
     if Lock.SECCOMP in locks:
         chosen.add(confine.Lock.SECCOMP)
     if chosen:
-        confine.confine(policy, locks=frozenset(chosen))
+        confine.seal(confine.confine(policy, locks=frozenset(chosen)))

@@ -21,7 +21,7 @@ from __future__ import annotations
 import enum
 import os
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pyttpd.confine import kernel, landlock, seccomp
 from pyttpd.confine.kernel import ConfineError
@@ -44,6 +44,7 @@ class NetworkGuard(enum.Enum):
 
     LANDLOCK = "Landlock, for TCP"
     SECCOMP = "seccomp, for every socket"
+    PENDING = "nothing until the channels stand, then seccomp"
     NONE = "nothing"
 
 
@@ -92,10 +93,10 @@ def confine(policy: Policy, *, locks: frozenset[Lock] = ALL_LOCKS) -> Report:
     else:
         stands.discard(Lock.LANDLOCK)
     # Without Landlock's TCP rights only the filter can refuse to turn a connection round, and it can't tell a
-    # Unix socket from another: both calls go. In a test that left Landlock out on purpose, the filter is to
-    # stand alone.
+    # Unix socket from another: both calls go, connect at the latest with seal(). In a test that left
+    # Landlock out on purpose, the filter is to stand alone.
     tcp_by_landlock = abi >= landlock.NETWORK_ABI
-    connect = policy.allow_connect and tcp_by_landlock
+    connect = policy.allow_connect and (tcp_by_landlock or policy.connects_late)
     network = NetworkGuard.LANDLOCK if tcp_by_landlock else NetworkGuard.NONE
     if Lock.SECCOMP in locks:
         switches = seccomp.Switches(
@@ -106,8 +107,21 @@ def confine(policy: Policy, *, locks: frozenset[Lock] = ALL_LOCKS) -> Report:
         )
         seccomp.install(switches)
         if not tcp_by_landlock:
-            network = NetworkGuard.SECCOMP
+            network = NetworkGuard.PENDING if connect else NetworkGuard.SECCOMP
     return Report(abi, frozenset(stands), network, connect if Lock.SECCOMP in locks else True, missing)
+
+
+def seal(report: Report) -> Report:
+    """Close what confine() had to leave open so that channels could be connected; return what stands now.
+
+    Does nothing where Landlock judges TCP connections. Elsewhere nobody can tell a Unix socket from another, so this
+    process connects to nothing any more: if a channel is lost, its successor has to open the next one. To be called
+    before the first foreign byte. Raises ConfineError.
+    """
+    if report.network is not NetworkGuard.PENDING:
+        return report
+    seccomp.install(seccomp.Switches(allow_exec=True, allow_fork=True, allow_connect=False, allow_bind=False))
+    return replace(report, network=NetworkGuard.SECCOMP, connect=False)
 
 
 def _require_one_thread() -> None:
@@ -139,5 +153,6 @@ __all__ = [
     "confine",
     "python_paths",
     "role_policy",
+    "seal",
     "tenant_policy",
 ]

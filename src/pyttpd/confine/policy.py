@@ -46,13 +46,15 @@ SHARED_MEMORY: Final = "/dev/shm"
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """What a process may do, for confine(). Paths are absolute, each with all that lies below it; a path that
-    does not exist gets no rule. `write` includes reading, `execute` too; opened descriptors are not affected
-    by any.
+    """What a process may do, for confine(). Paths are absolute, each with all that lies below it; one that does
+    not exist gets no rule. `write` and `execute` include reading; opened descriptors are not affected by any.
 
-    allow_exec: start other programs. allow_fork: make processes (threads are always allowed). allow_connect
-    and allow_bind: call these at all (never on anything but Unix sockets). dumpable: processes of the same
-    uid may look into this one's memory and /proc entries.
+    allow_exec: start other programs.
+    allow_fork: make processes; threads are always allowed.
+    allow_connect, allow_bind: call these at all (never on anything but Unix sockets).
+    connects_late: the process has yet to connect its channels, and calls seal() when they stand; this matters
+        only without Landlock's TCP rights.
+    dumpable: processes of the same uid may look into this one's memory and /proc entries.
     """
 
     read: tuple[str, ...] = ()
@@ -62,6 +64,7 @@ class Policy:
     allow_fork: bool = False
     allow_connect: bool = False
     allow_bind: bool = False
+    connects_late: bool = False
     dumpable: bool = False
 
     def __post_init__(self) -> None:
@@ -70,6 +73,8 @@ class Policy:
                 raise ValueError(f"a policy's path must be absolute: {path!r}")
             if os.path.normpath(path) == "/":
                 raise ValueError("a policy that opens / confines nothing")
+        if self.connects_late and not self.allow_connect:
+            raise ValueError("a policy that lets a process connect late must let it connect")
         if self.execute and not self.allow_exec:
             raise ValueError("a policy with programs to run must allow to run them")
 
@@ -100,6 +105,8 @@ def role_policy(
     supervisor's helpers, init's metrics child. They run nothing, fork nothing, and read what Python may
     import late and `read`.
 
+    It connects late: the process calls seal() before it takes the first foreign byte.
+
     allow_connect: to the Unix sockets of the channel directories, for as long as the process may have to come
     back to a peer that was replaced. (Landlock up to ABI 7 does not judge connect() by path, so these need no
     rule.) allow_bind: leave it off; a role binds before it is confined.
@@ -109,6 +116,7 @@ def role_policy(
         write=(*DEVICES_TO_WRITE, *write),
         allow_connect=allow_connect,
         allow_bind=allow_bind,
+        connects_late=allow_connect,
     )
 
 
