@@ -86,9 +86,11 @@ def serve(listener: socket.socket, site: Site, authority: str) -> None:
 def settle(
     epoll: select.epoll, connections: dict[int, Connection], waiting: dict[int, Want], fd: int, want: Want
 ) -> None:
-    """Wait for something else, or forget a closed connection (closing has taken it out of epoll)."""
+    """Wait for something else, or close."""
     if want is Want.CLOSED:
-        del connections[fd], waiting[fd]
+        epoll.unregister(fd)
+        connections.pop(fd).sock.close()
+        del waiting[fd]
     else:
         epoll.modify(fd, EVENTS[want])
         waiting[fd] = want

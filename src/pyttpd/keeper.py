@@ -153,7 +153,7 @@ class Keeper:
             import traceback
 
             self.log.error(
-                "role ended by an error", error=repr(error), traceback=traceback.format_exc(limit=-6)
+                "role ended by an error", error=repr(error), traceback=traceback.format_exc()
             )
         finally:
             os._exit(status)

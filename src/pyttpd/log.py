@@ -15,6 +15,9 @@ LEVELS = ("debug", "info", "warning", "error")
 FORMATS = ("text", "json")
 #: A value longer than this is cut: a log line is no place for a payload.
 MAX_VALUE = 500
+#: A field of this name is a text of several lines, shown below the event. It keeps its end, where the reason stands.
+TRACEBACK = "traceback"
+MAX_TRACEBACK = 8000
 #: Lines of one event and second; more are counted and told in one line afterwards.
 MAX_REPEATED = 20
 
@@ -78,6 +81,7 @@ class Log:
             self._emit(now, level, event, fields)
 
     def _emit(self, now: float, level: str, event: str, fields: dict[str, object]) -> None:
+        trace = [printable(line) for line in str(fields.pop(TRACEBACK, ""))[-MAX_TRACEBACK:].splitlines()]
         stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now)) + f".{int(now % 1 * 1000):03d}Z"
         who = f"{self.role}.{self.name}" if self.name else self.role
         if self.format == "json":
@@ -90,7 +94,7 @@ class Log:
             )
         else:
             pairs = "".join(f" {key}={_quoted(printable(value))}" for key, value in fields.items())
-            line = f"{stamp} {who}[{os.getpid()}] {level}: {event}{pairs}"
+            line = f"{stamp} {who}[{os.getpid()}] {level}: {event}{pairs}" + "".join(f"\n    | {text}" for text in trace)
         self._write(line.encode("utf-8", "backslashreplace") + b"\n")
 
 

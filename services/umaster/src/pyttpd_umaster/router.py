@@ -187,7 +187,7 @@ class Router:
 
     def __init__(self, budget: Budget) -> None:
         self._budget = budget
-        self._map = HostMap(0, {}, {}, None)
+        self._map = HostMap(1, {}, {}, None)
         self.pools: dict[tuple[str, str], Pool] = {}
         self.supervisors: set[Supervisor] = set()
         self.unnamed_refusals = 0

@@ -48,7 +48,7 @@ def main(
         prototype.loop.run()
         status = 0
     except BaseException as error:
-        log.error("prototype ended by an error", error=repr(error), traceback=traceback.format_exc(limit=-6))
+        log.error("prototype ended by an error", error=repr(error), traceback=traceback.format_exc())
     finally:
         os._exit(status)
 
@@ -106,7 +106,7 @@ class Prototype:
         except BaseException as error:
             self._log.error("application failed to load", error=repr(error), traceback=traceback.format_exc())
             self._control.send(Failed(f"{type(error).__name__}: {error}"))
-            raise SystemExit(1) from None
+            os._exit(1)
         gc.collect()
         gc.freeze()
         self._control.send(Ready())
@@ -160,13 +160,14 @@ class Prototype:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, fileno=os.dup(control))
             os.close(control)
-            self._control.close()
+            # The loop first: its epoll is the prototype's too, and must not be told to forget the prototype's channel.
             self.loop.close()
+            self._control.close()
             privileges.set_process_name(f"w{number}:{self._share.name}")
             worker.Worker(self._site, sock, self._scoreboard, slot, self._log).run()
             status = 0
         except BaseException as error:
-            self._log.error("worker ended by an error", error=repr(error), traceback=traceback.format_exc(limit=-8))
+            self._log.error("worker ended by an error", error=repr(error), traceback=traceback.format_exc())
         finally:
             sys.stdout.flush()
             os._exit(status)

@@ -77,7 +77,7 @@ _RESPONDED = Response.DONE
 
 
 class Connection:
-    """A client's connection. Owns `sock` (non-blocking) until `detach`.
+    """A client's connection, on `sock` (non-blocking), which its maker closes once a turn has returned CLOSED.
 
     `client` is its address and port, `authority` the name by which the connection was routed here.
     """
@@ -208,7 +208,9 @@ class Connection:
                 return _READ
 
     def abort(self) -> Want:
-        """End the connection at once, whatever is lost by it."""
+        """End the connection at once, whatever is lost by it. Who owns the waiting takes `sock` out of epoll and closes it:
+        while the listener still has its copy, close() alone would leave it registered (epoll(7), Q6).
+        """
         if self._state is not _CLOSED:
             self._state = _CLOSED
             self._stream.forget()
@@ -216,7 +218,6 @@ class Connection:
                 self.sock.shutdown(socket.SHUT_RDWR)
             except OSError:
                 pass  # ENOTCONN: the client was faster
-            self.sock.close()
         return Want.CLOSED
 
     def detach(self) -> socket.socket:
