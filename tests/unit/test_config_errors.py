@@ -316,15 +316,15 @@ CASES: dict[str, tuple[str, list[str]]] = {
         [
             ':7: [vhost.blog] root: must be a folder of its own, not "/"',
             ':8: [vhost.blog] writable: must be a path of printable characters, not the text "ab"',
-            ":8: [vhost.blog] writable: must hold paths only, not the number 3",
+            ":8: [vhost.blog] writable: must hold paths, not the number 3",
             ":8: [vhost.blog] writable: must be a path, not empty",
-            ':8: [vhost.blog] writable: must hold folders, not "/"',
+            ':8: [vhost.blog] writable: must be a folder of its own, not "/"',
         ],
     ),
     "path_types": (
-        "runtime_dir = '" + "a" * 3000 + "'\n" + LISTEN + BLOG + 'writable = "data"\n',
+        "runtime_dir = '" + "a" * 5000 + "'\n" + LISTEN + BLOG + 'writable = "data"\n',
         [
-            ":1: runtime_dir: must be a path of fewer than 2048 bytes",
+            ":1: runtime_dir: must be a path of fewer than 4096 bytes",
             ':9: [vhost.blog] writable: must be a list of paths, such as ["data"], not the text "data"',
         ],
     ),
@@ -471,6 +471,30 @@ def test_quoted_and_dotted_keys_are_found(tmp_path: Path) -> None:
     assert any(line.startswith("a.toml:3: [listen.http] vhost") for line in _said(tmp_path / "a.toml"))
     (tmp_path / "a.toml").write_text("vhost.\"blog\" . 'uid' = 3\n" + LISTEN)
     assert "a.toml:1: [vhost.blog] uid: must be from 20001 to 2147483646, not 3" in _said(tmp_path / "a.toml")
+
+
+def test_the_folder_s_name_counts(tmp_path: Path) -> None:
+    folder = tmp_path / "a\nb\udcff"
+    folder.mkdir()
+    (folder / "a.toml").write_text(LISTEN + BLOG.replace("/srv/blog", "site"))
+    with pytest.raises(ConfigErrors) as caught:
+        load(folder / "a.toml")
+    assert len(caught.value.errors) == 1
+    assert "printable characters" in str(caught.value)
+    assert str(caught.value).isprintable()
+
+
+def test_names_that_no_share_can_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "MAX_SHARE_NAMES_BYTES", 30)
+    (tmp_path / "a.toml").write_text(
+        LISTEN + BLOG.replace('"blog', '"*.blog') + SHOP.replace("shop.ex", "shop.blog.ex")
+    )
+    assert _said(tmp_path / "a.toml") == [
+        (
+            "a.toml:4: [vhost.blog] hosts: 1 names, and 1 of other vhosts below them, are 37 bytes; "
+            "they must be at most 30 bytes"
+        ),
+    ]
 
 
 def test_printable() -> None:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -16,6 +17,9 @@ from pyttpd.config.model import Address, foreign_names
 from pyttpd.config.schema import SCHEMA
 from pyttpd.config.shares import HostMap, ListenerShare, UmasterShare, VhostShare
 from pyttpd.roles import ROLES, Role
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 ROOT = Path(__file__).parents[2]
 
@@ -268,6 +272,21 @@ def test_a_file_is_not_included_twice_or_by_itself(tmp_path: Path) -> None:
     assert load(tmp_path).log.level == "error"
 
 
+def _seconds(work: Callable[[], object]) -> float:
+    """Return the CPU time that `work` takes: the best of some runs, without the coverage's tracer."""
+    tracer = sys.gettrace()
+    sys.settrace(None)
+    try:
+        times = []
+        for _ in range(5):
+            start = time.process_time()
+            work()
+            times.append(time.process_time() - start)
+    finally:
+        sys.settrace(tracer)
+    return min(times)
+
+
 def test_ten_thousand_vhosts_and_a_hundred_thousand_names(tmp_path: Path) -> None:
     parts = ['[listen.http]\naddress = "0.0.0.0:80"\n']
     for number in range(10_000):
@@ -280,14 +299,8 @@ def test_ten_thousand_vhosts_and_a_hundred_thousand_names(tmp_path: Path) -> Non
     config = load(tmp_path)
     hosts = config.host_map()
     data = hosts.to_json()
-    # The best of some: the machine has other things to do as well.
-    times = []
-    for _ in range(5):
-        start = time.perf_counter()
-        HostMap.from_json(data)
-        times.append(time.perf_counter() - start)
     assert HostMap.from_json(data) == hosts
-    assert min(times) < 0.1
+    assert _seconds(lambda: HostMap.from_json(data)) < 0.1
     assert len(UmasterShare.from_json(config.share_for_umaster().to_json()).vhosts) == 10_000
     assert config.share_for_vhost("t9999").foreign == ()
 
@@ -300,15 +313,14 @@ def test_a_lookup_costs_the_same_for_ten_names_and_for_many() -> None:
             {f"w{number}.example": "a" for number in range(names)},
             None,
         )
-        best = 1e9
-        for _ in range(7):
-            start = time.perf_counter()
+
+        def look_up() -> None:
             for _ in range(2000):
                 hosts.find("n3.example")
                 hosts.find("x.w3.example")
                 hosts.find("nobody.example")
-            best = min(best, time.perf_counter() - start)
-        return best
+
+        return _seconds(look_up)
 
     assert cost(50_000) < 3 * cost(10)
 

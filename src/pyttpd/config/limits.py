@@ -32,6 +32,8 @@ MAX_ERRORS = 1000
 # --- shares -------------------------------------------------------------------------------------------------
 #: One role's share: umaster's with 10,000 vhosts is about 1.3 MB; the names foreign to a wildcard may fill the rest.
 MAX_SHARE_BYTES = 4 * 1024 * 1024
+#: Of a vhost's share, what its names and the foreign ones may take; variables and paths fit in the other half.
+MAX_SHARE_NAMES_BYTES = MAX_SHARE_BYTES // 2
 #: The host map: 100,000 names of at most 253 characters.
 MAX_HOST_MAP_BYTES = 32 * 1024 * 1024
 

@@ -135,12 +135,16 @@ def load_located(path: str | os.PathLike[str], *, generation: int = 1) -> tuple[
     _compare(tree, errors)
     errors.raise_if_any(reader.order)
 
+    config = _build(tree, reader, generation)
+    _check_shares(config, tree, errors)
+    errors.raise_if_any(reader.order)
+
     def locate(where: tuple[str, ...]) -> tuple[str, int | None]:
         record = tree.named.get(where[0], {}).get(where[1]) if len(where) > 1 else None
         source = (record or tree.single.get(where[0]) or tree.single[""]).source
         return source.shown, source.lines.find(where)
 
-    return _build(tree, reader, generation), locate
+    return config, locate
 
 
 # --- 1. read ------------------------------------------------------------------------------------------------
@@ -616,6 +620,20 @@ def _build(tree: _Tree, reader: _Reader, generation: int) -> Config:
         listeners=(*listeners, _metrics_listener(metrics)),
         vhosts=tuple([_vhost(record) for record in tree.named["vhost"].values()]),
     )
+
+
+def _check_shares(config: Config, tree: _Tree, errors: _Errors) -> None:
+    """No vhost may know so many names that its share can't be sent."""
+    for vhost in config.vhosts:
+        foreign = config.foreign(vhost.name)
+        size = sum([len(name) + len('"",') for names in (vhost.hosts, foreign) for name in names])
+        if size > limits.MAX_SHARE_NAMES_BYTES:
+            errors.on(
+                tree.named["vhost"][vhost.name],
+                "hosts",
+                f"{len(vhost.hosts)} names, and {len(foreign)} of other vhosts below them, are {size} bytes; they "
+                f"must be at most {limits.MAX_SHARE_NAMES_BYTES} bytes",
+            )
 
 
 def _vhost(record: Record) -> Vhost:

@@ -139,6 +139,10 @@ class Config:
         """Return the vhost of that name. KeyError if there is none."""
         return self._vhosts[name]
 
+    def foreign(self, name: str) -> tuple[str, ...]:
+        """Return the names directly below that vhost's wildcards that belong to others."""
+        return tuple(self._foreign.get(name, ()))
+
     def share_for_listener(self, name: str) -> ListenerShare:
         """Return what the listener of that name may know. KeyError if there is none."""
         listener = self._listeners[name]
@@ -179,7 +183,7 @@ class Config:
             uid=vhost.uid,
             gid=vhost.gid,
             hosts=vhost.hosts,
-            foreign=tuple(self._foreign.get(name, ())),
+            foreign=self.foreign(name),
             default=vhost.default,
             kind=vhost.kind,
             root=vhost.root,

@@ -156,15 +156,11 @@ def _path(key: Key, value: object, folder: str, report: Report) -> object:
     if not isinstance(value, str):
         report(f"must be a path{_such_as(key)}, not {describe(value)}", None)
         return INVALID
-    problem = _path_problem(value)
+    problem = _path_problem(value, folder)
     if problem:
         report(problem, None)
         return INVALID
-    path = absolute(value, folder)
-    if path == "/":
-        report('must be a folder of its own, not "/"', None)
-        return INVALID
-    return path
+    return absolute(value, folder)
 
 
 def _paths(key: Key, value: object, folder: str, report: Report) -> object:
@@ -177,27 +173,25 @@ def _paths(key: Key, value: object, folder: str, report: Report) -> object:
     paths = []
     for item in value:
         problem = (
-            _path_problem(item) if isinstance(item, str) else f"must hold paths only, not {describe(item)}"
+            _path_problem(item, folder) if isinstance(item, str) else f"must hold paths, not {describe(item)}"
         )
         if problem:
             report(problem, item if isinstance(item, str) else None)
-        elif absolute(item, folder) == "/":
-            report('must hold folders, not "/"', item)
         else:
             paths.append(absolute(item, folder))
     return tuple(paths) if len(paths) == len(value) else INVALID
 
 
-def _path_problem(text: str) -> str | None:
+def _path_problem(text: str, folder: str) -> str | None:
     if not text:
         return "must be a path, not empty"
-    if not text.isprintable():
-        return f"must be a path of printable characters, not {describe(text)}"
-    if (
-        len(text.encode()) >= limits.MAX_PATH_LENGTH // 2
-    ):  # the other half is for the folder it may be relative to
-        return f"must be a path of fewer than {limits.MAX_PATH_LENGTH // 2} bytes"
-    return None
+    path = absolute(text, folder)
+    # The folder's name counts as well: it may have come from anywhere, and be no UTF-8 even.
+    if not text.isprintable() or not path.isprintable():
+        return f"must be a path of printable characters, not {describe(text if not text.isprintable() else path)}"
+    if len(path.encode()) >= limits.MAX_PATH_LENGTH:
+        return f"must be a path of fewer than {limits.MAX_PATH_LENGTH} bytes"
+    return 'must be a folder of its own, not "/"' if path == "/" else None
 
 
 def absolute(path: str, folder: str) -> str:
@@ -212,7 +206,9 @@ def _patterns(key: Key, value: object, report: Report) -> object:
         report(f"must be a file name pattern or a list of them{_such_as(key)}, not {describe(value)}", None)
         return INVALID
     for pattern in patterns:
-        problem = _path_problem(pattern)
+        problem = "must be a path, not empty" if not pattern else None
+        if not pattern.isprintable():
+            problem = f"must be a path of printable characters, not {describe(pattern)}"
         if problem:
             report(problem, pattern)
             return INVALID
