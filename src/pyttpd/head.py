@@ -30,8 +30,8 @@ in its first characters from what may follow it. (No possessive groups, and no c
 Tolerances, each for a reason
 -----------------------------
 - One empty line before the request line (RFC 9112 section 2.2). Exactly one, and CRLF.
-- The request target holds what RFC 3986 allows and, because browsers and curl send them: in the path ``" [ ] ^ ` { | }``,
-  in the query any visible character but ``#``, and a per cent sign without two hexadecimal digits.
+- The request target holds what RFC 3986 allows and, because browsers and curl send them: in the path
+  ``" [ ] ^ ` { | }``, in the query any visible character but ``#``, and a per cent sign without two hexadecimal digits.
   Refused stay: fragments, bytes above 0x7e, and in the path ``\ < >`` and broken per cent encodings, on which
   servers and file systems are known to disagree. Whether ``%2f``, ``%00`` or ``..`` make sense is for the kind to say.
 - Host names may hold underscores, and hyphens at either end of a label; one dot may follow.
@@ -147,15 +147,16 @@ _OPEN = re.compile(
     rb"%b%b(?:\r?|[%b]++(?::[%b]*+\r?)?)\Z" % (_REQUEST, _fields(FIELDS_LIMIT), _TCHAR, _VALUE)
 )
 
-#: For _explain: how far the characters of a line are right, be it whole or not. Group 1: method or field name.
+#: For _explain: how far the characters of a line are right, be it whole or not.
 _REQUEST_CHARS = re.compile(
-    rb"(?:([%b]{1,%d}+)(?: (?:[!-~]++(?: [HTP/0-9.]*+(?:\r\n?)?)?)?)?)?" % (_TCHAR, METHOD_LIMIT)
+    rb"(?:[%b]{1,%d}+(?: (?:[!-~]++(?: [HTP/0-9.]*+(?:\r\n?)?)?)?)?)?" % (_TCHAR, METHOD_LIMIT)
 )
-_FIELD_CHARS = re.compile(rb"(?:\r\n?|([%b]++)(?::[%b]*+(?:\r\n?)?)?)?" % (_TCHAR, _VALUE))
+_FIELD_CHARS = re.compile(rb"(?:\r\n?|[%b]++(?::[%b]*+(?:\r\n?)?)?)?" % (_TCHAR, _VALUE))
+_LONG_METHOD = re.compile(rb"[%b]{%d}" % (_TCHAR, METHOD_LIMIT + 1))
 _REQUEST_LINE = re.compile(rb"([!-~]++) ([!-~]++) HTTP/([0-9]\.[0-9])\r\n")
 _ORIGIN_FORM = re.compile(_ORIGIN)
 _LENGTH_VALUE = re.compile(rb"[0-9]{1,%d}+" % LENGTH_DIGITS)
-_CODINGS = re.compile(rb"[%b]++(?:%b,%b[%b]++)*" % (_TCHAR, _OWS, _OWS, _TCHAR))
+_CODINGS = re.compile(rb"[%b]++(?:%b,%b[%b]++){0,8}" % (_TCHAR, _OWS, _OWS, _TCHAR))
 
 #: RFC 9112 section 3.2.2, with the schemes of RFC 9110; the authority is looked at on its own.
 _ABSOLUTE_FORM = re.compile(rb"(?i:http(s)?)://([^/?#]*+)(?:%b|\?[%b]*+)?" % (_ORIGIN, _QUERY))
@@ -180,7 +181,7 @@ def scan(data: bytes | bytearray, limit: int) -> Head | None:
     if m is None:
         if len(data) < limit:
             m = _OPEN.match(data)
-            if m is not None and _in_bounds(m, data, len(data)) and m[1] in METHODS and m[2][0] == _SLASH:
+            if m is not None and _promising(m, data):
                 return None
         m = _MANY.match(data, 0, limit)
         if m is None:
@@ -262,14 +263,24 @@ def _in_bounds(m: re.Match[bytes], data: bytes | bytearray, end: int) -> bool:
     )  # request line, fields, and the empty line if it is there
 
 
+def _promising(m: re.Match[bytes], data: bytes | bytearray) -> bool:
+    """Whether nothing is wrong with an unfinished head that _OPEN matched. (False: _explain has a closer look.)"""
+    method, target, _, host, late_host = m.groups()
+    raw = host or late_host
+    try:
+        if raw is not None:
+            authority(raw)
+    except Refused:
+        return False
+    return method in METHODS and target[0] == _SLASH and _in_bounds(m, data, len(data))
+
+
 # --- the refusals ------------------------------------------------------------------------------------------------
 
 
 def _explain(data: bytes, limit: int) -> None:
     """Raise the Refused for the first fault in `data` (cut off at `limit`). Return only for a head without its end."""
-    at = 2 if data.startswith(b"\r\n") else 0
-    if data == b"\r" and limit > 1:
-        return
+    at = 2 if data[:2] in (b"\r\n", b"\r") else 0
     newline = data.find(b"\n", at)
     line = data[at : newline + 1] if newline >= 0 else data[at:]
     _check_chars(_REQUEST_CHARS, line[:REQUEST_LINE_LIMIT])
@@ -334,8 +345,10 @@ def _check_chars(pattern: re.Pattern[bytes], line: bytes) -> None:
     bad = line[m.end() : m.end() + 1]
     if not bad:
         return
-    if m.end() == m.end(1) == METHOD_LIMIT and pattern is _REQUEST_CHARS and bad not in b" \t\r\n\0":
+    if pattern is _REQUEST_CHARS and _LONG_METHOD.match(line):
         raise Refused(501, "method too long")
+    if line.endswith(b"\r", 0, m.end()):
+        bad = b"\r"  # The fault is what does not follow it.
     raise Refused(400, _BAD_BYTES.get(bad, "malformed line"))
 
 
