@@ -91,6 +91,10 @@ class Body:
             return False
         return self.done
 
+    def answered(self) -> None:
+        """The head of the response is out: a 100 would come too late."""
+        self._expect = False
+
     def close(self) -> None:
         """Make later reads fail: the stream belongs to the next request."""
         if self.failed is None:
@@ -109,6 +113,7 @@ class Body:
         size = min(size, self._left)
         ahead = self._stream.ahead
         if ahead:
+            self._expect = False
             data, self._stream.ahead = ahead[:size], ahead[size:]
         else:
             data = self._more(min(size, BODY_READ))
@@ -121,6 +126,8 @@ class Body:
         stream = self._stream
         while True:
             ahead = stream.ahead
+            if ahead:
+                self._expect = False
             piece, used = decoder.feed(ahead) if ahead else (b"", 0)
             if len(piece) > size:
                 # give back what the caller didn't ask for

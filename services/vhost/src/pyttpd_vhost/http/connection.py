@@ -77,7 +77,8 @@ _RESPONDED = Response.DONE
 
 
 class Connection:
-    """A client's connection, on `sock` (non-blocking), which its maker closes once a turn has returned CLOSED.
+    """A client's connection, on `sock` (non-blocking), which its maker closes once a turn has returned
+    CLOSED.
 
     `client` is its address and port, `authority` the name by which the connection was routed here.
     """
@@ -208,8 +209,9 @@ class Connection:
                 return _READ
 
     def abort(self) -> Want:
-        """End the connection at once, whatever is lost by it. Who owns the waiting takes `sock` out of epoll and closes it:
-        while the listener still has its copy, close() alone would leave it registered (epoll(7), Q6).
+        """End the connection at once, whatever is lost by it. Who owns the waiting takes `sock` out of epoll
+        and closes it: while the listener still has its copy, close() alone would leave it registered
+        (epoll(7), Q6).
         """
         if self._state is not _CLOSED:
             self._state = _CLOSED

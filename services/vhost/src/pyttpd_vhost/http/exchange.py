@@ -14,6 +14,7 @@ Rules:
 from __future__ import annotations
 
 import enum
+import os
 from typing import TYPE_CHECKING
 
 from pyttpd_vhost.http.body import Body
@@ -117,9 +118,10 @@ class Exchange:
 
         The worker's epoll finishes it. `fields.length`, if given, must be `count`.
         """
-        self._stream.adopt_file(fd, offset, count)
         if self.state is not _NOTHING:
+            os.close(fd)
             raise ResponseError("a second response to one request")
+        self._stream.adopt_file(fd, offset, count)
         if self.body is not None:
             self._settle_body()
         head = self._head(status, code, fields, count)
@@ -215,6 +217,8 @@ class Exchange:
     def _begin(self, status: str, code: int, fields: Fields, length: int | None, first: bytes) -> None:
         head = self._head(status, code, fields, length)
         self.state = _BODY
+        if self.body is not None:
+            self.body.answered()
         self._send(head, first)
 
     def _send(self, head: bytes, data: bytes) -> None:
@@ -229,7 +233,7 @@ class Exchange:
                 self._spoilt("response longer than its Content-Length")
                 data = data[: self._left]
             self._left -= len(data)
-            parts = (head, data)
+            parts = (head + data,) if len(data) <= JOIN_LIMIT else (head, data)
         elif framing is _CHUNKED and data:
             parts = (head + b"%x\r\n" % len(data), data, b"\r\n")
         else:

@@ -135,7 +135,8 @@ _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct",
 def http_date(seconds: float) -> str:
     """Return an IMF-fixdate (RFC 9110 section 5.6.7), whatever the locale."""
     t = time.gmtime(seconds)
-    return f"{_DAYS[t.tm_wday]}, {t.tm_mday:02} {_MONTHS[t.tm_mon - 1]} {t.tm_year} {t.tm_hour:02}:{t.tm_min:02}:{t.tm_sec:02} GMT"
+    date = f"{_DAYS[t.tm_wday]}, {t.tm_mday:02} {_MONTHS[t.tm_mon - 1]} {t.tm_year:04}"
+    return f"{date} {t.tm_hour:02}:{t.tm_min:02}:{t.tm_sec:02} GMT"
 
 
 _date_second = -1

@@ -137,6 +137,8 @@ class Stream:
         waiter.register(self.sock, select.POLLOUT)
         while sum(map(len, self._pending)) > tail:
             if not waiter.poll(timeout * 1000):
+                # an application may catch this and go on: nothing more may be sent behind the gap
+                self.sock.shutdown(socket.SHUT_RDWR)
                 raise ClientGone("the client took nothing for write_timeout")
             self.flush()
 

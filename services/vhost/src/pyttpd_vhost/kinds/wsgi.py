@@ -105,7 +105,7 @@ class WsgiKind:
                     close()
         except ClientGone:
             raise
-        except (Exception, SystemExit) as error:  # noqa: BLE001: whatever it raises
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever it raises
             if type(error) is RequestError and exchange.body is not None and exchange.body.failed is error:
                 status = error.status  # the client's fault, met while the application was reading
             else:
@@ -217,7 +217,7 @@ class _Response:
         if self.closed:
             raise ResponseError("write() after the response")
         if type(data) is not bytes:
-            raise ResponseError(f"write() needs bytes, not {type(data).__name__}")
+            data = _plain(data)
         if data:
             self._piece(data)
 
@@ -229,7 +229,7 @@ class _Response:
             if self._fields is None:
                 raise ResponseError("no start_response() before the body")
             if type(content) is not bytes:
-                raise ResponseError(f"the body needs bytes, not {type(content).__name__}")
+                content = _plain(content)
             exchange.respond(self._status, self._code, self._fields, content)
             return
         if type(result) is FileWrapper and self._send_file(result):
@@ -237,7 +237,7 @@ class _Response:
         head_only = exchange.request.method == "HEAD"
         for data in result:
             if type(data) is not bytes:
-                raise ResponseError(f"the body needs bytes, not {type(data).__name__}")
+                data = _plain(data)
             if head_only and self._fields is not None:
                 break  # nobody sees the rest, and it may have no end
             if data:
@@ -280,6 +280,15 @@ class _Response:
         # a duplicate, because the application's close() comes before the last byte is sent
         self._exchange.send_file(self._status, self._code, self._fields, os.dup(fd), at, count)
         return True
+
+
+def _plain(data: object) -> bytes:
+    """Return bytes that are nothing but bytes: a subclass could lie about its length. Raises
+    ResponseError.
+    """
+    if isinstance(data, bytes | bytearray | memoryview):
+        return memoryview(data).tobytes()
+    raise ResponseError(f"a body is made of bytes, not {type(data).__name__}")
 
 
 class FileWrapper:

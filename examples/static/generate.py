@@ -1,0 +1,29 @@
+#!/usr/bin/env python3
+"""Write the download that is too large to be in the repository: the same 10 MB everywhere.
+
+usage: generate.py [OUTDIR]      (default: site, next to this file)
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+SIZE = 10 * 1024 * 1024
+LINE = 64  # bytes, so that a broken place in a received file can be found by its number
+
+
+def write(folder: Path) -> Path:
+    """Write `download.bin` into `folder`, numbered lines of 64 bytes, and return its path."""
+    path = folder / "download.bin"
+    folder.mkdir(parents=True, exist_ok=True)
+    with path.open("wb") as file:
+        for number in range(SIZE // LINE):
+            file.write(b"%010d " % number + b"." * (LINE - 12) + b"\n")
+    return path
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 2:
+        sys.exit(__doc__)
+    write(Path(sys.argv[1]) if len(sys.argv) == 2 else Path(__file__).parent / "site")
