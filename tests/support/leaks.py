@@ -57,7 +57,10 @@ class Snapshot:
         now = Snapshot.take()
         return [
             *(f"descriptor {fd} ({target})" for fd, target in sorted(now.descriptors - self.descriptors)),
-            *(f"process {pid} ({command(pid)})" for pid in sorted(now.processes - self.processes)),
+            *(
+                f"process {pid} ({' '.join(arguments(pid))[:200]})"
+                for pid in sorted(now.processes - self.processes)
+            ),
             *(f"thread {thread.name}" for thread in now.threads - self.threads),
             *(f"network namespace {name}" for name in sorted(now.namespaces - self.namespaces)),
             *(f"mount {path}" for path in sorted(now.mounts - self.mounts)),
@@ -94,17 +97,12 @@ def state(pid: int) -> str:
         return "X"
 
 
-def command(pid: int) -> str:
+def arguments(pid: int) -> list[str]:
+    """The command line of `pid`, empty when it is gone."""
     try:
-        return (
-            Path(f"/proc/{pid}/cmdline")
-            .read_bytes()
-            .replace(b"\0", b" ")
-            .decode(errors="replace")[:120]
-            .strip()
-        )
+        return os.fsdecode(Path(f"/proc/{pid}/cmdline").read_bytes()).rstrip("\0").split("\0")
     except OSError:
-        return "gone"
+        return []
 
 
 def mounts() -> Iterator[str]:

@@ -31,7 +31,7 @@ import pytest
 
 from pyttpd.roles import METRICS_LISTENER_OFFSET, ROLES, TENANT_METRICS_OFFSET, Role
 
-from support.leaks import command, descendants, sockets
+from support.leaks import arguments, descendants, sockets
 
 #: Somebody without an account and without rights.
 ORDINARY_UID = 31_234
@@ -163,10 +163,9 @@ class Tree:
 
     def pids(self, role: str, name: str = "") -> list[int]:
         """Return the living processes whose command line says so: a role's keeper and what it has forked."""
-        wanted = f"pyttpd_{role}"
-        pids = [self.process.pid, *descendants(self.process.pid)]
-        found = [(pid, command(pid).split()) for pid in pids]
-        return [pid for pid, words in found if wanted in words and (not name or name in words)]
+        wanted = [f"pyttpd_{role}", *([name] if name else [])]
+        below = [(pid, arguments(pid)) for pid in descendants(self.process.pid)]
+        return [pid for pid, words in below if all(word in words for word in wanted)]
 
     def expect(self, *parts: str) -> None:
         """Announce errors in the log that contain one of `parts`; faults of peers are then expected as well."""
@@ -212,7 +211,8 @@ class Tree:
                 self.process.wait(within)
             except subprocess.TimeoutExpired:
                 stack = [
-                    f"{pid} {command(pid)}" for pid in (self.process.pid, *descendants(self.process.pid))
+                    f"{pid} {' '.join(arguments(pid))}"
+                    for pid in (self.process.pid, *descendants(self.process.pid))
                 ]
                 self.kill(below)
                 pytest.fail(f"not gone after {within} s: {stack}\n{self.log()[-4000:]}")
