@@ -217,10 +217,6 @@ class Service:
     def doors(self, directory: Directory) -> list[Door]:
         return [door for door in self.options.doors if door.directory is directory]
 
-    def links(self) -> Iterable[Link]:
-        """Return our links (a forked child closes their channels)."""
-        return self._links.values()
-
     def entrance(
         self,
         directory: Directory,

@@ -64,6 +64,7 @@ SWEEP_INTERVAL = 0.5
 METRICS_WORKER = 0
 #: Scrapes answered at a time, each by a child.
 MAX_SCRAPES = 2
+_LAST_DESCRIPTOR = 2**31 - 1
 #: What the system keeps to itself even before the tenant's own, narrower rules stand.
 _NOT_FOR_TENANTS = ("proc", "sys", "run", "dev", "boot", "lost+found")
 
@@ -193,8 +194,7 @@ class Supervisor:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         pid = os.fork()
         if pid == 0:
-            ours.close()
-            self._forget_all()
+            self._keep_only(theirs.fileno())
             options = self._service.options
             prototype.main(
                 self._share, theirs, self._scoreboard, self._log, tmp=options.tmp, one_uid=options.one_uid
@@ -204,21 +204,19 @@ class Supervisor:
         self._prototype = PrototypeChild(pid, self._channel(ours, "prototype", 0), now, now)
         self._prototype.control.owner = self._prototype
 
-    def _forget_all(self) -> None:
-        """In a forked child: close all that is the supervisor's."""
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        self._loop.close()
-        self._service.beat.close()
-        channels = [self._umaster, self._metrics, *(worker.control for worker in self._workers.values())]
-        if self._prototype is not None:
-            channels.append(self._prototype.control)
-        for channel in channels:
-            if channel is not None:
-                channel.sock.close()
-        for link in self._service.links():
-            if link.channel is not None:
-                link.channel.sock.close()
+    def _keep_only(self, *wanted: int) -> None:
+        """In a forked child: close every descriptor but standard ones and `wanted`: channels, doors, the loop's, the beat.
+
+        By number and not object by object, so that nothing can be forgotten here that is added elsewhere.
+        """
+        signal.set_wakeup_fd(-1)
+        for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.SIG_DFL)
+        first = 3
+        for fd in sorted(wanted):
+            os.closerange(first, fd)
+            first = fd + 1
+        os.closerange(first, _LAST_DESCRIPTOR)
 
     def _from_prototype(self, channel: Channel, message: Message, _: int | None) -> None:
         child = channel.owner
@@ -490,7 +488,7 @@ class Supervisor:
 
     def _answer_scrape(self, fd: int) -> None:
         try:
-            self._forget_all()
+            self._keep_only(fd)
             privileges.set_process_name(f"m:{self._service.options.name}")
             metrics.answer(socket.socket(fileno=fd), metrics.render(self._collect()))
         finally:
