@@ -21,6 +21,8 @@ _FD_SIZE = array.array("i").itemsize
 #: rounds up to two on 64 bit anyway.)
 _ANCILLARY = socket.CMSG_SPACE(2 * _FD_SIZE)
 
+_CUT = socket.MSG_CTRUNC | socket.MSG_TRUNC
+
 _IPPROTO_MPTCP = 262  # linux/in.h; accepted connections of an MPTCP listener
 
 
@@ -45,13 +47,15 @@ def recv_fd(sock: socket.socket, size: int) -> tuple[bytes, int | None]:
     descriptors that came are closed then.
     """
     data, ancillary, flags, _ = sock.recvmsg(size, _ANCILLARY, socket.MSG_CMSG_CLOEXEC)
+    if not ancillary and not flags & _CUT:
+        return data, None
     fds: list[int] = []
     for level, kind, payload in ancillary:
         if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
             whole = array.array("i")
             whole.frombytes(payload[: len(payload) - len(payload) % _FD_SIZE])
             fds.extend(whole)
-    if not flags & (socket.MSG_CTRUNC | socket.MSG_TRUNC) and len(fds) <= 1:
+    if not flags & _CUT and len(fds) <= 1:
         return data, fds[0] if fds else None
     for fd in fds:
         os.close(fd)

@@ -349,7 +349,9 @@ def _check_chars(pattern: re.Pattern[bytes], line: bytes) -> None:
         raise Refused(501, "method too long")
     if line.endswith(b"\r", 0, m.end()):
         bad = b"\r"  # The fault is what does not follow it.
-    raise Refused(400, _BAD_BYTES.get(bad, "malformed line"))
+    raise Refused(
+        400, _BAD_BYTES.get(bad, "control character" if bad < b" " or bad == b"\x7f" else "malformed line")
+    )
 
 
 def _check_request_line(line: bytes) -> bytes:

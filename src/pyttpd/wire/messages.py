@@ -54,11 +54,46 @@ class DescriptorKind(enum.Enum):
     CHANNEL = "a SOCK_SEQPACKET socket"
 
 
-class Client(NamedTuple):
-    """A client's address: `host` is numeric, `port` 0 to 65535."""
+_CLIENT = struct.Struct("!BH16s")
+CLIENT_SIZE = _CLIENT.size
 
-    host: str
-    port: int
+
+class Client(bytes):
+    """A client's address, kept as it travels: umaster hands it on without looking.
+
+    `host` is numeric, `port` 0 to 65535.
+    """
+
+    __slots__ = ()
+
+    def __new__(cls, host: str, port: int) -> Client:
+        if ":" in host:
+            raw = _CLIENT.pack(6, port, socket.inet_pton(socket.AF_INET6, host.partition("%")[0]))
+        else:
+            raw = _CLIENT.pack(4, port, socket.inet_pton(socket.AF_INET, host))
+        return bytes.__new__(cls, raw)
+
+    @classmethod
+    def from_wire(cls, raw: bytes) -> Client:
+        """Take CLIENT_SIZE bytes as they came. Raises RemoteProtocolError."""
+        if len(raw) != CLIENT_SIZE:
+            raise RemoteProtocolError("bad-length", f"{len(raw)} bytes of address")
+        if raw[0] != 4 and raw[0] != 6:
+            raise RemoteProtocolError("bad-field", f"address family {raw[0]}")
+        return bytes.__new__(cls, raw)
+
+    @property
+    def host(self) -> str:
+        if self[0] == 6:
+            return socket.inet_ntop(socket.AF_INET6, self[3:])
+        return socket.inet_ntop(socket.AF_INET, self[3:7])
+
+    @property
+    def port(self) -> int:
+        return self[1] << 8 | self[2]
+
+    def __repr__(self) -> str:
+        return f"Client({self.host!r}, {self.port})"
 
 
 class Hello(NamedTuple):
@@ -272,38 +307,19 @@ def _unpack_name(raw: bytes) -> str:
     return name.decode("ascii")
 
 
-def _pack_client(client: Client) -> bytes:
-    if ":" in client.host:
-        return struct.pack(
-            "!BH16s", 6, client.port, socket.inet_pton(socket.AF_INET6, client.host.partition("%")[0])
-        )
-    return struct.pack("!BH16s", 4, client.port, socket.inet_pton(socket.AF_INET, client.host))
-
-
 def _pack_offer(message: Route | Dispatch | Pass) -> bytes:
     authority = message.authority.encode("ascii")
     if not AUTHORITY.match(authority):
         raise LocalProtocolError(f"{message.authority!r} is not an authority")
-    return _pack_client(message.client) + authority
-
-
-CLIENT_SIZE = 19
+    return message.client + authority
 
 
 def _unpack_offer(body: bytes) -> tuple[Client, str]:
-    if len(body) < CLIENT_SIZE:
-        raise RemoteProtocolError("bad-length", f"{len(body)} bytes, {CLIENT_SIZE} at least expected")
-    family, port, address = struct.unpack_from("!BH16s", body)
-    if family == 4:
-        host = socket.inet_ntop(socket.AF_INET, address[:4])
-    elif family == 6:
-        host = socket.inet_ntop(socket.AF_INET6, address)
-    else:
-        raise RemoteProtocolError("bad-field", f"address family {family}")
+    client = Client.from_wire(body[:CLIENT_SIZE])
     authority = body[CLIENT_SIZE:]
     if not AUTHORITY.match(authority):
         raise RemoteProtocolError("bad-field", f"{authority[:64]!r} is not an authority")
-    return Client(host, port), authority.decode("ascii")
+    return client, authority.decode("ascii")
 
 
 #: Printable ASCII only: these texts go into logs.

@@ -54,7 +54,9 @@ if TYPE_CHECKING:
     from pyttpd_vhost.site import Site
 
 #: Connections that umaster may give us before we have looked at the first: hides the way there and back.
-CREDIT = 4
+CREDIT = 8
+#: Credit is given back in portions, as long as umaster has enough of it left for us.
+CREDIT_PORTION = 4
 BEAT_INTERVAL = 1.0
 #: When the main thread has been busy for so long (s), others' connections are passed on ...
 PASS_AFTER = 0.05
@@ -143,7 +145,7 @@ class Worker(Loop):
                         callback(event)
                     while self._fresh:
                         self._begin(self._fresh.pop(0))
-            if self._spent:
+            if self._spent >= CREDIT_PORTION:
                 self._give_credit()
             if self._timers:
                 self._run_timers()
@@ -233,13 +235,15 @@ class Worker(Loop):
         match message:
             case Dispatch(id_, client, authority):
                 assert fd is not None
-                sock = socket.socket(fileno=fd)
+                # The channel has checked what it is. The family is only a name here: giving it saves asking the kernel.
+                family = socket.AF_INET6 if ":" in client.host else socket.AF_INET
+                sock = socket.socket(family, socket.SOCK_STREAM, 0, fileno=fd)
                 if not channel.send(Taken(id_)):
                     # Nobody hears that we have it: closed unread, so that it can be offered to somebody else.
                     sock.close()
                     return
                 sock.setblocking(False)
-                self._fresh.append(Parked(Connection(sock, client, authority, self._site), client, authority, fd))
+                self._fresh.append(Parked(Connection(sock, (client.host, client.port), authority, self._site), client, authority, fd))
             case Settled(ids):
                 for id_ in ids:
                     one = self._offered.pop(id_, None)
