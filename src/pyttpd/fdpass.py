@@ -21,7 +21,8 @@ _FD_SIZE = array.array("i").itemsize
 #: rounds up to two on 64 bit anyway.)
 _ANCILLARY = socket.CMSG_SPACE(2 * _FD_SIZE)
 
-_CUT = socket.MSG_CTRUNC | socket.MSG_TRUNC
+# Plain integers: socket's flags are enums, whose arithmetic costs more than the system call.
+_CUT = int(socket.MSG_CTRUNC | socket.MSG_TRUNC)
 
 _IPPROTO_MPTCP = 262  # linux/in.h; accepted connections of an MPTCP listener
 
@@ -59,7 +60,7 @@ def recv_fd(sock: socket.socket, size: int) -> tuple[bytes, int | None]:
         return data, fds[0] if fds else None
     for fd in fds:
         os.close(fd)
-    if flags & socket.MSG_TRUNC:
+    if flags & int(socket.MSG_TRUNC):
         raise RemoteProtocolError("oversized", f"a packet of more than {size} bytes")
     if len(fds) > 1:
         raise RemoteProtocolError("descriptors", "more than one descriptor in a packet")
@@ -93,10 +94,10 @@ def _is_channel(sock: socket.socket) -> bool:
     return True
 
 
-_SOCKET_CHECKS: dict[DescriptorKind, Callable[[socket.socket], bool]] = {
-    DescriptorKind.CONNECTION: _is_connection,
-    DescriptorKind.LISTENER: _is_listener,
-    DescriptorKind.CHANNEL: _is_channel,
+_SOCKET_CHECKS: dict[str, Callable[[socket.socket], bool]] = {
+    DescriptorKind.CONNECTION.value: _is_connection,
+    DescriptorKind.LISTENER.value: _is_listener,
+    DescriptorKind.CHANNEL.value: _is_channel,
 }
 
 
@@ -105,7 +106,7 @@ def check(fd: int, kind: DescriptorKind) -> bool:
 
     A connection whose client has left already is still one (getpeername() isn't asked).
     """
-    test = _SOCKET_CHECKS.get(kind)
+    test = _SOCKET_CHECKS.get(kind.value)
     if test is None:
         return True
     # Family and type are given so that the constructor doesn't ask the kernel; they are only names here.
