@@ -118,13 +118,10 @@ def test_the_network_is_the_holders_alone(tree: Deployment, service: str) -> Non
             assert process.interfaces() == {"lo"}
 
 
-@pytest.mark.parametrize("service", UIDS)
-def test_containers_share_nothing_else(tree: Deployment, service: str) -> None:
-    for kind in ("pid", "mnt", "ipc", "uts"):
-        first = tree.processes(service)[0].namespace(kind)
-        for other in UIDS:
-            if other != service:
-                assert tree.processes(other)[0].namespace(kind) != first
+@pytest.mark.parametrize("kind", ["pid", "mnt", "ipc", "uts"])
+def test_containers_share_nothing_else(tree: Deployment, kind: str) -> None:
+    namespaces = {service: tree.processes(service)[0].namespace(kind) for service in UIDS}
+    assert len(set(namespaces.values())) == len(UIDS), namespaces
 
 
 @pytest.mark.parametrize("service", [name for name in UIDS if name != "net"])

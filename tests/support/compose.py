@@ -86,6 +86,13 @@ class Deployment:
             )
         return done.stdout
 
+    @staticmethod
+    def docker(*arguments: str) -> str:
+        """Run `docker` and return what it printed to standard output."""
+        return subprocess.run(
+            ["docker", *arguments], capture_output=True, text=True, check=True, timeout=30
+        ).stdout
+
     def logs(self, service: str = "") -> str:
         """Return what all containers, or one service's, have logged, each line with its container's name."""
         names = [service] if service else []
@@ -106,6 +113,10 @@ class Deployment:
             subprocess.run(["docker", "inspect", *ids], capture_output=True, check=True).stdout
         )
         return {one["Config"]["Labels"]["com.docker.compose.service"]: one for one in found}
+
+    def healthy(self, service: str) -> bool:
+        """Return whether the engine's last health check of a service's container was good."""
+        return bool(self.containers()[service]["State"]["Health"]["Status"] == "healthy")
 
     def processes(self, service: str) -> list[Process]:
         """Return all processes of a service's container, its PID 1 first."""
@@ -133,9 +144,10 @@ class Deployment:
         body: bytes | None = None,
         headers: dict[str, str] | None = None,
         port: int = 0,
+        timeout: float = ANSWER_WITHIN,
     ) -> Answer:
         """Return the answer to one request on a connection of its own."""
-        connection = http.client.HTTPConnection("127.0.0.1", port or self.port, timeout=ANSWER_WITHIN)
+        connection = http.client.HTTPConnection("127.0.0.1", port or self.port, timeout=timeout)
         with contextlib.closing(connection):
             connection.request(method, path, body, {"Host": host, "Connection": "close"} | (headers or {}))
             response = connection.getresponse()
@@ -229,14 +241,11 @@ class Deployment:
     def left(self) -> list[str]:
         """Return the containers, volumes and networks of this project that the engine knows."""
         label = f"label=com.docker.compose.project={self.project}"
-        lists = (["ps", "--all"], ["volume", "ls"], ["network", "ls"])
-        found = []
-        for words in lists:
-            done = subprocess.run(
-                ["docker", *words, "--quiet", "--filter", label], capture_output=True, text=True, check=True
-            )
-            found += [f"{words[0]} {name}" for name in done.stdout.split()]
-        return found
+        return [
+            f"{words[0]} {name}"
+            for words in (["ps", "--all"], ["volume", "ls"], ["network", "ls"])
+            for name in self.docker(*words, "--quiet", "--filter", label).split()
+        ]
 
     def alerts(self) -> list[str]:
         """Return the lines of all logs that say error, and anything that Python says on its own."""
