@@ -39,13 +39,15 @@ PREFIX = "pyttpd-measured-"
 #: What is measured, below the repository's top.
 SOURCES = ("src/pyttpd", "services/*/src")
 SWITCH = "measure"
+#: For tests that look at a process's memory or modules: with this in its environment it isn't measured.
+UNMEASURED = "PYTTPD_UNMEASURED"
 #: Processes that import nothing of ours, or something before us, are no news.
 SILENT = ["no-data-collected", "module-not-measured", "already-imported", "module-not-imported"]
 
 
 def start() -> None:
     """Begin to measure, if this environment is told to. Never raises: a test must not fail for want of a figure."""
-    if hasattr(sys, "_pyttpd_measured"):
+    if hasattr(sys, "_pyttpd_measured") or UNMEASURED in os.environ:
         return  # in a virtual environment site.py reads .pth files twice
     sys._pyttpd_measured = True  # type: ignore[attr-defined]
     with contextlib.suppress(Exception):
@@ -131,6 +133,12 @@ def _save_at_the_end(measured: Coverage) -> None:
                 measured.start()
             return self._real.poll(*args, **options)
 
+    def closerange(first: int, end: int) -> None:
+        """Who closes what it has inherited leaves us ours."""
+        close(first, min(end, FD))
+        close(max(first, FD + 1), end)
+
+    close, os.closerange = os.closerange, closerange
     atexit.register(save)
     for name in ("_exit", "execv", "execve"):
         setattr(os, name, first_save(getattr(os, name)))
