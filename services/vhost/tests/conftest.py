@@ -93,11 +93,12 @@ class Server(threading.Thread):
         finally:
             for connection in self.connections.values():
                 connection.abort()
+                connection.sock.close()
             self._listener.close()
 
     def _loop(self) -> None:
         wants: dict[int, Want] = {}
-        with select.epoll() as epoll:
+        with contextlib.closing(select.epoll()) as epoll:
             epoll.register(self._listener, select.EPOLLIN)
             while not self._stopping:
                 for fd, _ in epoll.poll(TICK):
@@ -119,7 +120,9 @@ class Server(threading.Thread):
 
     def _settle(self, epoll: select.epoll, wants: dict[int, Want], fd: int, want: Want) -> None:
         if want is Want.CLOSED:
-            del self.connections[fd], wants[fd]
+            epoll.unregister(fd)
+            self.connections.pop(fd).sock.close()
+            del wants[fd]
         elif want is not wants[fd]:
             epoll.modify(fd, EVENTS[want])
             wants[fd] = want

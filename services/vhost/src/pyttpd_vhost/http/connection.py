@@ -5,10 +5,11 @@ Theory of operation. The worker's loop owns the waiting, this module the states.
 middle of a body, and returns what to wait for next; `deadline` says until when. What happens in which state
 is in the three `match` statements; the transitions:
 
-    IDLE ----- first byte ----> HEAD ---- head complete, served ---> IDLE (or HEAD, if more was read ahead)
-    (new) --------------------> HEAD ---- more to send than the socket takes ---> SENDING --- all sent --->
-    IDLE or HEAD any, nothing follows ---> LINGER (our side is shut down, the client's bytes are read and
-    dropped) ---> CLOSED
+    (new) --> HEAD       until a head is complete, and while requests that were read ahead wait for their turn
+    HEAD --> SENDING     an answer is more than the socket takes; epoll finishes it HEAD --> IDLE
+    everything that was read is answered SENDING --> HEAD, IDLE IDLE --> HEAD        the first byte of a
+    further request any --> LINGER       nothing follows: our side is shut down, what the client still sends
+    is read and dropped any --> CLOSED
 
 Rules:
 - The head scanner's verdict comes before the engine's, the engine's before the kind's.
@@ -17,7 +18,8 @@ Rules:
 - After a refusal nothing of the connection is served: what follows may have been meant as a part of what was
   refused.
 - shutdown() before close(), always: a duplicate may exist in another process, and then close() alone sends no
-  FIN.
+  FIN. Here is the shutdown(); CLOSED tells the worker to take the socket out of its epoll and to close it, in
+  that order, because with a duplicate close() alone leaves it registered (epoll(7)).
 - No close with bytes unread: the kernel would reset the connection, and the reset can overtake the answer
   (RFC 9112 section 9.6).
 """
@@ -148,7 +150,7 @@ class Connection:
             return self._serve()
         if state is _LINGER:
             return self._linger()
-        return _WRITE if state is _SENDING else Want.CLOSED
+        return self.on_writable()  # while we send, the client's end comes as an event, too
 
     def on_writable(self) -> Want:
         """Send more of what is pending; once it is sent, serve what was read ahead."""

@@ -168,9 +168,7 @@ class WsgiKind:
         )
         try:
             traceback.print_exc(file=sys.stderr)
-        except (
-            Exception
-        ):  # an exception whose str() fails, a log that is full: the client gets its 500 all the same
+        except Exception:  # noqa: BLE001 - a str() that fails, a full log: the client gets its 500 all the same
             self._site.log.warning("traceback lost")
 
 
