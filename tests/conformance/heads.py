@@ -1,4 +1,4 @@
-"""Heads to try: valid ones from parts, and the same with something broken. Used by unit, differential and fuzz tests."""
+"""Heads to try: valid ones from parts, and the same with something broken."""
 
 from hypothesis import strategies as st
 

@@ -68,14 +68,14 @@ _HOST = _LINE + b"Host: a\r\n"
 #: What is refused, with status and reason. The fault is whole in what is given: further bytes don't change the verdict.
 REFUSED: list[tuple[bytes, int, str]] = [
     # Nothing that could become a request: known from the first bytes.
-    (b"\x16\x03\x01\x02\x00\x01\x00", 400, "malformed line"),  # a TLS ClientHello
+    (b"\x16\x03\x01\x02\x00\x01\x00", 400, "control character"),  # a TLS ClientHello
     (b"\0", 400, "null byte"),
     (b"\n", 400, "bare line feed or line too short"),
     (b"\rG", 400, "bare carriage return or line too short"),
     (b"\r\n\r", 400, "bare carriage return or line too short"),
     (b"\r\n ", 400, "misplaced blank"),
     (b" ", 400, "misplaced blank"),
-    (b"\x05\x01\x00", 400, "malformed line"),  # SOCKS
+    (b"\x05\x01\x00", 400, "control character"),  # SOCKS
     (b"SSH-2.0-OpenSSH_9.6\r", 400, "bare carriage return or line too short"),
     (b"\xef\xbb\xbfGET", 400, "malformed line"),
     # Methods.
@@ -123,7 +123,7 @@ REFUSED: list[tuple[bytes, int, str]] = [
     (b"GET /<a> HTTP/1.1\r\n", 400, "malformed target"),
     (b"GET /\xc3\xa4", 400, "malformed line"),
     (b"GET /\0", 400, "null byte"),
-    (b"GET /\x7f", 400, "malformed line"),
+    (b"GET /\x7f", 400, "control character"),
     (b"GET http:/a HTTP/1.1\r\n", 400, "malformed target"),
     (b"GET http:///a HTTP/1.1\r\n", 400, "empty host"),
     (b"GET http://:80/a HTTP/1.1\r\n", 400, "malformed host"),
@@ -175,8 +175,8 @@ REFUSED: list[tuple[bytes, int, str]] = [
     (_HOST + b"\r\r", 400, "bare carriage return or line too short"),
     (_HOST + b"a: \0", 400, "null byte"),
     (_HOST + b"a\0", 400, "null byte"),
-    (_HOST + b"a: \x0b", 400, "malformed line"),
-    (_HOST + b"a: \x7f", 400, "malformed line"),
+    (_HOST + b"a: \x0b", 400, "control character"),
+    (_HOST + b"a: \x7f", 400, "control character"),
     (_HOST + b"a\xe4: b", 400, "malformed line"),
     (_HOST + b"a(b): c", 400, "malformed line"),
     (_HOST + b"a@b: c", 400, "malformed line"),
