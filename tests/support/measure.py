@@ -18,15 +18,15 @@ are only ever united (scripts/test uses `collect()` for that).
 
 from __future__ import annotations
 
-import contextlib
 import os
-import stat
 import sys
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
+# No more than that, as long as nothing is measured: some tests look at what a process has imported.
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
+    from typing import Any
 
     from coverage import Coverage
 
@@ -50,23 +50,29 @@ def start() -> None:
     if hasattr(sys, "_pyttpd_measured") or UNMEASURED in os.environ:
         return  # in a virtual environment site.py reads .pth files twice
     sys._pyttpd_measured = True  # type: ignore[attr-defined]
-    with contextlib.suppress(Exception):
-        folder, top = Path(sys.prefix, SWITCH).read_text().splitlines()
-        _start(Path(folder), Path(top))
+    try:
+        with open(f"{sys.prefix}/{SWITCH}") as switch:
+            folder, top = switch.read().splitlines()
+    except OSError:
+        return
+    try:
+        _start(folder, top)
+    except Exception:
+        return  # in a place where nothing can be opened, and saying so would end up in what a test reads
 
 
-def _start(folder: Path, top: Path) -> None:
+def _start(folder: str, top: str) -> None:
     import coverage
     from coverage import CoverageData
 
     if not _inherited():
-        name = folder / f"{PREFIX}{os.getpid()}-{os.urandom(4).hex()}"
+        name = f"{folder}/{PREFIX}{os.getpid()}-{os.urandom(4).hex()}"
         low = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
         os.dup2(low, FD)
         os.close(low)
     os.set_inheritable(FD, False)
     measured = coverage.Coverage(
-        data_file=None, config_file=False, include=[f"{top / source}/*" for source in SOURCES]
+        data_file=None, config_file=False, include=[f"{top}/{source}/*" for source in SOURCES]
     )
     measured.set_option("run:disable_warnings", SILENT)
     CoverageData(no_disk=True).dumps()  # imports everything that the last moment needs
@@ -76,6 +82,8 @@ def _start(folder: Path, top: Path) -> None:
 
 def _inherited() -> bool:
     """Say whether the process that became this one has left its file."""
+    import stat
+
     try:
         return stat.S_ISREG(os.fstat(FD).st_mode) and PREFIX in os.readlink(f"/proc/self/fd/{FD}")
     except OSError:
@@ -84,6 +92,7 @@ def _inherited() -> bool:
 
 def _save_at_the_end(measured: Coverage) -> None:
     import atexit
+    import contextlib
     import select
     import time
 
@@ -170,4 +179,6 @@ def collect(folder: Path, top: Path, result: Path) -> int:
 
 
 if __name__ == "__main__":
+    from pathlib import Path
+
     print(collect(*map(Path, sys.argv[1:])), "processes measured")

@@ -28,9 +28,8 @@ def never():
 PROGRAM = """
 import os, select, signal, sys
 sys.path[:0] = sys.argv[1:5]
-from pathlib import Path
 import measure
-measure._start(Path(sys.argv[5]), Path(sys.argv[6]))
+measure._start(sys.argv[5], sys.argv[6])
 import measured_module as m
 if os.fork() == 0:
     m.ended()
@@ -47,9 +46,8 @@ os.wait()
 AFTER_EXEC = """
 import os, sys
 sys.path[:0] = sys.argv[1:5]
-from pathlib import Path
 import measure
-measure._start(Path("/nonexistent"), Path(sys.argv[6]))
+measure._start("/nonexistent", sys.argv[6])
 import measured_module as m
 m.left()
 """
