@@ -25,7 +25,7 @@ from pyttpd.log import Log
 from pyttpd.loop import READ, WRITE, Budget, Loop
 from pyttpd.wire.errors import LocalProtocolError, RemoteProtocolError
 from pyttpd.wire.messages import BY_CLASS, MAX_FRAME, Message, decode, encode
-from pyttpd.wire.permits import PERMITS, Kind, Side, first_phase
+from pyttpd.wire.permits import PERMITS, Kind, Phase, Side, first_phase
 
 #: Frames taken from one channel in a turn, so that a peer that floods can't keep others waiting.
 MAX_FRAMES_A_TURN = 16
@@ -132,6 +132,11 @@ class Channel:
     @property
     def sock(self) -> socket.socket:
         return self._sock
+
+    @property
+    def leaving(self) -> bool:
+        """Whether the peer has said Goodbye: that it closes the channel then is no fault."""
+        return self._recv_phase is Phase.LEAVING
 
     # ---- out ----------------------------------------------------------------------------------------------------
 

@@ -42,6 +42,9 @@ AGE_JITTER = 0.1
 #: A successor that isn't ready after so long (s) is given up; the old one stays.
 SUCCESSION_TIMEOUT = 60.0
 
+#: The signals that ask a keeper to leave.
+_LEAVE = (signal.SIGTERM, signal.SIGINT)
+
 READY, NOT_READY, DRAINING, ALIVE = b"R", b"N", b"D", b"."
 
 
@@ -81,7 +84,7 @@ class Keeper:
         for end in (wake, wake_end):
             end.setblocking(False)
         signal.set_wakeup_fd(wake_end.fileno(), warn_on_full_buffer=False)
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in _LEAVE:
             signal.signal(number, lambda *_: self._on_leave())
         signal.signal(signal.SIGCHLD, lambda *_: None)
         self.health.write("starting")
@@ -126,13 +129,20 @@ class Keeper:
         return max(0.0, min(times) - now) + 0.001
 
     def _start(self, now: float) -> None:
+        # A signal that comes in between would be heard by nobody: not by a child that isn't listed yet, and in the child
+        # by what is still our handler. One that came before has been handled when this returns.
+        signal.pthread_sigmask(signal.SIG_BLOCK, _LEAVE)
+        if self._signals:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _LEAVE)
+            return
         ours, theirs = socket.socketpair()
         keeper = os.getpid()
         pid = os.fork()
         if pid == 0:
             signal.set_wakeup_fd(-1)
-            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD):
+            for number in (*_LEAVE, signal.SIGCHLD):
                 signal.signal(number, signal.SIG_DFL)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _LEAVE)
             ours.close()
             for child in self.children:
                 child.beat.close()
@@ -141,6 +151,7 @@ class Keeper:
         ours.setblocking(False)
         life = self.max_age * random.uniform(1 - AGE_JITTER, 1) if self.max_age else float("inf")
         self.children.append(Child(pid, ours, now, now, now + life))
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _LEAVE)
 
     def _run_role(self, beat: socket.socket, keeper: int) -> NoReturn:
         status = 1
@@ -200,6 +211,9 @@ class Keeper:
         )
         if not self.children:
             self._start_at = now + delay
+        else:
+            # A successor crashed: the next one comes after the delay as well.
+            self.children[0].dies_at = max(self.children[0].dies_at, now + delay)
 
     def _end_strays(self, keep: set[int] | frozenset[int] = frozenset()) -> None:
         """Kill what dead role processes have left behind: as the subreaper (or PID 1) we have become its parent."""

@@ -15,6 +15,8 @@ LEVELS = ("debug", "info", "warning", "error")
 FORMATS = ("text", "json")
 #: A value longer than this is cut: a log line is no place for a payload.
 MAX_VALUE = 500
+#: A line that a tenant has printed may be longer.
+MAX_OUTPUT = 4096
 #: A field of this name is a text of several lines, shown below the event. It keeps its end, where the reason stands.
 TRACEBACK = "traceback"
 MAX_TRACEBACK = 8000
@@ -49,6 +51,8 @@ class Log:
         self.name = name
         self.level = "info"
         self.format = "text"
+        #: What is written is read by somebody who adds time and name (a tenant's supervisor).
+        self.bare = False
         self._write = write
         self._second = 0
         self._seen: dict[str, int] = {}
@@ -65,6 +69,10 @@ class Log:
     def error(self, event: str, **fields: object) -> None:
         """Something that an operator must look at. The tests' fixtures take one as a failure unless it was expected."""
         self._line("error", event, fields)
+
+    def output(self, line: str) -> None:
+        """Pass on a line that somebody else has printed: all of it, but nothing that isn't printable."""
+        self._emit(time.time(), "info", "output", {"line": line})
 
     def _line(self, level: str, event: str, fields: dict[str, object]) -> None:
         if LEVELS.index(level) < LEVELS.index(self.level):
@@ -84,7 +92,7 @@ class Log:
         trace = [printable(line) for line in str(fields.pop(TRACEBACK, ""))[-MAX_TRACEBACK:].splitlines()]
         stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now)) + f".{int(now % 1 * 1000):03d}Z"
         who = f"{self.role}.{self.name}" if self.name else self.role
-        if self.format == "json":
+        if self.format == "json" and not self.bare:
             line = json.dumps(
                 {"time": stamp, "level": level, "role": self.role, "name": self.name, "event": event}
                 | {
@@ -94,7 +102,10 @@ class Log:
             )
         else:
             pairs = "".join(f" {key}={_quoted(printable(value))}" for key, value in fields.items())
-            line = f"{stamp} {who}[{os.getpid()}] {level}: {event}{pairs}" + "".join(f"\n    | {text}" for text in trace)
+            if event == "output":
+                pairs = " " + printable(fields["line"], MAX_OUTPUT)
+            start = "" if self.bare else f"{stamp} {who}[{os.getpid()}] "
+            line = f"{start}{level}: {event}{pairs}" + "".join(f"\n    | {text}" for text in trace)
         self._write(line.encode("utf-8", "backslashreplace") + b"\n")
 
 

@@ -110,11 +110,12 @@ class Loop:
         poll = self._epoll.poll
         callbacks = self._callbacks
         while self._running:
-            for fd, events in poll(self._wait(), _MAX_EVENTS):
+            ready = poll(self._wait(), _MAX_EVENTS)
+            self.now = time.monotonic()
+            for fd, events in ready:
                 callback = callbacks.get(fd)
                 if callback is not None:
                     callback(events)
-            self.now = time.monotonic()
             if self._timers:
                 self._run_timers()
             for hook in self.after_turn:

@@ -41,6 +41,9 @@ MAX_UNGREETED = 16
 FIRST_DELAY = 0.02
 LAST_DELAY = 2.0
 
+#: The reason for the end of a channel whose peer had said Goodbye before.
+LEFT = "left"
+
 _KINDS = {
     Directory.INIT: Kind.INIT,
     Directory.MASTER: Kind.MASTER,
@@ -346,7 +349,9 @@ class Link:
         self._told = False
         self._on_open(channel, message)
 
-    def _closed(self, _: Channel, reason: str) -> None:
+    def _closed(self, channel: Channel, reason: str) -> None:
+        if channel.leaving:
+            reason = LEFT
         was_open, self.is_open, self.channel = self.is_open, False, None
         self._again()
         if was_open:

@@ -15,6 +15,7 @@ the kernel when the runner dies (PR_SET_PDEATHSIG), so nothing stays behind even
 
 from __future__ import annotations
 
+import enum
 import fcntl
 import hashlib
 import os
@@ -42,9 +43,9 @@ PASSED_ENVIRONMENT = ("LANG", "LC_ALL", "LC_CTYPE", "TZ")
 PATH = "/usr/local/bin:/usr/bin:/bin"
 #: Delays (s) before a keeper that ended is started again.
 FIRST_DELAY, LAST_DELAY, STABLE_AFTER = 0.1, 5.0, 10.0
-#: How often (s) the runner looks at the children's health until the tree is ready.
-READY_POLL = 0.1
-#: After the second signal keepers kill what they keep; who hasn't gone after so long (s) is killed as well.
+#: How often (s) the runner looks at the children: their health until the tree is ready, their end when it leaves.
+POLL = 0.1
+#: After the second signal keepers end what they keep; who hasn't gone after so long (s) is killed.
 LAST_WORD = 2.0
 #: The order of leaving: who accepts goes first, who holds the sockets goes last.
 LEAVING_ORDER = ((Role.LISTENER,), (Role.UMASTER,), (Role.VHOST, Role.MASTER), (Role.INIT,))
@@ -65,6 +66,7 @@ class Instance:
     born: float = 0.0
     failures: int = 0
     start_at: float | None = 0.0
+    asked: bool = False
 
     def __str__(self) -> str:
         return f"{self.role.value}.{self.name}" if self.name else self.role.value
@@ -115,6 +117,16 @@ def check_interpreter() -> None:
                 )
 
 
+class Phase(enum.Enum):
+    """How far the tree is: one direction only."""
+
+    STARTING = "starting"
+    READY = "ready"
+    LEAVING = "leaving"  # asked to leave, in LEAVING_ORDER, within grace
+    ENDING = "ending"  # told to end at once
+    KILLING = "killing"  # who is still there is killed
+
+
 class Runner:
     """Starts, watches and ends the tree."""
 
@@ -127,9 +139,8 @@ class Runner:
         self._dir = config.runtime_dir if self._as_root else user_directory(config.runtime_dir)
         self._children = instances(config)
         self._table = "pyttpd_" + hashlib.sha256(self._dir.encode()).hexdigest()[:8]
-        self._leaving_since: float | None = None
-        self._signals = 0
-        self._ready = False
+        self._phase = Phase.STARTING
+        self._until = float("inf")
         self._status = 0
         self._lock = -1
         self._doors: list[socket.socket] = []
@@ -278,15 +289,15 @@ class Runner:
 
     def _gone(self, child: Instance, code: int) -> None:
         child.pid = 0
-        if self._leaving_since is not None:
+        if self._phase not in (Phase.STARTING, Phase.READY):
+            return
+        if code == 2 and self._phase is Phase.STARTING and child.role in (Role.INIT, Role.MASTER):
+            self._log.error("cannot start the tree", child=child)
+            self._status = 2
+            self._go_on_leaving()
             return
         now = time.monotonic()
         child.failures = 0 if now - child.born > STABLE_AFTER else child.failures + 1
-        if code == 2 and not self._ready and child.role in (Role.INIT, Role.MASTER):
-            self._log.error("cannot start the tree", child=child)
-            self._status = 2
-            self._leave()
-            return
         delay = min(LAST_DELAY, FIRST_DELAY * 2 ** min(child.failures, 16))
         self._log.warning("keeper ended and is started again", child=child, status=code, delay=round(delay, 2))
         child.start_at = now + delay
@@ -296,64 +307,71 @@ class Runner:
     def run(self) -> int:
         """Run the tree until a signal; return the exit status."""
         signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
-        while self._leaving_since is None or any(child.pid for child in self._children):
-            now = time.monotonic()
-            for child in self._children:
-                if child.start_at is not None and child.start_at <= now and self._leaving_since is None:
-                    self._start(child)
+        while True:
+            if self._phase in (Phase.STARTING, Phase.READY):
+                self._start_due()
             info = signal.sigtimedwait(_SIGNALS, self._wait())
-            if info is not None and info.si_signo in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-                self._signals += 1
-                self._leave()
             self._reap()
-            if self._leaving_since is not None:
-                self._lead_out()
-            elif not self._ready:
-                self._look_ready()
+            if info is not None and info.si_signo != signal.SIGCHLD:
+                self._go_on_leaving()
+            elif time.monotonic() >= self._until:
+                self._go_on_leaving()
+            match self._phase:
+                case Phase.STARTING:
+                    self._look_ready()
+                case Phase.READY:
+                    pass
+                case _ if not any(child.pid for child in self._children):
+                    break
+                case Phase.LEAVING:
+                    self._ask_next()
         self._clean()
         return self._status
 
+    def _start_due(self) -> None:
+        now = time.monotonic()
+        for child in self._children:
+            if child.start_at is not None and child.start_at <= now:
+                self._start(child)
+
     def _wait(self) -> float:
-        if self._leaving_since is not None or not self._ready:
-            return READY_POLL
+        if self._phase is not Phase.READY:
+            return POLL
         times = [child.start_at - time.monotonic() for child in self._children if child.start_at is not None]
         return max(0.0, min(times, default=60.0))
 
     def _look_ready(self) -> None:
         if all(health.read(self._health_file(child))[0] for child in self._children):
-            self._ready = True
+            self._phase = Phase.READY
             addresses = " ".join(f"http://{each.address}/" for each in self._config.listeners if each.mode == "http")
             self._log.info("ready", listening=addresses, tenants=len(self._config.vhosts), stop="Ctrl-C")
 
-    def _leave(self) -> None:
-        if self._leaving_since is None:
-            self._leaving_since = time.monotonic()
-            self._log.info("leaving", grace=self._config.grace)
-
-    def _lead_out(self) -> None:
-        """Ask the next ones to leave as soon as those before them have gone; at the second signal all, at once."""
-        assert self._leaving_since is not None
+    def _go_on_leaving(self) -> None:
+        """A signal, or the end of the patience with the phase we are in: the next one."""
         now = time.monotonic()
-        late = now - self._leaving_since - self._config.grace
-        if self._signals > 1 or late > 0:
-            if self._signals == 1 or late > 0:
-                self._signals = max(self._signals, 2)
-            if self._signals < 1_000:
-                self._signals = 1_000  # the second word is said once
-                self._leaving_since = now - self._config.grace
+        match self._phase:
+            case Phase.STARTING | Phase.READY:
+                self._phase, self._until = Phase.LEAVING, now + self._config.grace
+                self._log.info("leaving", grace=self._config.grace)
+            case Phase.LEAVING:
+                self._phase, self._until = Phase.ENDING, now + LAST_WORD
                 for child in self._children:
-                    # A keeper ends at once at its second signal, whether or not it has heard a first one.
-                    self._kill(child, signal.SIGTERM)
-                    self._kill(child, signal.SIGTERM)
-            elif late > LAST_WORD:
+                    # A keeper ends at once at its second signal. One that hasn't had its first gets that too.
+                    if not child.asked:
+                        self._kill(child, signal.SIGTERM)
+                    self._kill(child, signal.SIGINT)
+            case Phase.ENDING | Phase.KILLING:
+                self._phase, self._until = Phase.KILLING, now + LAST_WORD
                 for child in self._children:
                     self._kill(child, signal.SIGKILL)
-            return
+
+    def _ask_next(self) -> None:
+        """Ask the next ones to leave, as soon as those before them have gone."""
         for roles in LEAVING_ORDER:
             there = [child for child in self._children if child.role in roles and child.pid]
             for child in there:
-                if child.start_at is None:
-                    child.start_at = float("inf")  # asked to leave
+                if not child.asked:
+                    child.asked = True
                     self._kill(child, signal.SIGTERM)
             if there:
                 return

@@ -32,6 +32,7 @@ from pyttpd import confine, head, metrics, tcp
 from pyttpd.channel import Channel
 from pyttpd.config.shares import ListenerShare
 from pyttpd.loop import READ, Deadlines
+from pyttpd.rendezvous import LEFT
 from pyttpd.roles import Channel as Directory
 from pyttpd.service import Service
 from pyttpd.wire.errors import RemoteProtocolError
@@ -309,7 +310,9 @@ class Listener:
         return connection
 
     def _umaster_lost(self, reason: str) -> None:
-        self._log.warning("umaster is gone", reason=reason, offered=len(self._offered))
+        (self._log.info if reason == LEFT else self._log.warning)(
+            "umaster is gone", reason=reason, offered=len(self._offered)
+        )
         self._umaster = None
         self._service.not_ready()
         offered, self._offered = self._offered, {}

@@ -72,20 +72,19 @@ class Peer(Protocol):
 
 
 class Source:
-    """Who has offered connections: a listener's or a worker's channel. `open` is what has not ended, by the source's id."""
+    """Who has offered connections: a listener's or a worker's channel. `open` is what has not ended, by the source's id.
 
-    __slots__ = ("channel", "name", "open", "settled")
+    `settled` and `answers` are what it is to hear at the end of this turn (`Router.flush`).
+    """
+
+    __slots__ = ("answers", "channel", "name", "open", "settled")
 
     def __init__(self, channel: Peer, name: str) -> None:
         self.channel = channel
         self.name = name
         self.open: dict[int, Offer] = {}
         self.settled: list[int] = []
-
-    def end(self, offer: Offer, message: Message) -> None:
-        """Tell the source how its offer has ended."""
-        if self.open.pop(offer.source_id, None) is not None:
-            self.channel.send(message)
+        self.answers: list[Message] = []
 
 
 @dataclass(slots=True, eq=False)
@@ -102,7 +101,10 @@ class Offer:
 
 @dataclass(slots=True, eq=False)
 class WorkerState:
-    """A worker's channel. `given` is what it has been dispatched and has not taken, by our id; `since` its first one's time."""
+    """A worker's channel. `given` is what it has been dispatched and has not taken, by our id; `since` its first one's time.
+
+    `blocked`: the kernel had no room for the last one; its credit is kept until there may be room again.
+    """
 
     channel: Peer
     number: int
@@ -114,6 +116,7 @@ class WorkerState:
     since: float = 0.0
     stuck_at: float = 0.0
     leaving: bool = False
+    blocked: bool = False
     listed_at: int = -1
 
 
@@ -153,7 +156,7 @@ class Pool:
         at = worker.listed_at
         if at >= 0:
             self._shelves[at].pop(worker, None)
-        if worker.leaving or worker.stuck_at or worker.credit == 0:
+        if worker.leaving or worker.stuck_at or worker.blocked or worker.credit == 0:
             worker.listed_at = -1
             return
         worker.listed_at = worker.credit
@@ -194,6 +197,8 @@ class Router:
         self._queued = 0
         self._queues: set[Pool] = set()
         self._slow: set[WorkerState] = set()
+        self._blocked: set[WorkerState] = set()
+        self._leaving = False
         self._next_id = 0
         self._unsent: set[Source] = set()
         self._sources: set[Source] = set()
@@ -253,12 +258,15 @@ class Router:
         except RemoteProtocolError:
             os.close(fd)
             raise
+        if self._leaving:
+            self._give_back(offer)
+            return
         vhost = name if metrics else self._map.find(name)
         pool = self.pools.get((vhost, "metrics" if metrics else "requests")) if vhost is not None else None
         if pool is None:
             self.unnamed_refusals += 1
             self._close(offer)
-            source.end(offer, Refuse(id_, 404 if metrics else 421))
+            self._end(offer, Refuse(id_, 404 if metrics else 421))
         elif not self._dispatch(pool, offer, now):
             self._enqueue(pool, offer)
 
@@ -271,10 +279,12 @@ class Router:
         except RemoteProtocolError:
             os.close(fd)
             raise
-        if not self._dispatch(worker.pool, offer, now):
+        if self._leaving:
+            self._give_back(offer)
+        elif not self._dispatch(worker.pool, offer, now):
             worker.pool.refused("no-sibling")
             self._close(offer)
-            worker.source.end(offer, Refuse(id_, 503))
+            self._end(offer, Refuse(id_, 503))
 
     def _admit(self, source: Source, id_: int, client: Client, name: str, fd: int, now: float) -> Offer:
         if id_ in source.open:
@@ -291,6 +301,17 @@ class Router:
         offer.fd = -1
         self._budget.give()
 
+    def _end(self, offer: Offer, message: Message) -> None:
+        """Have the source told, at the end of this turn, how its offer has ended.
+
+        Not at once: a source that is gone is found out by sending, and what follows from that (`source_gone`) would
+        change the queues and sets that our caller is going through.
+        """
+        source = offer.source
+        if source.open.pop(offer.source_id, None) is not None:
+            source.answers.append(message)
+            self._unsent.add(source)
+
     def _dispatch(self, pool: Pool, offer: Offer, now: float) -> bool:
         """Give `offer` to a worker of `pool`; False if none can have it now."""
         while pool.handovers < pool.peer.handovers and (worker := pool.idlest(offer.source)) is not None:
@@ -299,8 +320,9 @@ class Router:
                 if worker.channel.closed:
                     self.worker_gone(worker)
                     continue
-                # The kernel has no room for it: as good as no credit, until the worker says something again.
-                worker.credit = 0
+                # The kernel has no room for it: as good as no credit, until it may have room again (`credit`, `sweep`).
+                worker.blocked = True
+                self._blocked.add(worker)
                 pool.shelve(worker)
                 continue
             self._close(offer)
@@ -340,7 +362,7 @@ class Router:
     def _refuse(self, pool: Pool, offer: Offer, reason: str, status: int = 503) -> None:
         pool.refused(reason)
         self._close(offer)
-        offer.source.end(offer, Refuse(offer.source_id, status))
+        self._end(offer, Refuse(offer.source_id, status))
 
     def _refuse_all(self, pool: Pool, status: int, reason: str) -> None:
         self._queues.discard(pool)
@@ -371,6 +393,8 @@ class Router:
 
     def may_add_worker(self, supervisor: Supervisor, number: int) -> None:
         """Raise RemoteProtocolError unless `supervisor` may announce a worker `number`."""
+        if (supervisor.vhost, "requests") not in self.pools:
+            raise RemoteProtocolError("no-vhost", f"{supervisor.vhost} is no longer configured")
         if number in supervisor.workers:
             raise RemoteProtocolError("replayed-id", f"worker {number} is announced already")
         if len(supervisor.workers) >= MAX_WORKERS:
@@ -385,12 +409,14 @@ class Router:
         return worker
 
     def credit(self, worker: WorkerState, count: int, now: float) -> None:
-        """The worker can take `count` more."""
+        """The worker can take `count` more; with 0, its channel may have room again."""
         if worker.credit + count > MAX_CREDIT:
             raise RemoteProtocolError(
                 "over-credit", f"{worker.credit} + {count} credits, {MAX_CREDIT} at most"
             )
         worker.credit += count
+        worker.blocked = False
+        self._blocked.discard(worker)
         worker.pool.shelve(worker)
         if worker.pool.queue:
             self._serve_queue(worker.pool, now)
@@ -431,11 +457,12 @@ class Router:
         worker.credit = 0
         pool.shelve(worker)
         self._slow.discard(worker)
+        self._blocked.discard(worker)
         if worker.supervisor.workers.get(worker.number) is worker:
             del worker.supervisor.workers[worker.number]
         for offer in worker.given.values():
             pool.handovers -= 1
-            offer.source.end(offer, message(offer.source_id))
+            self._end(offer, message(offer.source_id))
         worker.given.clear()
         self.source_gone(worker.source)
 
@@ -451,6 +478,8 @@ class Router:
 
     def sweep(self, now: float) -> list[WorkerState]:
         """Refuse what has waited too long, and find workers that don't take. Returns those newly found stuck."""
+        for worker in list(self._blocked):
+            self.credit(worker, 0, now)  # ETOOMANYREFS has no event of its own
         for pool in list(self._queues):
             limit = now - pool.peer.queue_timeout
             while pool.queue and pool.queue[0].since <= limit:
@@ -471,22 +500,31 @@ class Router:
         return found
 
     def flush(self) -> None:
-        """Send what this turn has settled, one frame for many."""
-        for source in self._unsent:
-            for start in range(0, len(source.settled), MAX_BATCH):
-                source.channel.send(Settled(tuple(source.settled[start : start + MAX_BATCH])))
-            source.settled.clear()
-        self._unsent.clear()
+        """Send what this turn has settled, one frame for many, and how other offers have ended.
+
+        A source that turns out to be gone may add to what others are to hear, so this goes on until there is nothing.
+        """
+        while self._unsent:
+            source = self._unsent.pop()
+            settled, source.settled = source.settled, []
+            answers, source.answers = source.answers, []
+            for start in range(0, len(settled), MAX_BATCH):
+                source.channel.send(Settled(tuple(settled[start : start + MAX_BATCH])))
+            for message in answers:
+                source.channel.send(message)
 
     def give_back(self) -> None:
-        """We are leaving: what is queued is to be offered to our successor."""
-        for pool in list(self._queues):
+        """We are leaving: what is queued, or was on its way to us, is to be offered to our successor."""
+        self._leaving = True
+        for pool in self._queues:
             while pool.queue:
-                offer = pool.queue.popleft()
-                self._close(offer)
-                offer.source.end(offer, Retry(offer.source_id))
+                self._give_back(pool.queue.popleft())
         self._queues.clear()
         self._queued = 0
+
+    def _give_back(self, offer: Offer) -> None:
+        self._close(offer)
+        self._end(offer, Retry(offer.source_id))
 
     @property
     def travelling(self) -> int:

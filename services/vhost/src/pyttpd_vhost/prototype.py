@@ -26,6 +26,7 @@ from pyttpd.loop import Loop
 from pyttpd.wire.messages import Beat, Failed, Message, Ready, Spawn, Spawned
 from pyttpd.wire.permits import Kind, Side
 from pyttpd_vhost import worker
+from pyttpd_vhost.output import redirect
 from pyttpd_vhost.scoreboard import Scoreboard
 from pyttpd_vhost.site import Site
 
@@ -36,11 +37,20 @@ _PID = struct.Struct("@i")
 
 
 def main(
-    share: VhostShare, control: socket.socket, scoreboard: Scoreboard, log: Log, *, tmp: str, one_uid: bool
+    share: VhostShare,
+    control: socket.socket,
+    scoreboard: Scoreboard,
+    log: Log,
+    *,
+    printed: int,
+    tmp: str,
+    one_uid: bool,
 ) -> NoReturn:
-    """Be the prototype of `share`; ends with the process."""
+    """Be the prototype of `share`, whose standard output goes to the pipe `printed`; ends with the process."""
     status = 1
     try:
+        redirect(printed)
+        log.bare = True
         privileges.set_process_name(f"p:{share.name}")
         prototype = Prototype(share, control, scoreboard, log)
         prototype.confine(tmp, one_uid=one_uid)

@@ -27,6 +27,7 @@ from dataclasses import dataclass
 from pyttpd import confine, metrics, privileges
 from pyttpd.channel import Channel
 from pyttpd.config.shares import VhostShare
+from pyttpd.rendezvous import LEFT
 from pyttpd.roles import Channel as Directory
 from pyttpd.service import Service
 from pyttpd.wire.errors import RemoteProtocolError
@@ -49,6 +50,7 @@ from pyttpd.wire.messages import (
 )
 from pyttpd.wire.permits import Kind, Side
 from pyttpd_vhost import prototype
+from pyttpd_vhost.output import Output
 from pyttpd_vhost.scoreboard import Scoreboard
 
 #: A worker or prototype that hasn't said Beat for so long (s) is stopped, or its interpreter is.
@@ -136,6 +138,7 @@ class Supervisor:
         self._service = service
         self._loop = service.loop
         self._log = service.log
+        self._output = Output(service.loop, service.log)
         self._share: VhostShare | None = None
         self._scoreboard: Scoreboard | None = None
         self._prototype: PrototypeChild | None = None
@@ -194,10 +197,16 @@ class Supervisor:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         pid = os.fork()
         if pid == 0:
-            self._keep_only(theirs.fileno())
+            self._keep_only(theirs.fileno(), self._output.fd)
             options = self._service.options
             prototype.main(
-                self._share, theirs, self._scoreboard, self._log, tmp=options.tmp, one_uid=options.one_uid
+                self._share,
+                theirs,
+                self._scoreboard,
+                self._log,
+                printed=self._output.fd,
+                tmp=options.tmp,
+                one_uid=options.one_uid,
             )
         theirs.close()
         now = time.monotonic()
@@ -437,8 +446,8 @@ class Supervisor:
                 pass  # it closes when it has settled what is open; the link comes back to its successor
 
     def _umaster_lost(self, reason: str) -> None:
-        self._log.warning("umaster is gone", reason=reason)
         self._umaster = None
+        (self._log.info if reason == LEFT else self._log.warning)("umaster is gone", reason=reason)
 
     # ---- metrics --------------------------------------------------------------------------------------------------------------
 
@@ -562,6 +571,7 @@ class Supervisor:
             if self._prototype is not None:
                 self._kill(self._prototype)
             self._link.close()
+            self._output.finish()
             self._service.leave()
 
 
