@@ -72,7 +72,7 @@ class Peer(Protocol):
 
 
 class Source:
-    """Who has offered connections: a listener's or a worker's channel. `open` is what has not ended, by the source's id.
+    """Who has offered connections: a listener's or a worker's channel. `open` is what has not ended, by its id.
 
     `settled` and `answers` are what it is to hear at the end of this turn (`Router.flush`).
     """
