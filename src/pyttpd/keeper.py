@@ -129,8 +129,8 @@ class Keeper:
         return max(0.0, min(times) - now) + 0.001
 
     def _start(self, now: float) -> None:
-        # A signal that comes in between would be heard by nobody: not by a child that isn't listed yet, and in the child
-        # by what is still our handler. One that came before has been handled when this returns.
+        # A signal that comes in between would be heard by nobody: not by a child that isn't listed yet, and in the
+        # child by what is still our handler. One that came before has been handled when this returns.
         signal.pthread_sigmask(signal.SIG_BLOCK, _LEAVE)
         if self._signals:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, _LEAVE)
