@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -26,6 +30,8 @@ UIDS = {
 }
 CAP_NET_BIND_SERVICE = 1 << 10
 DOWNLOAD_BYTES = 10 * 1024 * 1024
+#: Below the body_limit (10 MiB), and more than any buffer on the way.
+UPLOAD_BYTES = 5 * 1024 * 1024
 
 
 # ---- pages ---------------------------------------------------------------------------------------------------------
@@ -62,9 +68,6 @@ def test_a_tenant_answers_for_the_other_one_no_more_than_for_a_stranger(tree: De
 
 def test_the_download_arrives_whole(tree: Deployment, tmp_path: Path) -> None:
     """The file is generated when the image is built, the same everywhere: so it can be made again to compare."""
-    import subprocess
-    import sys
-
     subprocess.run([sys.executable, TOP / "examples/static/generate.py", tmp_path], check=True)
     (made,) = (
         path for path in tmp_path.rglob("*") if path.is_file() and path.stat().st_size >= DOWNLOAD_BYTES
@@ -73,6 +76,55 @@ def test_the_download_arrives_whole(tree: Deployment, tmp_path: Path) -> None:
     done = tree.curl(f"http://static.localhost/{made.relative_to(tmp_path)}", "--fail", "-o", str(got))
     assert done.returncode == 0, done.stderr
     assert got.read_bytes() == made.read_bytes()
+
+
+def test_a_form_comes_back(tree: Deployment) -> None:
+    done = tree.curl("http://wsgi.localhost/form", "--fail", "-d", "name=Ada&message=a%20%3Cb%3E")
+    assert b"<output>Ada: a &lt;b&gt;</output>" in done.stdout
+
+
+def test_an_upload_arrives_whole(tree: Deployment, tmp_path: Path) -> None:
+    content = os.urandom(UPLOAD_BYTES)
+    (tmp_path / "file").write_bytes(content)
+    done = tree.curl(
+        "http://wsgi.localhost/upload", "--fail", "-F", f"file=@{tmp_path}/file;filename=some.bin"
+    )
+    assert hashlib.sha256(content).hexdigest().encode() in done.stdout
+    assert f"size: {UPLOAD_BYTES}".encode() in done.stdout
+
+
+def test_a_streamed_answer_arrives_while_it_is_made(tree: Deployment) -> None:
+    with tree.connect() as client:
+        client.sendall(b"GET /stream HTTP/1.1\r\nHost: wsgi.localhost\r\nConnection: close\r\n\r\n")
+        arrivals, text = [], b""
+        while data := client.recv(65536):
+            text += data
+            arrivals.append(time.monotonic())
+    assert b"line 1 of 10" in text
+    assert b"line 10 of 10" in text
+    assert arrivals[-1] - arrivals[0] > 1.0, "all at once"
+
+
+def test_a_slow_answer_holds_up_no_neighbour(tree: Deployment) -> None:
+    with tree.connect() as client:
+        client.sendall(b"GET /slow?seconds=2 HTTP/1.1\r\nHost: wsgi.localhost\r\nConnection: close\r\n\r\n")
+        started = time.monotonic()
+        for _ in range(20):
+            assert tree.get("static.localhost").status == 200
+        assert time.monotonic() - started < 1.5
+        assert client.recv(12) == b"HTTP/1.1 200"
+
+
+@pytest.mark.program("wrk")
+@pytest.mark.parametrize("host", ["static.localhost", "wsgi.localhost"])
+def test_two_seconds_of_load_lose_nothing(tree: Deployment, host: str) -> None:
+    url = f"http://127.0.0.1:{tree.port}/"
+    command = ["wrk", "-t1", "-c16", "-d2s", "-H", f"Host: {host}", url]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=20)
+    assert done.returncode == 0, done.stderr
+    assert "Requests/sec:" in done.stdout
+    assert "Socket errors" not in done.stdout, done.stdout
+    assert "Non-2xx" not in done.stdout, done.stdout
 
 
 # ---- rights --------------------------------------------------------------------------------------------------------

@@ -74,5 +74,4 @@ def test_init_is_replaced_without_closing_a_port() -> None:
         tree.compose("restart", "init")
         tree.wait_for(lambda: tree.healthy("init"), BACK_WITHIN)
         tree.wait_for(tree.serves, BACK_WITHIN)
-        for service in tree.targets():
-            tree.wait_for(lambda service=service: bool(tree.samples(service)), BACK_WITHIN)
+        tree.wait_for(lambda: all(tree.samples(service) for service in tree.targets()), BACK_WITHIN)

@@ -20,12 +20,12 @@ from typing import Any
 
 import pytest
 
-from support.images import TOP, build
+from support.images import TOP
 from support.tree import Answer, Key, free_port, free_ports
 
 TAG = "test"
-#: For all containers to become healthy (s): two rounds of health checks, on a machine that does other things as well.
-UP_WITHIN = 90
+#: For the images to be built where they aren't yet, and all containers to become healthy (s).
+UP_WITHIN = 400.0
 #: An idle tree stops within 3 s; the engine needs time of its own for eight containers.
 DOWN_WITHIN = 20.0
 ANSWER_WITHIN = 10.0
@@ -232,11 +232,23 @@ class Deployment:
     # ---- starting and ending it --------------------------------------------------------------------------------------
 
     def up(self) -> None:
-        self.compose("up", "--wait", "--wait-timeout", str(UP_WITHIN), timeout=UP_WITHIN + 60)
+        """Build and start it as `make up` does."""
+        self._script("up", UP_WITHIN)
 
     def down(self) -> None:
-        """Take the tree down. What it leaves is `left()`."""
-        self.compose("down", "--volumes", "--remove-orphans", "--timeout", "10", timeout=DOWN_WITHIN + 40)
+        """End it as `make down` does. What it leaves is `left()`."""
+        self._script("down", DOWN_WITHIN)
+
+    def _script(self, name: str, within: float) -> None:
+        environment = {**self.environment, "COMPOSE_PROJECT_NAME": self.project}
+        try:
+            done = subprocess.run(
+                [TOP / "scripts" / name], env=environment, capture_output=True, text=True, timeout=within
+            )
+        except subprocess.TimeoutExpired:
+            pytest.fail(f"scripts/{name} takes longer than {within} s:\n{self.logs()[-6000:]}")
+        if done.returncode:
+            pytest.fail(f"scripts/{name} ended with {done.returncode}:\n{done.stderr}\n{self.logs()[-6000:]}")
 
     def left(self) -> list[str]:
         """Return the containers, volumes and networks of this project that the engine knows."""
@@ -270,7 +282,6 @@ def deployment(name: str) -> Deployment:
 @contextlib.contextmanager
 def running(name: str) -> Iterator[Deployment]:
     """Build the images, bring a tree up, and take it down with checks of what it leaves."""
-    build(TAG)
     tree = deployment(name)
     try:
         tree.up()
