@@ -1,0 +1,259 @@
+"""The egress rule, against the kernel, in network namespaces that the tests make themselves."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import struct
+import subprocess
+from typing import Any
+
+import pytest
+
+from pyttpd_init import egress
+from pyttpd_init.egress import (
+    EgressError,
+    UidRange,
+    remove_egress,
+    set_egress,
+    socket_made_by,
+    tables,
+    verify_egress,
+)
+from pyttpd_init.namespaces import enter_network_namespace
+from support.play import outcome, play
+
+root = pytest.mark.root
+#: What is dropped never answers (s).
+PATIENCE = 0.3
+OUTPUT = "add chain inet pyttpd output { type filter hook output priority 0; }"
+
+
+def connect(address: Any, uid: int = 0) -> str:
+    with socket_made_by(uid, socket.AF_INET, socket.SOCK_STREAM) as sock:
+        sock.settimeout(PATIENCE)
+        return outcome(sock.connect, address)
+
+
+@root
+def test_nothing_new_goes_out_and_answers_do() -> None:
+    def scene() -> Any:
+        enter_network_namespace()
+        with (
+            socket.create_server(("127.0.0.1", 0)) as before,
+            socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp,
+            socket.create_server(("::1", 0), family=socket.AF_INET6) as six,
+        ):
+            free = connect(before.getsockname())
+            set_egress()
+            client = socket.socket(socket.AF_INET6, socket.SOCK_STREAM)
+            client.settimeout(PATIENCE)
+            dropped = [
+                connect(before.getsockname()),
+                outcome(udp.sendto, b"x", before.getsockname()),
+                outcome(client.connect, six.getsockname()),
+            ]
+            client.close()
+            counted = verify_egress()
+            return free, dropped, counted.packets, counted.bytes > 0, tables()
+
+    free, dropped, packets, some_bytes, names = play(scene)
+    assert free == "done"
+    # A datagram is refused to its sender's face; a connection attempt hears nothing.
+    assert dropped == ["TimeoutError", "PermissionError", "TimeoutError"]
+    assert packets >= 3
+    assert some_bytes
+    assert names == ["pyttpd"]
+
+
+@root
+def test_who_comes_in_is_answered() -> None:
+    """From another namespace, over a pair of virtual interfaces: as Docker's published ports come in."""
+
+    def scene() -> Any:
+        from pyroute2 import IPRoute
+
+        enter_network_namespace()
+        ready, done = os.pipe(), os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            # The outside: brings an interface up once it has been given one.
+            signal.alarm(10)
+            try:
+                enter_network_namespace()
+                os.write(ready[1], b".")
+                os.read(done[0], 1)
+                with IPRoute() as ip:
+                    there = ip.link_lookup(ifname="outside")[0]
+                    ip.addr("add", index=there, address="198.51.100.1", prefixlen=24)
+                    ip.link("set", index=there, state="up")
+                with socket.create_connection(("198.51.100.2", 8000), timeout=5) as client:
+                    client.sendall(b"request")
+                    os._exit(0 if client.recv(16) == b"answer" else 1)
+            finally:
+                os._exit(2)
+        os.read(ready[0], 1)
+        with IPRoute() as ip:
+            ip.link("add", ifname="inside", kind="veth", peer={"ifname": "outside", "net_ns_pid": pid})
+            here = ip.link_lookup(ifname="inside")[0]
+            ip.addr("add", index=here, address="198.51.100.2", prefixlen=24)
+            ip.link("set", index=here, state="up")
+        set_egress()
+        with socket.create_server(("198.51.100.2", 8000)) as door:
+            door.settimeout(5)
+            os.write(done[1], b".")
+            connection, _ = door.accept()
+            with connection:
+                request = connection.recv(16).decode()
+                connection.sendall(b"answer")
+                _, status = os.waitpid(pid, 0)
+            back = socket.socket()
+            back.settimeout(PATIENCE)
+            outwards = outcome(back.connect, ("198.51.100.1", 8000))
+            back.close()
+        return request, status, outwards
+
+    assert play(scene) == ["request", 0, "TimeoutError"]
+
+
+@root
+def test_by_uid_only_those_are_held_back() -> None:
+    ranges = [UidRange(10_001, 10_031), UidRange(10_032, 10_040), UidRange(20_001, 2**31 - 2)]
+
+    def scene() -> Any:
+        enter_network_namespace()
+        with socket.create_server(("127.0.0.1", 0)) as door:
+            set_egress(ranges)
+            verify_egress(by_uid=True)
+            uids = (0, 10_000, 10_001, 10_035, 10_040, 10_041, 20_000, 20_001, 30_000)
+            return {uid: connect(door.getsockname(), uid) for uid in uids}
+
+    held = {int(uid) for uid, what in play(scene).items() if what == "TimeoutError"}
+    assert held == {10_001, 10_035, 10_040, 20_001, 30_000}
+
+
+@root
+def test_ten_thousand_tenants() -> None:
+    def scene() -> Any:
+        enter_network_namespace()
+        with socket.create_server(("127.0.0.1", 0)) as door:
+            set_egress(UidRange(uid, uid) for uid in range(20_001, 40_001, 2))
+            verify_egress(by_uid=True)
+            return [connect(door.getsockname(), uid) for uid in (20_003, 20_004, 39_999, 40_000)]
+
+    assert play(scene) == ["TimeoutError", "done", "TimeoutError", "done"]
+
+
+@root
+@pytest.mark.program("nft")
+def test_nft_reads_it_as_it_was_meant() -> None:
+    def scene() -> Any:
+        enter_network_namespace()
+        listings = []
+        for ranges in (None, [UidRange(20_001, 20_002), UidRange(10_001, 10_001)]):
+            set_egress(ranges)
+            done = subprocess.run(["nft", "list", "ruleset"], capture_output=True, text=True, check=True)
+            listings.append(" ".join(done.stdout.split()))
+        return listings
+
+    everybody, by_uid = play(scene)
+    assert everybody == (
+        "table inet pyttpd { chain output { type filter hook output priority filter; policy accept; "
+        "ct state new counter packets 0 bytes 0 drop } }"
+    )
+    assert by_uid == (
+        "table inet pyttpd { set uids { type uid flags interval elements = { 10001, 20001-20002 } } "
+        "chain output { type filter hook output priority filter; policy accept; "
+        "meta skuid @uids ct state new counter packets 0 bytes 0 drop } }"
+    )
+
+
+@root
+def test_it_is_replaced_and_removed_and_leaves_others_alone() -> None:
+    def scene() -> Any:
+        enter_network_namespace()
+        set_egress(table="another")
+        for _ in range(2):
+            set_egress()
+        both = tables()
+        for _ in range(2):
+            remove_egress()
+        return both, tables(), outcome(verify_egress), outcome(lambda: verify_egress(table="another"))
+
+    both, left, ours, other = play(scene)
+    assert both == ["another", "pyttpd"]
+    assert left == ["another"]
+    assert (ours, other) == ("EgressError", "done")
+
+
+@root
+@pytest.mark.program("nft")
+@pytest.mark.parametrize(
+    "rules",
+    [
+        "add table inet pyttpd",
+        "add chain inet pyttpd output { type filter hook input priority 0; }",
+        OUTPUT,
+        f"{OUTPUT}\nadd rule inet pyttpd output ct state new counter accept",
+        f"{OUTPUT}\nadd rule inet pyttpd output ct state established counter drop",
+        f"{OUTPUT}\nadd rule inet pyttpd output accept\nadd rule inet pyttpd output ct state new counter drop",
+    ],
+)
+def test_another_rule_is_not_taken_for_ours(rules: str) -> None:
+    def scene() -> Any:
+        enter_network_namespace()
+        subprocess.run(["nft", "-f", "-"], input=f"add table inet pyttpd\n{rules}\n", text=True, check=True)
+        return outcome(verify_egress)
+
+    assert play(scene) == "EgressError"
+
+
+@root
+def test_without_the_capability_it_says_what_is_missing() -> None:
+    def scene() -> Any:
+        enter_network_namespace()
+        os.setresuid(20_001, 20_001, 20_001)
+        try:
+            set_egress()
+        except EgressError as error:
+            return str(error)
+        return "set"
+
+    assert "CAP_NET_ADMIN" in play(scene)
+
+
+@pytest.mark.parametrize(("first", "last"), [(0, 5), (5, 4), (-1, 1), (1, 2**32 - 1)])
+def test_no_range(first: int, last: int) -> None:
+    with pytest.raises(ValueError, match="no range"):
+        UidRange(first, last)
+
+
+def test_ranges_that_touch_become_one() -> None:
+    ranges = [UidRange(5, 6), UidRange(1, 2), UidRange(3, 3), UidRange(9, 20), UidRange(10, 12)]
+    assert egress._merge(ranges) == [UidRange(1, 3), UidRange(5, 6), UidRange(9, 20)]
+    with pytest.raises(EgressError, match="no uids"):
+        set_egress([])
+
+
+@pytest.mark.parametrize("data", [struct.pack("<HH", 3, 1), struct.pack("<HH", 9, 1) + b"1234"])
+def test_attributes_with_a_wrong_length_are_refused(data: bytes) -> None:
+    with pytest.raises(EgressError, match="longer"):
+        list(egress._attrs(data))
+
+
+@pytest.mark.parametrize(
+    "data", [struct.pack("<IHHII", 15, 2, 0, 0, 0), struct.pack("<IHHII", 17, 2, 0, 0, 0)]
+)
+def test_messages_with_a_wrong_length_are_refused(data: bytes) -> None:
+    with pytest.raises(EgressError, match="longer"):
+        list(egress._answers(data))
+
+
+@pytest.mark.parametrize(
+    ("code", "told"), [(1, "CAP_NET_ADMIN"), (2, "lacks nf_tables"), (95, "lacks"), (12, "memory")]
+)
+def test_what_the_kernel_answers_is_explained(code: int, told: str) -> None:
+    with pytest.raises(EgressError, match=told):
+        egress._raise_for(struct.pack("<i", -code), "it failed")
+    egress._raise_for(struct.pack("<i", 0), "it did not fail")
