@@ -81,6 +81,7 @@ class Seen:
     body: bytes = b""
     end: int | None = None
     whole: bool = False
+    upgraded: bool = False
     error: str = ""
 
 
@@ -133,7 +134,7 @@ def ask_llhttp(data: bytes) -> Seen:
         try:
             parser.feed_data(data[at : at + 1])
         except httptools.HttpParserUpgrade:
-            pass
+            seen.upgraded = True
         except httptools.HttpParserError as error:
             seen.error = str(error) or "error"
             break
@@ -202,6 +203,8 @@ def _disagreement_on_accepted(data: bytes, found: Head) -> str | None:
             )
         if len(seen.hosts) != (1 if b"\r\nhost:" in head.lower() else 0):
             return f"{name} sees {len(seen.hosts)} Hosts"
+        if seen.upgraded:
+            continue  # For llhttp HTTP ends with such a head. The vhost gives it heads only, and ignores Upgrade.
         if seen.whole is not whole or (whole and seen.body != body):
             return f"{name} sees another body: {seen.body!r}, {seen.whole}"
     return None

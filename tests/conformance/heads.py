@@ -132,6 +132,10 @@ _FIELDS = [
         b"Trailer: x",
     ),
     *(b"a:\xff\x80\t \tb", b"!#$%&'*+-.^_`|~: 1", b"content-language: en", b"hos: t", b"transfer: x"),
+    b"Upgrade: h2c",
+    b"Connection: Upgrade, HTTP2-Settings",
+    b"Expect: 100-continue",
+    b"Proxy-Connection: close",
 ]
 _FRAMING = [
     b"Content-Length: 5",

@@ -314,7 +314,7 @@ def test_request_line_limit() -> None:
             assert verdict(start + longest[:-1]) is None
             too_long = start + longest.replace(b" HTTP", b"a HTTP")
             assert verdict(too_long) == (414, "request line too long")
-            for size in range(len(too_long)):
+            for size in (*range(0, len(too_long), 97), *range(8180, len(too_long))):
                 assert verdict(too_long[:size]) in (None, (414, "request line too long"))
     assert verdict(b"GET /" + b"a" * REQUEST_LINE_LIMIT) == (414, "request line too long")
     assert verdict(b"GET http://a/" + b"a" * REQUEST_LINE_LIMIT + b" HTTP/1.1\r\nHost: a\r\n\r\n") == (
