@@ -163,7 +163,7 @@ class Channel:
         else:
             try:
                 if fd is None:
-                    self._sock.send(frame, socket.MSG_NOSIGNAL)
+                    fdpass.send(self._sock, frame)
                 else:
                     fdpass.send_fd(self._sock, frame, fd)
             except OSError as error:
@@ -204,7 +204,7 @@ class Channel:
     def _flush(self) -> None:
         while self._outbox:
             try:
-                self._sock.send(self._outbox[0], socket.MSG_NOSIGNAL)
+                fdpass.send(self._sock, self._outbox[0])
             except OSError as error:
                 if error.errno not in _LATER:
                     self._end("peer-gone", error.strerror or "")

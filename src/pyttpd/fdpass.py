@@ -23,6 +23,11 @@ _ANCILLARY = socket.CMSG_SPACE(2 * _FD_SIZE)
 
 # Plain integers: socket's flags are enums, whose arithmetic costs more than the system call.
 _CUT = int(socket.MSG_CTRUNC | socket.MSG_TRUNC)
+#: Said with each call: O_NONBLOCK belongs to the open file. A peer that has sent us our end shares it with us, and can
+#: change it at any time (fcntl(2), F_SETFL).
+DONT_WAIT = int(socket.MSG_DONTWAIT)
+_SEND = int(socket.MSG_NOSIGNAL) | DONT_WAIT
+_RECEIVE = int(socket.MSG_CMSG_CLOEXEC) | DONT_WAIT
 
 _IPPROTO_MPTCP = 262  # linux/in.h; accepted connections of an MPTCP listener
 
@@ -30,7 +35,12 @@ _IPPROTO_MPTCP = 262  # linux/in.h; accepted connections of an MPTCP listener
 def send_fd(sock: socket.socket, data: bytes, fd: int) -> None:
     """Send `data` as one packet with a copy of `fd`. The caller keeps `fd`. Raises OSError (EAGAIN, ETOOMANYREFS, EPIPE)."""
     rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, fd.to_bytes(_FD_SIZE, sys.byteorder))
-    sock.sendmsg([data], [rights], socket.MSG_NOSIGNAL)
+    sock.sendmsg([data], [rights], _SEND)
+
+
+def send(sock: socket.socket, data: bytes) -> None:
+    """Send `data` as one packet. Raises OSError (EAGAIN, EPIPE)."""
+    sock.send(data, _SEND)
 
 
 class DescriptorLost(Exception):
@@ -47,7 +57,7 @@ def recv_fd(sock: socket.socket, size: int) -> tuple[bytes, int | None]:
     Raises RemoteProtocolError for a longer packet or more than one descriptor, DescriptorLost, or OSError. All
     descriptors that came are closed then.
     """
-    data, ancillary, flags, _ = sock.recvmsg(size, _ANCILLARY, socket.MSG_CMSG_CLOEXEC)
+    data, ancillary, flags, _ = sock.recvmsg(size, _ANCILLARY, _RECEIVE)
     if not ancillary and not flags & _CUT:
         return data, None
     fds: list[int] = []

@@ -37,6 +37,10 @@ HELLO_TIMEOUT = 5.0
 #: Channels of one uid (or door) that have not said hello yet: a tenant's application can connect as well as its
 #: supervisor can, and must not use up the role's descriptors.
 MAX_UNGREETED = 16
+#: Channels that one name may have open at an entrance: its process, a predecessor that leaves, and some that haven't
+#: been found dead yet. Without a bound a tenant's application, which has its supervisor's uid, could use up the role's
+#: descriptors.
+MAX_GREETED = 8
 #: Delays (s) of a connector that finds nobody, growing and jittered so that ten thousand don't come at once.
 FIRST_DELAY = 0.02
 LAST_DELAY = 2.0
@@ -111,6 +115,7 @@ class Entrance:
         self._authorise = authorise
         self._on_open = on_open
         self._ungreeted: dict[object, int] = {}
+        self._greeted: dict[tuple[str, str], list[Channel]] = {}
         self._open = False
         self._sources: list[tuple[socket.socket, Door | None]] = []
         if listener is not None:
@@ -182,6 +187,8 @@ class Entrance:
             if not data:
                 # The far end's keeper is gone for good, and so is the door.
                 self._loop.remove(door_sock.fileno())
+                self._sources.remove((door_sock, door))
+                door_sock.close()
             return
         if not fdpass.check(fd, DescriptorKind.CHANNEL):
             os.close(fd)
@@ -198,9 +205,14 @@ class Entrance:
             return
         self._ungreeted[key] = self._ungreeted.get(key, 0) + 1
         timer: Timer | None = None
+        settled = False
 
         def settle() -> None:
+            nonlocal settled
             assert timer is not None
+            if settled:
+                return  # the welcome found nobody any more
+            settled = True
             timer.cancel()
             self._ungreeted[key] -= 1
             if not self._ungreeted[key]:
@@ -219,6 +231,7 @@ class Entrance:
                 )
             if not self._authorise(caller, message):
                 raise RemoteProtocolError("not-authorised", f"{caller} as {message.role} {message.name}")
+            self._count_greeted(channel, message)
             settle()
             if channel.send(Welcome(min(VERSION, message.newest), self._credits)):
                 self._on_open(channel, message)
@@ -238,6 +251,13 @@ class Entrance:
         self._budget.take()
         channel.budget = self._budget
         timer = self._loop.call_later(HELLO_TIMEOUT, lambda: channel.fault("silent", "no hello"))
+
+    def _count_greeted(self, channel: Channel, hello: Hello) -> None:
+        # The names are those of the configuration, as authorise() has let this one in.
+        others = [other for other in self._greeted.get((hello.role, hello.name), ()) if not other.closed]
+        if len(others) >= MAX_GREETED:
+            raise RemoteProtocolError("too-many", f"{hello.role} {hello.name} has {MAX_GREETED} channels already")
+        self._greeted[hello.role, hello.name] = [*others, channel]
 
 
 class Link:

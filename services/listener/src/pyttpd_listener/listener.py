@@ -48,6 +48,9 @@ _LINGER_CHUNK = 65536
 #: When draining, a connection that still hasn't sent its head is closed after so long (s).
 DRAIN_HEAD_TIMEOUT = 1.0
 SWEEP_INTERVAL = 0.25
+# Said with each call on a connection that has been offered: whoever it was given to shares its O_NONBLOCK with us.
+_SEND = int(socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT)
+_RECEIVE = int(socket.MSG_DONTWAIT)
 #: Where a tenant's metrics are on the shared port.
 _METRICS_TARGET = re.compile(rb"/metrics/([a-z][a-z0-9-]{0,31})\Z")
 
@@ -139,6 +142,8 @@ class Listener:
     def _accept_again(self) -> None:
         if self._accepting or self._share is None or self._service.draining:
             return
+        if self._budget.exhausted:
+            return  # it will call us
         self._accepting = bool(self._sockets)
         for sock in self._sockets:
             self._loop.add(sock.fileno(), READ, lambda _, sock=sock: self._accept(sock))  # type: ignore[misc]
@@ -328,7 +333,7 @@ class Listener:
         self._loop.remove(sock.fileno())
         try:
             # A fresh connection's send buffer takes this whole; what it doesn't take, a client that reads nothing, is lost.
-            sock.send(answer(status, head_only=connection.head_only), socket.MSG_NOSIGNAL)
+            sock.send(answer(status, head_only=connection.head_only), _SEND)
             sock.shutdown(socket.SHUT_WR)
         except OSError:
             self._close(connection)
@@ -339,7 +344,7 @@ class Listener:
 
     def _linger(self, connection: Connection) -> None:
         try:
-            size = connection.sock.recv_into(self._view, _LINGER_CHUNK)
+            size = connection.sock.recv_into(self._view, _LINGER_CHUNK, _RECEIVE)
         except BlockingIOError:
             return
         except OSError:
@@ -363,6 +368,8 @@ class Listener:
         self._loop.remove(connection.sock.fileno())
         connection.sock.close()
         self._budget.give()
+        if not self._accepting:
+            self._accept_again()  # of max_connections, which may be below it, the budget knows nothing
 
     # ---- time -------------------------------------------------------------------------------------------------------
 

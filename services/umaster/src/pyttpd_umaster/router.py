@@ -55,8 +55,12 @@ MAX_WORKERS = 1024
 MAX_SUPERVISORS = 4
 #: Open offers of one listener; it is told in Welcome.
 ROUTE_WINDOW = 4096
-#: Of the descriptors that umaster may hold, queues get at most this share: the rest keeps connections travelling.
+#: Of the descriptors that channels leave free, queues get at most this share: the rest keeps connections travelling.
 QUEUE_SHARE = 0.5
+#: When half of what there is is used up (descriptors; descriptors in flight, which the kernel counts per uid), no vhost
+#: gets more than this share of the whole, or than MIN_SHARE: one that takes all it can get doesn't keep it from others.
+VHOST_SHARE = 1 / 16
+MIN_SHARE = 4
 
 WAIT_BUCKETS = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0)
 
@@ -200,6 +204,7 @@ class Router:
         self._blocked: set[WorkerState] = set()
         self._leaving = False
         self._next_id = 0
+        self._travelling = 0
         self._unsent: set[Source] = set()
         self._sources: set[Source] = set()
 
@@ -314,7 +319,7 @@ class Router:
 
     def _dispatch(self, pool: Pool, offer: Offer, now: float) -> bool:
         """Give `offer` to a worker of `pool`; False if none can have it now."""
-        while pool.handovers < pool.peer.handovers and (worker := pool.idlest(offer.source)) is not None:
+        while self._may_travel(pool) and (worker := pool.idlest(offer.source)) is not None:
             self._next_id += 1
             if not worker.channel.send(Dispatch(self._next_id, offer.client, offer.authority), offer.fd):
                 if worker.channel.closed:
@@ -333,10 +338,19 @@ class Router:
             worker.credit -= 1
             pool.shelve(worker)
             pool.handovers += 1
+            self._travelling += 1
             pool.dispatched += 1
             pool.waited(now - offer.since)
             return True
         return False
+
+    def _over_share(self, used: int, of_pool: int) -> bool:
+        """Say whether a vhost that has `of_pool` of the `used` may have no more."""
+        limit = self._budget.limit
+        return used >= limit // 2 and of_pool >= max(MIN_SHARE, int(limit * VHOST_SHARE))
+
+    def _may_travel(self, pool: Pool) -> bool:
+        return pool.handovers < pool.peer.handovers and not self._over_share(self._travelling, pool.handovers)
 
     def _enqueue(self, pool: Pool, offer: Offer) -> None:
         if len(pool.queue) >= pool.peer.queue_limit:
@@ -350,7 +364,8 @@ class Router:
 
     def _make_room(self, pool: Pool) -> bool:
         """Say whether one more may queue for `pool`. Where all queues together are full, the longest makes room."""
-        if self._queued < max(1, int(self._budget.limit * QUEUE_SHARE)):
+        free = self._budget.limit - self._budget.used + self._queued
+        if self._queued < max(1, int(free * QUEUE_SHARE)):
             return True
         longest = max(self._queues, key=lambda other: len(other.queue))
         if len(pool.queue) + 1 >= len(longest.queue):
@@ -399,6 +414,9 @@ class Router:
             raise RemoteProtocolError("replayed-id", f"worker {number} is announced already")
         if len(supervisor.workers) >= MAX_WORKERS:
             raise RemoteProtocolError("too-many", f"{MAX_WORKERS} workers are announced already")
+        channels = sum(len(self.pools[supervisor.vhost, work].workers) for work in ("requests", "metrics"))
+        if self._over_share(self._budget.used, channels):
+            raise RemoteProtocolError("over-share", f"{supervisor.vhost} has {channels} workers, and there is no room")
 
     def add_worker(self, supervisor: Supervisor, channel: Peer, number: int, work: str) -> WorkerState:
         pool = self.pools[supervisor.vhost, work]
@@ -439,7 +457,8 @@ class Router:
 
     def _handed_over(self, pool: Pool, now: float) -> None:
         pool.handovers -= 1
-        if pool.queue and pool.handovers == pool.peer.handovers - 1:
+        self._travelling -= 1
+        if pool.queue:
             self._serve_queue(pool, now)
 
     def leave(self, worker: WorkerState) -> None:
@@ -460,6 +479,7 @@ class Router:
         self._blocked.discard(worker)
         if worker.supervisor.workers.get(worker.number) is worker:
             del worker.supervisor.workers[worker.number]
+        self._travelling -= len(worker.given)
         for offer in worker.given.values():
             pool.handovers -= 1
             self._end(offer, message(offer.source_id))
@@ -529,7 +549,7 @@ class Router:
     @property
     def travelling(self) -> int:
         """How many offers are dispatched and not taken."""
-        return sum(pool.handovers for pool in self.pools.values())
+        return self._travelling
 
     def by_vhost(self) -> Iterator[tuple[str, Pool]]:
         for (name, work), pool in self.pools.items():

@@ -165,6 +165,7 @@ class Umaster:
             case Worker(number, work):
                 assert fd is not None
                 self._on_worker(supervisor, number, work, fd)
+                self._check_budget(channel)
             case Gone(number):
                 self._router.buried(supervisor, number)
             case Goodbye():
