@@ -5,9 +5,9 @@ Three ways to run it, the same attempts in each:
 - in a test: `run(Plan(...))` in a process that was confined (test_matrix.py);
 - by hand: `python attempts.py < plan.json`, the plan as JSON (fields of Plan), the outcome as JSON on
   standard output;
-- as a tenant: `application` below is a WSGI application: `GET /attempts` tries what leaves the connection
-  alone, `GET /attempt?NAME` one that may destroy it, `GET /outcome` returns everything known so far. Its plan
-  is in the environment variable PYTTPD_ATTEMPTS.
+- as a tenant: `application` below is a WSGI application. /attempts tries what leaves the connection alone,
+  /attempt?NAME one that may destroy it, /outcome says all that is known. The plan is in the environment variable
+  PYTTPD_ATTEMPTS and in the request's body.
 
 The result is {attempt: {"outcome": "refused" | "SUCCEEDED" | "not applicable", "detail": why}}. An attempt
 succeeds only if it got what it wanted: a connection that stands, a descriptor, bytes of somebody else. It
@@ -31,6 +31,7 @@ import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Final
+from urllib.parse import unquote
 
 libc = ctypes.CDLL(None, use_errno=True)
 libc.syscall.restype = ctypes.c_long
@@ -115,6 +116,15 @@ class Attempt:
     action: Callable[[Plan], str]
     network: bool = False
     own_process: bool = False
+
+    @property
+    def own_connection(self) -> bool:
+        """Whether it takes a descriptor that a tenant only has while it serves a request."""
+        return self.group == "descriptors" or self.name in (
+            "int 0x80: listen",
+            "x32: listen",
+            "setns: init's network",
+        )
 
 
 ATTEMPTS: dict[str, Attempt] = {}
@@ -924,27 +934,29 @@ KNOWN: dict[str, dict[str, str]] = {}
 
 def application(environ: dict[str, Any], start_response: Callable[..., Any]) -> list[bytes]:
     """Try it as a tenant: see the module's text."""
-    plan = Plan(**json.loads(os.environ.get("PYTTPD_ATTEMPTS", "{}")))
+    asked = environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
+    plan = Plan(**json.loads(os.environ.get("PYTTPD_ATTEMPTS", "{}")) | json.loads(asked or "{}"))
     plan.may_run = plan.may_fork = True
+    status = "200 OK"
     match environ["PATH_INFO"]:
         case "/attempts":
-            quiet = [a.name for a in ATTEMPTS.values() if a.group != "descriptors" and "turned" not in a.text]
-            KNOWN.update(run(plan, quiet))
+            KNOWN.update(run(plan, [each.name for each in ATTEMPTS.values() if not each.own_connection]))
         case "/attempt":
-            from urllib.parse import unquote
-
-            name = unquote(environ["QUERY_STRING"])
-            if name not in ATTEMPTS:
-                start_response("404 Not Found", [("Content-Type", "text/plain")])
-                return [b"no such attempt\n"]
-            # Duplicates: the worker goes on with its own, and finds out what became of the connection.
+            # As this process has them; they are duplicated, so that the worker finds out what became of its own.
             for kind, fds in discover().items():
                 setattr(plan, kind, [os.dup(fd) for fd in fds])
-            KNOWN[name] = run_one(name, plan)
-            for fd in (*plan.client, *plan.listening, *plan.channel):
-                os.close(fd)
+            try:
+                name = unquote(environ["QUERY_STRING"])
+                KNOWN[name] = run_one(name, plan)
+            finally:
+                for fd in (*plan.client, *plan.listening, *plan.channel):
+                    os.close(fd)
+        case "/outcome":
+            pass
+        case _:
+            status = "404 Not Found"
     body = json.dumps(KNOWN).encode()
-    start_response("200 OK", [("Content-Type", "application/json"), ("Content-Length", str(len(body)))])
+    start_response(status, [("Content-Type", "application/json"), ("Content-Length", str(len(body)))])
     return [body]
 
 
