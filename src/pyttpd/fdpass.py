@@ -119,8 +119,12 @@ def check(fd: int, kind: DescriptorKind) -> bool:
     test = _SOCKET_CHECKS.get(kind.value)
     if test is None:
         return True
-    # Family and type are given so that the constructor doesn't ask the kernel; they are only names here.
-    sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM, 0, fileno=fd)
+    try:
+        # Family and type are given so that the constructor asks the kernel little; they are only names here. What is no
+        # socket at all it refuses.
+        sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM, 0, fileno=fd)
+    except OSError:
+        return False
     try:
         return test(sock)
     except OSError:
