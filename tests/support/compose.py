@@ -265,8 +265,8 @@ class Deployment:
         return [line for line in self.logs().splitlines() if pattern.search(line)]
 
 
-def deployment(name: str) -> Deployment:
-    """Return a tree that isn't started yet, with ports that are free."""
+def deployment(name: str, **variables: str) -> Deployment:
+    """Return a tree that isn't started yet, with ports that are free. `variables` are compose.yaml's, or Compose's."""
     port, first = free_port(), free_ports(METRICS_PORTS + TENANT_METRICS_PORTS)
     tenants = first + METRICS_PORTS
     environment = os.environ | {
@@ -275,14 +275,15 @@ def deployment(name: str) -> Deployment:
         "PYTTPD_HTTP_PORT": str(port),
         "PYTTPD_METRICS_PORTS": f"{first}-{tenants - 1}",
         "PYTTPD_TENANT_METRICS_PORTS": f"{tenants}-{tenants + TENANT_METRICS_PORTS - 1}",
+        **variables,
     }
     return Deployment(f"pyttpd-{name}-{os.getpid()}", port, first, tenants, environment)
 
 
 @contextlib.contextmanager
-def running(name: str) -> Iterator[Deployment]:
-    """Build the images, bring a tree up, and take it down with checks of what it leaves."""
-    tree = deployment(name)
+def running(name: str, **variables: str) -> Iterator[Deployment]:
+    """Build the images, bring a tree up, and take it down with checks of what it leaves and has logged."""
+    tree = deployment(name, **variables)
     try:
         tree.up()
         yield tree
