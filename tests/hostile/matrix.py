@@ -1,7 +1,8 @@
-"""The matrix of SECURITY.md: attempt x lock, made by trying. `cd tests && python -m hostile.matrix [--write FILE] ...`
+"""The matrix of SECURITY.md, attempt x lock x form: `cd tests && python -m hostile.matrix [--write FILE]`.
 
-Each column is a set of outcomes: the tenant behind no lock, behind each alone, behind all; and further ones from JSON
-files (`--column "compose=outcomes.json"`), as a running tree's tenant has found them out (attempts.py, `application`).
+The columns of the locks are made by trying, here and now: the tenant behind none of them, behind each alone, behind all,
+and our own roles behind all. Those of the forms are what a tenant of a running tree has found out (attempts.py,
+`application`); the tests that run one leave them in build/hostile-NAME.json.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from hostile.stage import ALL, EVERYBODY, NONE, TENANT, Lock, Outcomes, play
 
 BEGIN, END = "<!-- matrix:begin -->", "<!-- matrix:end -->"
 MARKS = {"SUCCEEDED": "**yes**", "refused": "no", "not applicable": "-"}
+#: The worst of several outcomes comes first.
+WORST = tuple(MARKS)
 GROUPS = {
     "descriptors": "Descriptors that were handed over, turned round",
     "sockets": "Sockets of one's own",
@@ -25,8 +28,17 @@ GROUPS = {
     "privileges": "Privileges",
 }
 INTRODUCTION = """\
-Made by `cd tests && python -m hostile.matrix --write ../SECURITY.md`. A cell says whether the attempt succeeds for a
-tenant's process behind only that lock: **yes**, no, or - where the kernel offers nothing to try it on."""
+Made by `make test` and then `cd tests && python -m hostile.matrix --write ../SECURITY.md`. A cell says whether the
+attempt succeeds: **yes**, no, or - where there is nothing to try it on. The first columns are a tenant's process behind
+only that lock (and an ordinary uid), then behind all; then our own roles, taken over, behind all; then a tenant in a
+running tree of each form of deployment."""
+#: What the tests of running trees leave (tests/hostile/test_tree.py, tests/e2e/test_hostile_tenant.py).
+FORMS = {
+    "plain, root": "hostile-plain-root.json",
+    "plain, ordinary user": "hostile-plain-ordinary-user.json",
+    "compose": "hostile-compose.json",
+}
+BUILD = Path(__file__).parents[2] / "build"
 
 
 def columns() -> dict[str, Outcomes]:
@@ -38,9 +50,21 @@ def columns() -> dict[str, Outcomes]:
     return tried
 
 
-def roles() -> dict[str, Outcomes]:
-    """Try everything as each of our own roles behind all locks."""
-    return {f"{who.name}, all": play(who, ALL) for who in EVERYBODY if who is not TENANT}
+def roles() -> Outcomes:
+    """Try everything as each of our own roles behind all locks; return the worst of it."""
+    outcomes = [play(who, ALL) for who in EVERYBODY if who is not TENANT]
+    return {
+        name: min((each[name] for each in outcomes), key=lambda each: WORST.index(each["outcome"]))
+        for name in ATTEMPTS
+    }
+
+
+def forms() -> dict[str, Outcomes]:
+    """Return what tenants of running trees have found out, as far as the tests have been run."""
+    files = {name: BUILD / file for name, file in FORMS.items()}
+    return {
+        name: json.loads(file.read_text(encoding="utf-8")) for name, file in files.items() if file.exists()
+    }
 
 
 def render(tried: dict[str, Outcomes]) -> str:
@@ -69,7 +93,10 @@ def write(file: Path, table: str) -> None:
 
 def main(arguments: list[str]) -> int:
     """Print the matrix; return 1 if an attempt succeeds behind all locks."""
-    parser = argparse.ArgumentParser(prog="python -m hostile.matrix", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m hostile.matrix",
+        description="Try every attempt behind each lock; print what came of it.",
+    )
     parser.add_argument(
         "--write", type=Path, metavar="FILE", help="put it between the markers of FILE as well"
     )
@@ -81,16 +108,19 @@ def main(arguments: list[str]) -> int:
         help="a further column, outcomes as JSON",
     )
     options = parser.parse_args(arguments)
-    tried = columns() | roles()
+    tried = columns()
+    closed = {"all": tried["all"], "our roles, all": roles(), **forms()}
     for name, _, file in (column.partition("=") for column in options.column):
-        tried[name] = json.loads(Path(file).read_text(encoding="utf-8"))
-    table = render(tried)
+        closed[name] = json.loads(Path(file).read_text(encoding="utf-8"))
+    table = render(tried | closed)
     print(table)
     if options.write:
         write(options.write, table)
-    closed = [name for name in tried if name.endswith("all")] + [c.partition("=")[0] for c in options.column]
     through = [
-        f"{name}: {a}" for name in closed for a, o in tried[name].items() if o["outcome"] == "SUCCEEDED"
+        f"{column}: {name}"
+        for column, outcomes in closed.items()
+        for name, each in outcomes.items()
+        if each["outcome"] == "SUCCEEDED"
     ]
     for each in through:
         print(f"succeeded behind all locks: {each}", file=sys.stderr)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from pathlib import Path
 
 import pytest
 
@@ -106,3 +107,18 @@ def test_the_matrix_can_be_printed(capsys: pytest.CaptureFixture[str]) -> None:
     assert table.count("\n") == 1 + len(matrix.GROUPS) + len(ATTEMPTS)
     for attempt in ATTEMPTS.values():
         assert f"| {attempt.name}: {attempt.text} |" in table
+
+
+def test_the_matrix_is_put_between_its_markers(tmp_path: Path) -> None:
+    file = tmp_path / "SECURITY.md"
+    file.write_text(f"before\n{matrix.BEGIN}\nold\n{matrix.END}\nafter\n")
+    for table in ("| first |", "| second |"):
+        matrix.write(file, table)
+    text = file.read_text()
+    assert text.startswith(f"before\n{matrix.BEGIN}\n{matrix.INTRODUCTION}")
+    assert text.endswith(f"| second |\n{matrix.END}\nafter\n")
+    assert "old" not in text
+    assert "first" not in text
+    file.write_text("nothing")
+    with pytest.raises(ValueError, match="has no"):
+        matrix.write(file, "")
