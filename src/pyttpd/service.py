@@ -29,7 +29,18 @@ from pyttpd.rendezvous import BACKLOG, SOCKET_NAME, Caller, Door, Entrance, Link
 from pyttpd.roles import ROLES, Role, binder_of
 from pyttpd.roles import Channel as Directory
 from pyttpd.wire.errors import RemoteProtocolError
-from pyttpd.wire.messages import Goodbye, Hello, Message, Share, ShareOk, Socket, SocketsEnd, Welcome
+from pyttpd.wire.messages import (
+    Goodbye,
+    Hello,
+    Message,
+    Return,
+    Share,
+    ShareOk,
+    Socket,
+    SocketsEnd,
+    Wanted,
+    Welcome,
+)
 
 DEFAULT_RUNTIME_DIR = "/run/pyttpd"
 DEFAULT_GRACE = 30.0
@@ -56,6 +67,7 @@ class Options:
     die_with: int = 0
     doors: tuple[Door, ...] = ()
     plain: bool = False
+    take_back: bool = False
     tmp: str = "/tmp"
     one_uid: bool = False
 
@@ -93,6 +105,11 @@ def parse(role: Role, arguments: list[str]) -> Options:
         "--door", dest="doors", type=_door, action="append", default=[], help=argparse.SUPPRESS
     )
     if role is Role.INIT:
+        parser.add_argument(
+            "--take-back",
+            action="store_true",
+            help="sockets that are still open are asked back from who has them",
+        )
         parser.add_argument(
             "--plain", action="store_true", help="start the other roles as well, without containers"
         )
@@ -157,7 +174,7 @@ class Service:
     budget: Budget = field(default_factory=Budget)
     draining: bool = False
     _on_drain: list[Callable[[], None]] = field(default_factory=list)
-    _sockets: dict[tuple[str, str], int] = field(default_factory=dict)
+    _sockets: dict[tuple[str, str], socket.socket] = field(default_factory=dict)
     _links: dict[Directory, Link] = field(default_factory=dict)
     _generations: dict[str, int] = field(default_factory=dict)
 
@@ -271,11 +288,16 @@ class Service:
     ) -> None:
         """Ask init for our sockets: metrics are served at once, listeners are given to on_listener(name, socket).
 
-        The link stays, so that an init that is replaced finds us. A socket that we have already is not taken twice.
+        The link stays, so that an init that is replaced finds us: it gives us what it could bind anew and asks us for
+        the rest, which we hold. A socket that we have already is not taken twice.
         """
 
-        def on_message(_: Channel, message: Message, fd: int | None) -> None:
+        def on_message(channel: Channel, message: Message, fd: int | None) -> None:
             match message:
+                case Wanted(use, name):
+                    held = self._sockets.get((use, name))
+                    if held is not None and held.fileno() >= 0:
+                        channel.send(Return(use, name), held.fileno())
                 case Socket(use, name):
                     assert fd is not None
                     self._take_socket(use, name, fd, collect, on_listener)
@@ -294,12 +316,11 @@ class Service:
         collect: metrics.Collect,
         on_listener: Callable[[str, socket.socket], None],
     ) -> None:
-        inode = os.fstat(fd).st_ino
-        if self._sockets.get((use, name)) == inode:
+        held = self._sockets.get((use, name))
+        if held is not None and held.fileno() >= 0 and os.path.sameopenfile(held.fileno(), fd):
             os.close(fd)
             return
-        self._sockets[use, name] = inode
-        sock = socket.socket(fileno=fd)
+        sock = self._sockets[use, name] = socket.socket(fileno=fd)
         if use == "metrics":
             metrics.Server(self.loop, sock, collect)
         else:

@@ -61,6 +61,7 @@ _AUTHORITY = Field(
 _REASON = Field("reason", "text", None, "0 to 200 bytes of printable ASCII, for the log")
 _NUMBER = _u32("number", "the worker, as its supervisor counts them")
 _GENERATION = Field("generation", "u64", 8, "of the configuration")
+_SOCKET = (_choice("use", m.SOCKET_USES), _padding(3), _NAME)
 
 #: Each message's body, field after field.
 LAYOUT: dict[m.MessageType, tuple[Field, ...]] = {
@@ -77,8 +78,10 @@ LAYOUT: dict[m.MessageType, tuple[Field, ...]] = {
         _u32("credits", "ROUTEs that may be open at a time; 0 on other channels"),
     ),
     m.Goodbye: (_REASON,),
-    m.Socket: (_choice("use", m.SOCKET_USES), _padding(3), _NAME),
+    m.Socket: _SOCKET,
     m.SocketsEnd: (_u32("total", "how many Sockets there were"),),
+    m.Wanted: _SOCKET,
+    m.Return: _SOCKET,
     m.Share: (
         _GENERATION,
         _choice("part", m.SHARE_PARTS),

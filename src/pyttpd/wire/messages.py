@@ -131,6 +131,20 @@ class SocketsEnd(NamedTuple):
     total: int
 
 
+class Wanted(NamedTuple):
+    """A new init could not bind this socket anew, since it is still open: who has it is to bring it back."""
+
+    use: str
+    name: str
+
+
+class Return(NamedTuple):
+    """A role brings back a listening socket that is its own."""
+
+    use: str
+    name: str
+
+
 class Share(NamedTuple):
     """master's share of the configuration for this role, as a sealed memfd of `size` bytes; `part` is "share" or "map"."""
 
@@ -266,6 +280,8 @@ Message: TypeAlias = (
     | Goodbye
     | Socket
     | SocketsEnd
+    | Wanted
+    | Return
     | Share
     | ShareOk
     | Route
@@ -390,9 +406,13 @@ def _unpack_share(body: bytes) -> Share:
     return Share(generation, _one_of(part, SHARE_PARTS), size, digest)
 
 
-def _unpack_socket(body: bytes) -> Socket:
+def _pack_socket(message: Socket | Wanted | Return) -> bytes:
+    return _SOCKET.pack(SOCKET_USES.index(message.use), _pack_name(message.name))
+
+
+def _unpack_socket(body: bytes) -> tuple[str, str]:
     use, name = _exactly(body, _SOCKET)
-    return Socket(_one_of(use, SOCKET_USES), _unpack_name(name))
+    return _one_of(use, SOCKET_USES), _unpack_name(name)
 
 
 def _unpack_worker(body: bytes) -> Worker:
@@ -435,14 +455,10 @@ MESSAGES: tuple[Row, ...] = (
         lambda _, b: Welcome(*_exactly(b, _WELCOME)),
     ),
     Row(3, Goodbye, lambda m: _pack_text(m.reason), lambda _, b: Goodbye(_unpack_text(b))),
-    Row(
-        10,
-        Socket,
-        lambda m: _SOCKET.pack(SOCKET_USES.index(m.use), _pack_name(m.name)),
-        lambda _, b: _unpack_socket(b),
-        DescriptorKind.LISTENER,
-    ),
+    Row(10, Socket, _pack_socket, lambda _, b: Socket(*_unpack_socket(b)), DescriptorKind.LISTENER),
     Row(11, SocketsEnd, lambda m: _U32.pack(m.total), lambda _, b: SocketsEnd(*_exactly(b, _U32))),
+    Row(12, Wanted, _pack_socket, lambda _, b: Wanted(*_unpack_socket(b))),
+    Row(13, Return, _pack_socket, lambda _, b: Return(*_unpack_socket(b)), DescriptorKind.LISTENER),
     Row(
         20,
         Share,

@@ -50,9 +50,9 @@ _O, _L = Phase.OPEN, Phase.LEAVING
 
 PERMITS: dict[tuple[Kind, Side, Phase], Permits] = {
     (Kind.INIT, Side.CONNECTOR, Phase.HELLO): {m.Hello: _O},
-    (Kind.INIT, Side.CONNECTOR, Phase.OPEN): {},
+    (Kind.INIT, Side.CONNECTOR, Phase.OPEN): {m.Return: _O},
     (Kind.INIT, Side.BINDER, Phase.HELLO): {m.Welcome: _O},
-    (Kind.INIT, Side.BINDER, Phase.OPEN): {m.Socket: _O, m.SocketsEnd: _O, m.Goodbye: _L},
+    (Kind.INIT, Side.BINDER, Phase.OPEN): {m.Socket: _O, m.SocketsEnd: _O, m.Wanted: _O, m.Goodbye: _L},
     (Kind.INIT, Side.BINDER, Phase.LEAVING): {},
     #
     (Kind.MASTER, Side.CONNECTOR, Phase.HELLO): {m.Hello: _O},

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import mmap
 import os
-import signal
 import socket
 import struct
 from collections.abc import Iterable
@@ -27,9 +26,9 @@ from pyttpd.rendezvous import Caller
 from pyttpd.roles import Channel as Directory
 from pyttpd.service import Options, Service, StartError
 from pyttpd.wire.errors import RemoteProtocolError
-from pyttpd.wire.messages import Hello, Message, Socket, SocketsEnd
+from pyttpd.wire.messages import Hello, Message, Return, Socket, SocketsEnd, Wanted
 from pyttpd_init.queues import AcceptQueues
-from pyttpd_init.sockets import Plan, bind, plans
+from pyttpd_init.sockets import AddressInUse, Plan, bind, is_planned, netns_cookie, plans
 
 #: In plain mode as root the metrics child becomes this uid; in a container it has no right to, and none to lose.
 METRICS_UID = 10_000
@@ -62,7 +61,8 @@ class Init:
     """The role. prepare() binds in the keeper, serve() answers in the role's own process."""
 
     def __init__(self) -> None:
-        self._sockets: list[tuple[Plan, socket.socket]] = []
+        self._plans: list[Plan] = []
+        self._sockets: dict[Plan, socket.socket] = {}
 
     def prepare(self, options: Options, log: Log) -> None:
         if not options.config:
@@ -74,49 +74,85 @@ class Init:
                 log.error("configuration", error=error)
             raise StartError(f"{options.config}: {len(errors.errors)} errors; see `pyttpd check`") from None
         log.level, log.format = config.log.level, config.log.format
-        self._sockets = [(plan, bind(plan)) for plan in plans(config)]
-        for plan, _ in self._sockets:
-            log.info("listening", socket=plan)
+        self._plans = plans(config)
+        for plan in self._plans:
+            try:
+                self._sockets[plan] = bind(plan)
+            except AddressInUse as error:
+                if not options.take_back or plan.role == "init":
+                    raise
+                log.info("socket is still open and asked back", socket=plan, reason=error)
+            else:
+                log.info("listening", socket=plan)
 
     def serve(self, service: Service) -> None:
         """Run init in this process."""
         self._service = service
         self._counters = Counters()
         self._channels: set[Channel] = set()
+        with socket.socket() as any_socket:
+            self._cookie = netns_cookie(any_socket)
         self._start_metrics_child()
         confine.confine(confine.role_policy(allow_connect=False))
         entrance = service.entrance(Directory.INIT, credits=0, authorise=self._authorise, on_open=self._on_open)
         entrance.open()
-        service.ready()
+        self._tell_ready()
         service.run()
+
+    def _tell_ready(self) -> None:
+        if len(self._sockets) == len(self._plans):
+            self._service.ready()
 
     # ---- handing sockets out ----------------------------------------------------------------------------------------
 
-    def _of(self, role: str, name: str) -> list[tuple[Plan, socket.socket]]:
-        return [(plan, sock) for plan, sock in self._sockets if (plan.role, plan.name) == (role, name)]
+    def _of(self, role: str, name: str) -> list[Plan]:
+        return [plan for plan in self._plans if (plan.role, plan.name) == (role, name)]
 
     def _authorise(self, caller: Caller, hello: Hello) -> bool:
         name = "" if hello.name == hello.role else hello.name
         theirs = self._of(hello.role, hello.name)
-        if hello.role != "init" and theirs and all(caller.is_a(hello.role, name, plan.uid) for plan, _ in theirs):
+        if hello.role != "init" and theirs and all(caller.is_a(hello.role, name, plan.uid) for plan in theirs):
             return True
         self._counters.refused()
         return False
 
     def _on_open(self, channel: Channel, hello: Hello) -> None:
-        channel.on_message = self._nothing_more
+        channel.on_message = self._from_peer
         channel.on_close = lambda channel, _: self._channels.discard(channel)
         self._channels.add(channel)
         theirs = self._of(hello.role, hello.name)
-        for plan, sock in theirs:
-            # A new channel has room for its few sockets: False means that it is closed again already.
-            channel.send(Socket(plan.use, plan.name), sock.fileno())
+        for plan in theirs:
+            sock = self._sockets.get(plan)
+            # A new channel has room for its few sockets: if they can't be sent it is closed again already.
+            if sock is None:
+                channel.send(Wanted(plan.use, plan.name))
+            else:
+                channel.send(Socket(plan.use, plan.name), sock.fileno())
         channel.send(SocketsEnd(len(theirs)))
         self._counters.answered()
 
-    @staticmethod
-    def _nothing_more(_: Channel, message: Message, _fd: int | None) -> None:
-        raise RemoteProtocolError("not-permitted", f"{type(message).__name__} after hello")
+    def _from_peer(self, channel: Channel, message: Message, fd: int | None) -> None:
+        match message:
+            case Return(use, name):
+                assert fd is not None
+                self._take_back(channel, use, name, socket.socket(fileno=fd))
+
+    def _take_back(self, channel: Channel, use: str, name: str, sock: socket.socket) -> None:
+        """Keep a socket that our predecessor had given to this role, if it is what we would have bound ourselves.
+
+        Nobody else ever gets it: it is handed only to the uid that brought it, since only that one's plan fits.
+        """
+        plans_of_peer = [plan for plan in self._of(channel.peer, channel.peer_name) if (plan.use, plan.name) == (use, name)]
+        if not plans_of_peer or not is_planned(sock, plans_of_peer[0], self._cookie):
+            sock.close()
+            raise RemoteProtocolError("descriptors", f"a socket brought back that isn't the {use} socket of {name}")
+        plan = plans_of_peer[0]
+        if plan in self._sockets:
+            sock.close()
+            return
+        self._sockets[plan] = sock
+        self._service.log.info("socket taken back", socket=plan)
+        self._tell_ready()
 
     # ---- metrics ----------------------------------------------------------------------------------------------------
 
@@ -136,10 +172,10 @@ class Init:
         self._service.loop.add(pidfd, READ, lambda _: self._service.leave())
 
     def _serve_metrics(self, parent: int) -> None:
-        own = [sock for plan, sock in self._sockets if (plan.role, plan.use) == ("init", "metrics")]
-        queues = AcceptQueues([(plan, sock.getsockname()) for plan, sock in self._sockets])
-        for plan, sock in self._sockets:
-            if sock not in own:
+        own = next(plan for plan in self._plans if plan.role == "init")
+        queues = AcceptQueues(self._plans)
+        for plan, sock in self._sockets.items():
+            if plan is not own:
                 sock.close()
         self._service.beat.close()
         self._service.loop.close()
@@ -151,10 +187,12 @@ class Init:
             except privileges.PrivilegeError as error:
                 # In a container root has no right to change its uid, and after confine() none at all.
                 self._service.log.debug("metrics child keeps its uid", reason=error)
-        privileges.die_with_parent(parent, signal.SIGKILL)
+        # Not PR_SET_PDEATHSIG: a parent without CAP_KILL has, when it dies, no right to signal another uid.
+        parents_end = os.pidfd_open(parent)
         confine.confine(confine.role_policy(allow_connect=False))
         loop = Loop()
-        metrics.Server(loop, own[0], lambda: self._collect(queues))
+        loop.add(parents_end, READ, lambda _: loop.stop())
+        metrics.Server(loop, self._sockets[own], lambda: self._collect(queues))
         loop.run()
 
     def _collect(self, queues: AcceptQueues) -> Iterable[metrics.Metric]:

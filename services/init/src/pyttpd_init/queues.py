@@ -13,11 +13,10 @@ from pyttpd_init.sockets import Plan
 class AcceptQueues:
     """Watches listening sockets by their address. Opens its netlink socket now, to be used after confinement."""
 
-    def __init__(self, watched: Iterable[tuple[Plan, tuple[object, ...]]]) -> None:
-        self._names: dict[tuple[str, int], str] = {}
-        for plan, address in watched:
-            name = plan.name if plan.use == "listen" else f"{plan.name}-metrics"
-            self._names[str(address[0]), int(str(address[1]))] = name
+    def __init__(self, watched: Iterable[Plan]) -> None:
+        self._names = {
+            (plan.host, plan.port): plan.name if plan.use == "listen" else f"{plan.name}-metrics" for plan in watched
+        }
         self._diag = DiagSocket()
         self._diag.bind()
 

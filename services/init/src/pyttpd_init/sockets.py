@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 from dataclasses import dataclass
 
@@ -12,6 +13,14 @@ from pyttpd_init import egress
 
 #: Scrapers are few.
 METRICS_BACKLOG = 64
+
+
+#: Not in the socket module (asm-generic/socket.h).
+_SO_NETNS_COOKIE = 71
+
+
+class AddressInUse(StartError):
+    """Somebody listens there already: a stranger, or a role that has the socket from our predecessor."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +68,8 @@ def bind(plan: Plan) -> socket.socket:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         # Answers are written in one go, and interim ones must not wait for an acknowledgement; accepted sockets inherit it.
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        # Urgent data stays in line: otherwise a peek and a read would see different bytes, and counts of them differ.
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         sock.bind((plan.host, plan.port))
@@ -66,9 +77,24 @@ def bind(plan: Plan) -> socket.socket:
     except OSError as error:
         sock.close()
         hint = " (a port below 1024 takes root or NET_BIND_SERVICE)" if isinstance(error, PermissionError) else ""
-        raise StartError(f"cannot listen on {plan}: {error.strerror}{hint}") from None
+        kind = AddressInUse if error.errno == errno.EADDRINUSE else StartError
+        raise kind(f"cannot listen on {plan}: {error.strerror}{hint}") from None
     sock.setblocking(False)
     return sock
+
+
+def netns_cookie(sock: socket.socket) -> bytes:
+    """Return what identifies the network namespace that `sock` was made in (socket(7), SO_NETNS_COOKIE)."""
+    return sock.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8)
+
+
+def is_planned(sock: socket.socket, plan: Plan, cookie: bytes) -> bool:
+    """Say whether `sock`, a listening TCP socket that somebody brought back, is the one of `plan`, made in our namespace."""
+    try:
+        address = sock.getsockname()
+        return (address[0], address[1]) == (plan.host, plan.port) and netns_cookie(sock) == cookie
+    except OSError:
+        return False
 
 
 def _make(family: int, uid: int) -> socket.socket:
