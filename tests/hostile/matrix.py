@@ -1,6 +1,6 @@
 """The matrix of SECURITY.md, attempt x lock x form: `cd tests && python -m hostile.matrix [--write FILE]`.
 
-The columns of the locks are made by trying, here and now: the tenant behind none of them, behind each alone, behind all,
+The columns of the locks are made by trying, here and now: the tenant behind none, behind each alone, behind all,
 and our own roles behind all. Those of the forms are what a tenant of a running tree has found out (attempts.py,
 `application`); the tests that run one leave them in build/hostile-NAME.json.
 """

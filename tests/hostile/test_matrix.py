@@ -117,7 +117,7 @@ def test_the_matrix_is_put_between_its_markers(tmp_path: Path) -> None:
     text = file.read_text()
     assert text.startswith(f"before\n{matrix.BEGIN}\n{matrix.INTRODUCTION}")
     assert text.endswith(f"| second |\n{matrix.END}\nafter\n")
-    assert "old" not in text
+    assert "\nold\n" not in text
     assert "first" not in text
     file.write_text("nothing")
     with pytest.raises(ValueError, match="has no"):
