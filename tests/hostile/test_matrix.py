@@ -118,7 +118,7 @@ def test_the_matrix_is_put_between_its_markers(tmp_path: Path) -> None:
     assert text.startswith(f"before\n{matrix.BEGIN}\n{matrix.INTRODUCTION}")
     assert text.endswith(f"| second |\n{matrix.END}\nafter\n")
     assert "\nold\n" not in text
-    assert "first" not in text
+    assert "| first |" not in text
     file.write_text("nothing")
     with pytest.raises(ValueError, match="has no"):
         matrix.write(file, "")
