@@ -5,9 +5,10 @@ descriptor travels with it, against the kind that its message asks for; only the
 closes the channel, is logged and counted, and the role is told by `on_close`; the process lives on. What goes out is
 checked against the same table: there a violation is our own fault and raises LocalProtocolError.
 
-Sends never block. A message without a descriptor waits in a bounded outbox when the kernel's buffer is full (a peer that
-doesn't read loses its channel when the outbox is full too). A message *with* a descriptor is never queued here: send()
-says False and the caller, who owns the descriptor anyway, keeps it and hears of room by `on_writable`.
+Sends never block. A message without a descriptor waits in a bounded outbox when the kernel's buffer is full
+(a peer that doesn't read loses its channel when the outbox is full too). A message *with* a descriptor is
+never queued here: send() says False and the caller, who owns the descriptor anyway, keeps it and hears of
+room by `on_writable`.
 
 In step with: wire/permits.py, PROTOCOL.md.
 """
@@ -60,10 +61,10 @@ class Channel:
     """
 
     __slots__ = (
+        "_burst",
         "_loop",
         "_outbox",
         "_paused",
-        "_burst",
         "_recv_permits",
         "_recv_phase",
         "_registered",
@@ -138,7 +139,7 @@ class Channel:
         """Whether the peer has said Goodbye: that it closes the channel then is no fault."""
         return self._recv_phase is Phase.LEAVING
 
-    # ---- out ----------------------------------------------------------------------------------------------------
+    # ---- out ----
 
     def send(self, message: Message, fd: int | None = None) -> bool:
         """Send `message`, with a copy of `fd` where it takes one; `fd` stays the caller's.
@@ -215,7 +216,7 @@ class Channel:
         if self.on_writable is not None:
             self.on_writable(self)
 
-    # ---- in -----------------------------------------------------------------------------------------------------
+    # ---- in ----
 
     def pause(self) -> None:
         """Take nothing from this channel until resume(): we have no free descriptors, or no room."""
@@ -317,7 +318,7 @@ class Channel:
         else:
             self.on_lost(self, message)
 
-    # ---- the end ------------------------------------------------------------------------------------------------
+    # ---- the end ----
 
     def _fault(self, error: RemoteProtocolError) -> None:
         self.faults.add(self.peer, error.reason)

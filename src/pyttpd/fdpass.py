@@ -33,7 +33,9 @@ _IPPROTO_MPTCP = 262  # linux/in.h; accepted connections of an MPTCP listener
 
 
 def send_fd(sock: socket.socket, data: bytes, fd: int) -> None:
-    """Send `data` as one packet with a copy of `fd`. The caller keeps `fd`. Raises OSError (EAGAIN, ETOOMANYREFS, EPIPE)."""
+    """Send `data` as one packet with a copy of `fd`. The caller keeps `fd`. Raises OSError (EAGAIN,
+    ETOOMANYREFS, EPIPE).
+    """
     rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, fd.to_bytes(_FD_SIZE, sys.byteorder))
     sock.sendmsg([data], [rights], _SEND)
 
@@ -112,7 +114,8 @@ _SOCKET_CHECKS: dict[str, Callable[[socket.socket], bool]] = {
 
 
 def check(fd: int, kind: DescriptorKind) -> bool:
-    """Say whether `fd` is what `kind` asks for. The caller keeps `fd`. A memfd is checked where it is read (`memfd.read`).
+    """Say whether `fd` is what `kind` asks for. The caller keeps `fd`. A memfd is checked where it is read
+    (`memfd.read`).
 
     A connection whose client has left already is still one (getpeername() isn't asked).
     """

@@ -1,7 +1,8 @@
 """The health of a role, as a file that its keeper writes and that `python -I -m pyttpd.health` reads.
 
-The keeper writes the role's state and touches the file with every heartbeat, so an old file means that the keeper, or the
-role's event loop, doesn't turn any more. A file needs no network, no listening socket and no other role.
+The keeper writes the role's state and touches the file with every heartbeat, so an old file means that the
+keeper, or the role's event loop, doesn't turn any more. A file needs no network, no listening socket and no
+other role.
 """
 
 from __future__ import annotations

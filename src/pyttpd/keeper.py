@@ -1,9 +1,9 @@
 """The keeper: every role's PID 1. It reads no peer; it starts the role, watches it, replaces it and reaps.
 
-Theory of operation. The keeper has imported the role's code and holds what has to outlive a single role process: the bound
-channel sockets and the inherited doors. The role is forked from it, so a successor is there within milliseconds. Between the
-two there is one socketpair over which the role says one byte at a time: `R` ready, `N` not (any more), `D` draining,
-`.` alive. That is all
+Theory of operation. The keeper has imported the role's code and holds what has to outlive a single role
+process: the bound channel sockets and the inherited doors. The role is forked from it, so a successor is
+there within milliseconds. Between the two there is one socketpair over which the role says one byte at a
+time: `R` ready, `N` not (any more), `D` draining, `.` alive. That is all
 the keeper ever reads, and any other byte counts as alive.
 
     start      fork; the role confines itself and serves
@@ -94,7 +94,7 @@ class Keeper:
         self.health.remove()
         return 0
 
-    # ---- one turn -----------------------------------------------------------------------------------------------
+    # ---- one turn ----
 
     def _turn(self, wake: socket.socket) -> None:
         now = time.monotonic()
@@ -159,13 +159,10 @@ class Keeper:
             privileges.die_with_parent(keeper, signal.SIGKILL)
             self.serve(beat)
             status = 0
-        except BaseException as error:
-            # The process ends here in any case: a role must not come back into the keeper's loop.
+        except BaseException as error:  # noqa: BLE001 - a role must not come back into the keeper's loop
             import traceback
 
-            self.log.error(
-                "role ended by an error", error=repr(error), traceback=traceback.format_exc()
-            )
+            self.log.error("role ended by an error", error=repr(error), traceback=traceback.format_exc())
         finally:
             os._exit(status)
 

@@ -1,7 +1,7 @@
 """Log lines of the roles: one event a line, as text or as JSON, on standard error.
 
-Values may come from clients or tenants: control characters and everything else that isn't printable are escaped before a
-terminal or a log sees them, and each value and line has a limit.
+Values may come from clients or tenants: control characters and everything else that isn't printable are
+escaped before a terminal or a log sees them, and each value and line has a limit.
 """
 
 from __future__ import annotations

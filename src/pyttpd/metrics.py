@@ -131,7 +131,9 @@ class Server:
 
 
 class _Scraper:
-    """One connection: waits for a first byte (or READ_TIMEOUT), writes, reads what is left until the other side closes."""
+    """One connection: waits for a first byte (or READ_TIMEOUT), writes, reads what is left until the other
+    side closes.
+    """
 
     def __init__(self, server: Server, sock: socket.socket, loop: Loop) -> None:
         sock.setblocking(False)

@@ -2,14 +2,16 @@
 
 Two ways, chosen by the form of deployment and the same for all above:
 
-* **paths** (containers; plain mode as root): the binder's keeper has bound `<runtime_dir>/<directory>/sock`, the connector
+* **paths** (containers; plain mode as root): the binder's keeper has bound `<runtime_dir>/<directory>/sock`,
+  the connector
   connects. Both ask the kernel for the other's uid (SO_PEERCRED) before anything else.
-* **doors** (plain mode as an ordinary user): every process has the same uid, so a uid says nothing. There, init has made
-  one socketpair per pair of roles before it started them; a connector makes a fresh socketpair and sends one end through
-  its door. Who holds the door's far end is known, because it was inherited.
+* **doors** (plain mode as an ordinary user): every process has the same uid, so a uid says nothing. There,
+  init has made
+  one socketpair per pair of roles before it started them; a connector makes a fresh socketpair and sends one
+  end through its door. Who holds the door's far end is known, because it was inherited.
 
-`Entrance` is the binder's side and `Link` the connector's. An entrance denies by default: the role's `authorise` says who
-may come in, after a hello of fixed size.
+`Entrance` is the binder's side and `Link` the connector's. An entrance denies by default: the role's
+`authorise` says who may come in, after a hello of fixed size.
 """
 
 from __future__ import annotations
@@ -256,7 +258,9 @@ class Entrance:
         # The names are those of the configuration, as authorise() has let this one in.
         others = [other for other in self._greeted.get((hello.role, hello.name), ()) if not other.closed]
         if len(others) >= MAX_GREETED:
-            raise RemoteProtocolError("too-many", f"{hello.role} {hello.name} has {MAX_GREETED} channels already")
+            raise RemoteProtocolError(
+                "too-many", f"{hello.role} {hello.name} has {MAX_GREETED} channels already"
+            )
         self._greeted[hello.role, hello.name] = [*others, channel]
 
 

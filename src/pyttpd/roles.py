@@ -10,7 +10,9 @@ from dataclasses import dataclass
 
 
 class Role(enum.Enum):
-    """A process category of DESIGN section 2. The value is its name: folder, program, image, log name, metric prefix."""
+    """A process category of DESIGN section 2. The value is its name: folder, program, image, log name, metric
+    prefix.
+    """
 
     INIT = "init"
     MASTER = "master"

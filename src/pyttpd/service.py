@@ -123,6 +123,7 @@ def parse(role: Role, arguments: list[str]) -> Options:
 
 
 def directory_path(options: Options, directory: Directory) -> str:
+    """Return where the directory of a channel is."""
     return f"{options.runtime_dir}/{directory.value}"
 
 
@@ -178,7 +179,7 @@ class Service:
     _links: dict[Directory, Link] = field(default_factory=dict)
     _generations: dict[str, int] = field(default_factory=dict)
 
-    # ---- life ---------------------------------------------------------------------------------------------------
+    # ---- life ----
 
     def run(self) -> None:
         """Serve until told to leave and drained."""
@@ -229,7 +230,7 @@ class Service:
         """End the process now: nothing is open any more."""
         self.loop.stop()
 
-    # ---- meeting the others ---------------------------------------------------------------------------------------
+    # ---- meeting the others ----
 
     def doors(self, directory: Directory) -> list[Door]:
         return [door for door in self.options.doors if door.directory is directory]
@@ -378,7 +379,9 @@ def _no_lost(_reason: str) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """A role: `prepare(options)` runs as started, `serve(service)` in the role's own process, both may raise StartError."""
+    """A role: `prepare(options)` runs as started, `serve(service)` in the role's own process, both may raise
+    StartError.
+    """
 
     role: Role
     serve: Callable[[Service], None]

@@ -106,7 +106,9 @@ class Hello(NamedTuple):
 
 
 class Welcome(NamedTuple):
-    """The answer to Hello: the version to speak, and how many of its messages may be open at a time (listeners: ROUTEs)."""
+    """The answer to Hello: the version to speak, and how many of its messages may be open at a time
+    (listeners: ROUTEs).
+    """
 
     version: int
     credits: int
@@ -146,7 +148,9 @@ class Return(NamedTuple):
 
 
 class Share(NamedTuple):
-    """master's share of the configuration for this role, as a sealed memfd of `size` bytes; `part` is "share" or "map"."""
+    """master's share of the configuration for this role, as a sealed memfd of `size` bytes; `part` is "share"
+    or "map".
+    """
 
     generation: int
     part: str
@@ -194,7 +198,9 @@ class Drop(NamedTuple):
 
 
 class Worker(NamedTuple):
-    """A supervisor announces a worker; the descriptor is the far end of its channel. `work` is "requests" or "metrics"."""
+    """A supervisor announces a worker; the descriptor is the far end of its channel. `work` is "requests" or
+    "metrics".
+    """
 
     number: int
     work: str

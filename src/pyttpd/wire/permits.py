@@ -1,7 +1,7 @@
 """Who may send which message on which channel in which phase. What is not in the table closes the channel.
 
-A channel has two ends, CONNECTOR and BINDER, and each *direction* is a machine of its own: its phase is what that sender
-has sent so far. A message maps to the phase that its sender is in afterwards.
+A channel has two ends, CONNECTOR and BINDER, and each *direction* is a machine of its own: its phase is what
+that sender has sent so far. A message maps to the phase that its sender is in afterwards.
 
     HELLO    nothing but the greeting
     OPEN     work

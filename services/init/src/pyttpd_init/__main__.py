@@ -4,6 +4,7 @@ import sys
 
 from pyttpd import service
 from pyttpd.roles import Role
+
 from pyttpd_init.init import Init
 
 if "--plain" in sys.argv[1:]:

@@ -1,7 +1,8 @@
 """init: binds, listens, keeps every socket for the life of the tree, and hands each to the one uid that it is for.
 
-It parses nothing that a client or a tenant wrote: from its peers it reads a hello of fixed size, and who may say it is on
-its list; everybody else is refused, root too. The keeper holds the sockets, so they outlive the process that answers.
+It parses nothing that a client or a tenant wrote: from its peers it reads a hello of fixed size, and who may
+say it is on its list; everybody else is refused, root too. The keeper holds the sockets, so they outlive the
+process that answers.
 
 Its metrics are answered by a child without any right, which also asks the kernel how full the accept queues are
 (sock_diag(7)); what it serves of init itself are counters in a page that both share.
@@ -27,6 +28,7 @@ from pyttpd.roles import Channel as Directory
 from pyttpd.service import Options, Service, StartError
 from pyttpd.wire.errors import RemoteProtocolError
 from pyttpd.wire.messages import Hello, Message, Return, Socket, SocketsEnd, Wanted
+
 from pyttpd_init.queues import AcceptQueues
 from pyttpd_init.sockets import AddressInUse, Plan, bind, is_planned, netns_cookie, plans
 
@@ -94,7 +96,9 @@ class Init:
             self._cookie = netns_cookie(any_socket)
         self._start_metrics_child()
         confine.confine(confine.role_policy(allow_connect=False))
-        entrance = service.entrance(Directory.INIT, credits=0, authorise=self._authorise, on_open=self._on_open)
+        entrance = service.entrance(
+            Directory.INIT, credits=0, authorise=self._authorise, on_open=self._on_open
+        )
         entrance.open()
         self._tell_ready()
         service.run()
@@ -103,7 +107,7 @@ class Init:
         if len(self._sockets) == len(self._plans):
             self._service.ready()
 
-    # ---- handing sockets out ----------------------------------------------------------------------------------------
+    # ---- handing sockets out ----
 
     def _of(self, role: str, name: str) -> list[Plan]:
         return [plan for plan in self._plans if (plan.role, plan.name) == (role, name)]
@@ -111,7 +115,11 @@ class Init:
     def _authorise(self, caller: Caller, hello: Hello) -> bool:
         name = "" if hello.name == hello.role else hello.name
         theirs = self._of(hello.role, hello.name)
-        if hello.role != "init" and theirs and all(caller.is_a(hello.role, name, plan.uid) for plan in theirs):
+        if (
+            hello.role != "init"
+            and theirs
+            and all(caller.is_a(hello.role, name, plan.uid) for plan in theirs)
+        ):
             return True
         self._counters.refused()
         return False
@@ -142,10 +150,14 @@ class Init:
 
         Nobody else ever gets it: it is handed only to the uid that brought it, since only that one's plan fits.
         """
-        plans_of_peer = [plan for plan in self._of(channel.peer, channel.peer_name) if (plan.use, plan.name) == (use, name)]
+        plans_of_peer = [
+            plan for plan in self._of(channel.peer, channel.peer_name) if (plan.use, plan.name) == (use, name)
+        ]
         if not plans_of_peer or not is_planned(sock, plans_of_peer[0], self._cookie):
             sock.close()
-            raise RemoteProtocolError("descriptors", f"a socket brought back that isn't the {use} socket of {name}")
+            raise RemoteProtocolError(
+                "descriptors", f"a socket brought back that isn't the {use} socket of {name}"
+            )
         plan = plans_of_peer[0]
         if plan in self._sockets:
             sock.close()
@@ -154,7 +166,7 @@ class Init:
         self._service.log.info("socket taken back", socket=plan)
         self._tell_ready()
 
-    # ---- metrics ----------------------------------------------------------------------------------------------------
+    # ---- metrics ----
 
     def _start_metrics_child(self) -> None:
         parent = os.getpid()
@@ -199,7 +211,9 @@ class Init:
         yield from metrics.about("init", "")
         yield metrics.faults("init", Faults())
         answered, refused = self._counters.read()
-        hellos = metrics.CounterMetricFamily("pyttpd_init_hellos", "Peers that asked for sockets.", labels=["result"])
+        hellos = metrics.CounterMetricFamily(
+            "pyttpd_init_hellos", "Peers that asked for sockets.", labels=["result"]
+        )
         hellos.add_metric(["answered"], answered)
         hellos.add_metric(["refused"], refused)
         yield hellos
@@ -214,4 +228,3 @@ class Init:
             limit.add_metric([name], most)
         yield depth
         yield limit
-

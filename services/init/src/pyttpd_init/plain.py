@@ -1,16 +1,17 @@
 """The tree without containers: `python -I -m pyttpd_init --plain`, which `pyttpd run` becomes.
 
-Theory of operation. This process, the *runner*, stands where Docker stands otherwise: it prepares the directories, starts
-one keeper per role and tenant, starts again what ends, and takes everything down in order. It reads no peer and holds no
-listening socket. What it can give a role depends on who runs it:
+Theory of operation. This process, the *runner*, stands where Docker stands otherwise: it prepares the
+directories, starts one keeper per role and tenant, starts again what ends, and takes everything down in
+order. It reads no peer and holds no listening socket. What it can give a role depends on who runs it:
 
-    as root             each role its uid, a network namespace with only `lo` (all but init), a mount namespace of its own,
-                        and the egress rule for all uids of the tree
-    as an ordinary user one uid for all; who is who is told by inherited socketpairs (doors); Landlock and seccomp still
-                        stand. A warning says what is missing.
+    as root             each role its uid, a network namespace with only `lo` (all but init), a mount namespace of
+                        its own, and the egress rule for all uids of the tree
+    as an ordinary user one uid for all; who is who is told by inherited socketpairs (doors); Landlock and seccomp
+                        still stand. A warning says what is missing.
 
-Every child runs in a session of its own, so that a terminal's Ctrl-C reaches only the runner; and every keeper is told by
-the kernel when the runner dies (PR_SET_PDEATHSIG), so nothing stays behind even after kill -9.
+Every child runs in a session of its own, so that a terminal's Ctrl-C reaches only the runner; and every
+keeper is told by the kernel when the runner dies (PR_SET_PDEATHSIG), so nothing stays behind even after kill
+-9.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from pyttpd.loop import soft_descriptor_limit
 from pyttpd.rendezvous import Door
 from pyttpd.roles import ROLES, Role
 from pyttpd.service import Options, StartError, door_argument
+
 from pyttpd_init import egress, namespaces
 
 #: All that roles and tenants get of the operator's environment: the rest may hold secrets.
@@ -74,7 +76,10 @@ class Instance:
 
 def instances(config: Config) -> list[Instance]:
     """Return what the tree consists of, in the order of starting."""
-    found = [Instance(role, "", ROLES[role].uid, ROLES[role].uid) for role in (Role.INIT, Role.MASTER, Role.UMASTER)]
+    found = [
+        Instance(role, "", ROLES[role].uid, ROLES[role].uid)
+        for role in (Role.INIT, Role.MASTER, Role.UMASTER)
+    ]
     found += [Instance(Role.LISTENER, each.name, each.uid, each.uid) for each in config.listeners]
     found += [Instance(Role.VHOST, each.name, each.uid, each.gid) for each in config.vhosts]
     return found
@@ -145,14 +150,16 @@ class Runner:
         self._lock = -1
         self._doors: list[socket.socket] = []
 
-    # ---- before the first child -------------------------------------------------------------------------------------
+    # ---- before the first child ----
 
     def prepare(self) -> None:
         """Make the directories, take the lock, set the egress rule. Raises StartError."""
         old = os.umask(0o022)
         try:
             os.makedirs(self._dir, 0o755, exist_ok=True)
-            self._lock = os.open(f"{self._dir}/lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+            self._lock = os.open(
+                f"{self._dir}/lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600
+            )
             try:
                 fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -201,7 +208,7 @@ class Runner:
         if self._as_root:
             os.chown(path, uid, gid, follow_symlinks=False)
 
-    # ---- children ---------------------------------------------------------------------------------------------------
+    # ---- children ----
 
     def _health_file(self, child: Instance) -> str:
         return f"{self._dir}/health/{child}/state"
@@ -234,7 +241,7 @@ class Runner:
         if child.pid == 0:
             try:
                 self._become(child, runner)
-            except BaseException as error:
+            except BaseException as error:  # noqa: BLE001 - the child ends here, whatever it was
                 self._log.error("cannot start", child=child, error=error)
             finally:
                 os._exit(2)
@@ -259,7 +266,10 @@ class Runner:
     def _enter_namespaces(self, child: Instance) -> None:
         row = ROLES[child.role]
         channels = tuple(f"{self._dir}/{directory.value}" for directory in row.connects)
-        own = (*(f"{self._dir}/{directory.value}" for directory in row.binds), os.path.dirname(self._health_file(child)))
+        own = (
+            *(f"{self._dir}/{directory.value}" for directory in row.binds),
+            os.path.dirname(self._health_file(child)),
+        )
         if child.role is Role.VHOST:
             vhost = self._config.vhost(child.name)
             view = namespaces.tenant_view(
@@ -267,7 +277,9 @@ class Runner:
                 channels=channels,
                 python_path=vhost.python_path,
                 writable=(*vhost.writable, *own),
-                hidden=(os.path.dirname(self._file),) if not _inside(vhost.root, os.path.dirname(self._file)) else (),
+                hidden=(os.path.dirname(self._file),)
+                if not _inside(vhost.root, os.path.dirname(self._file))
+                else (),
             )
         else:
             # init and master read the configuration, which may lie below a directory that is covered.
@@ -301,10 +313,12 @@ class Runner:
         now = time.monotonic()
         child.failures = 0 if now - child.born > STABLE_AFTER else child.failures + 1
         delay = min(LAST_DELAY, FIRST_DELAY * 2 ** min(child.failures, 16))
-        self._log.warning("keeper ended and is started again", child=child, status=code, delay=round(delay, 2))
+        self._log.warning(
+            "keeper ended and is started again", child=child, status=code, delay=round(delay, 2)
+        )
         child.start_at = now + delay
 
-    # ---- the runner's life --------------------------------------------------------------------------------------------
+    # ---- the runner's life ----
 
     def run(self) -> int:
         """Run the tree until a signal; return the exit status."""
@@ -314,9 +328,7 @@ class Runner:
                 self._start_due()
             info = signal.sigtimedwait(_SIGNALS, self._wait())
             self._reap()
-            if info is not None and info.si_signo != signal.SIGCHLD:
-                self._go_on_leaving()
-            elif time.monotonic() >= self._until:
+            if (info is not None and info.si_signo != signal.SIGCHLD) or time.monotonic() >= self._until:
                 self._go_on_leaving()
             match self._phase:
                 case Phase.STARTING:
@@ -345,7 +357,9 @@ class Runner:
     def _look_ready(self) -> None:
         if all(health.read(self._health_file(child))[0] for child in self._children):
             self._phase = Phase.READY
-            addresses = " ".join(f"http://{each.address}/" for each in self._config.listeners if each.mode == "http")
+            addresses = " ".join(
+                f"http://{each.address}/" for each in self._config.listeners if each.mode == "http"
+            )
             self._log.info("ready", listening=addresses, tenants=len(self._config.vhosts), stop="Ctrl-C")
 
     def _go_on_leaving(self) -> None:
@@ -411,13 +425,15 @@ def _inside(path: str, folder: str) -> bool:
 
 
 def user_directory(configured: str) -> str:
-    """Return an ordinary user's runtime_dir: what is configured, unless that is the default, which only root can make."""
+    """Return an ordinary user's runtime_dir: what is configured, unless that is the default, which only root
+    can make.
+    """
     if configured != service.DEFAULT_RUNTIME_DIR:
         return configured
     base = os.environ.get("XDG_RUNTIME_DIR", "")
     if base.startswith("/") and os.access(base, os.W_OK):
         return f"{base}/pyttpd"
-    path = f"/tmp/pyttpd-{os.geteuid()}"  # noqa: S108 - made with mode 0700, and checked to be ours
+    path = f"/tmp/pyttpd-{os.geteuid()}"
     os.makedirs(path, 0o700, exist_ok=True)
     found = os.lstat(path)
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o022:
@@ -445,6 +461,3 @@ def main(arguments: list[str]) -> int:
         log.error("cannot start", error=error)
         return 2
     return runner.run()
-
-
-

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 from pyroute2 import DiagSocket
 from pyroute2.netlink.diag import SS_LISTEN
+
 from pyttpd_init.sockets import Plan
 
 
@@ -15,7 +16,8 @@ class AcceptQueues:
 
     def __init__(self, watched: Iterable[Plan]) -> None:
         self._names = {
-            (plan.host, plan.port): plan.name if plan.use == "listen" else f"{plan.name}-metrics" for plan in watched
+            (plan.host, plan.port): plan.name if plan.use == "listen" else f"{plan.name}-metrics"
+            for plan in watched
         }
         self._diag = DiagSocket()
         self._diag.bind()

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pyttpd.config.model import Config
 from pyttpd.roles import ROLES, Role
 from pyttpd.service import StartError
+
 from pyttpd_init import egress
 
 #: Scrapers are few.
@@ -44,12 +45,22 @@ def plans(config: Config) -> list[Plan]:
     """Return every socket that the configuration asks for."""
     address = config.metrics.address
     found = [
-        Plan(role.value, role.value, ROLES[role].uid, "metrics", address, config.metrics.port_of(role), METRICS_BACKLOG)
+        Plan(
+            role.value,
+            role.value,
+            ROLES[role].uid,
+            "metrics",
+            address,
+            config.metrics.port_of(role),
+            METRICS_BACKLOG,
+        )
         for role in (Role.INIT, Role.MASTER, Role.UMASTER)
     ]
     for each in config.listeners:
         found.append(
-            Plan("listener", each.name, each.uid, "listen", each.address.host, each.address.port, each.backlog)
+            Plan(
+                "listener", each.name, each.uid, "listen", each.address.host, each.address.port, each.backlog
+            )
         )
         found.append(
             Plan("listener", each.name, each.uid, "metrics", address, each.metrics_port, METRICS_BACKLOG)
@@ -66,7 +77,8 @@ def bind(plan: Plan) -> socket.socket:
     sock = _make(family, plan.uid)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        # Answers are written in one go, and interim ones must not wait for an acknowledgement; accepted sockets inherit it.
+        # Answers are written in one go, and interim ones must not wait for an acknowledgement; accepted
+        # sockets inherit it.
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         # Urgent data stays in line: otherwise a peek and a read would see different bytes, and counts of them differ.
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
@@ -76,7 +88,11 @@ def bind(plan: Plan) -> socket.socket:
         sock.listen(plan.backlog)
     except OSError as error:
         sock.close()
-        hint = " (a port below 1024 takes root or NET_BIND_SERVICE)" if isinstance(error, PermissionError) else ""
+        hint = (
+            " (a port below 1024 takes root or NET_BIND_SERVICE)"
+            if isinstance(error, PermissionError)
+            else ""
+        )
         kind = AddressInUse if error.errno == errno.EADDRINUSE else StartError
         raise kind(f"cannot listen on {plan}: {error.strerror}{hint}") from None
     sock.setblocking(False)
@@ -89,7 +105,9 @@ def netns_cookie(sock: socket.socket) -> bytes:
 
 
 def is_planned(sock: socket.socket, plan: Plan, cookie: bytes) -> bool:
-    """Say whether `sock`, a listening TCP socket that somebody brought back, is the one of `plan`, made in our namespace."""
+    """Say whether `sock`, a listening TCP socket that somebody brought back, is the one of `plan`, made in
+    our namespace.
+    """
     try:
         address = sock.getsockname()
         return (address[0], address[1]) == (plan.host, plan.port) and netns_cookie(sock) == cookie
@@ -98,7 +116,9 @@ def is_planned(sock: socket.socket, plan: Plan, cookie: bytes) -> bool:
 
 
 def _make(family: int, uid: int) -> socket.socket:
-    """Return a TCP socket that counts as made by `uid` where we may say so (plain mode as root: the egress rule goes by it)."""
+    """Return a TCP socket that counts as made by `uid` where we may say so (plain mode as root: the egress
+    rule goes by it).
+    """
     try:
         return egress.socket_made_by(uid, family, socket.SOCK_STREAM)
     except PermissionError:

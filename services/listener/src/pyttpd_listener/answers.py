@@ -1,4 +1,6 @@
-"""What the listener says by itself: to whom it can't name, or whom nobody takes. Always the last answer of a connection."""
+"""What the listener says by itself: to whom it can't name, or whom nobody takes. Always the last answer of a
+connection.
+"""
 
 from __future__ import annotations
 

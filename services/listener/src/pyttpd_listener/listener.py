@@ -3,20 +3,20 @@
 Theory of operation. A connection is in one of these states, and in one place for each:
 
     PEEKING    its head isn't whole yet. Read only by MSG_PEEK: every byte stays in the kernel for the worker. Waits in
-               edge-triggered epoll: each new segment is an event, and EPOLLRDHUP tells of a half-close, after which a peek
-               never says "end".
+               edge-triggered epoll: each new segment is an event, and EPOLLRDHUP tells of a half-close, after
+               which a peek never says "end".
     WAITING    named, but umaster has no room or is away.
     OFFERED    ROUTE is sent; we keep our copy until SETTLED, REFUSE, RETRY or DROP.
-    LINGERING  we have answered by ourselves and shut down our half; what the client still sends is read and dropped, since
-               a close with bytes unread would send a reset and destroy the answer.
+    LINGERING  we have answered by ourselves and shut down our half; what the client still sends is read and
+               dropped, since a close with bytes unread would send a reset and destroy the answer.
 
     PEEKING ─ head whole ─> WAITING ─ sent ─> OFFERED ─ SETTLED, DROP ─> closed without shutdown: it is another's now
        │                       ^                │ ├ RETRY, umaster lost ─> if nobody has read from it: WAITING
        │ refused, too slow     └────────────────┼─┘
        └──────────> LINGERING <── REFUSE ───────┘        (if somebody has read from it: closed, unanswered)
 
-Who waits too long in PEEKING gets 408, in WAITING 503. When the process is full, the connection that has been PEEKING the
-longest makes room.
+Who waits too long in PEEKING gets 408, in WAITING 503. When the process is full, the connection that has been
+PEEKING the longest makes room.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ import select
 import socket
 from collections import deque
 from collections.abc import Iterable
+from functools import partial
 
 from pyttpd import confine, head, metrics, tcp
 from pyttpd.channel import Channel
@@ -37,6 +38,7 @@ from pyttpd.roles import Channel as Directory
 from pyttpd.service import Service
 from pyttpd.wire.errors import RemoteProtocolError
 from pyttpd.wire.messages import Client, Drop, Goodbye, Message, Refuse, Retry, Route, Settled, Welcome
+
 from pyttpd_listener.answers import answer
 
 _PEEK_EVENTS = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLET
@@ -105,7 +107,10 @@ class Listener:
         self.accepted = self.routed = self.settled = self.reoffered = self.dropped = self.evicted = 0
         self.answers: dict[int, int] = {}
         self._link = service.link(
-            Directory.ROUTE, on_open=self._on_umaster, on_message=self._from_umaster, on_lost=self._umaster_lost
+            Directory.ROUTE,
+            on_open=self._on_umaster,
+            on_message=self._from_umaster,
+            on_lost=self._umaster_lost,
         )
         self._budget.on_free.append(self._accept_again)
         service.on_drain(self._drain)
@@ -113,7 +118,7 @@ class Listener:
         service.fetch_shares(self._on_share)
         self._loop.call_later(SWEEP_INTERVAL, self._sweep)
 
-    # ---- what we are given ------------------------------------------------------------------------------------------
+    # ---- what we are given ----
 
     def _on_share(self, _: str, data: bytes) -> None:
         share = ListenerShare.from_json(data)
@@ -158,15 +163,15 @@ class Listener:
         if self._sockets and self._share is not None and self._umaster is not None:
             self._service.ready()
 
-    # ---- accepting and peeking --------------------------------------------------------------------------------------
+    # ---- accepting and peeking ----
 
     def _accept(self, listener: socket.socket) -> None:
         assert self._share is not None
         for _ in range(MAX_ACCEPTS):
-            if self._budget.exhausted or self._budget.used >= self._share.max_connections:
-                if not self._evict():
-                    self._stop_accepting()
-                    return
+            full = self._budget.exhausted or self._budget.used >= self._share.max_connections
+            if full and not self._evict():
+                self._stop_accepting()
+                return
             try:
                 sock, address = listener.accept()
             except BlockingIOError:
@@ -183,7 +188,7 @@ class Listener:
             # Most clients' first bytes are there already: then epoll never hears of the connection.
             if not self._peek(connection):
                 self._peeking.start(connection, self._loop.now)
-                self._loop.add(sock.fileno(), _PEEK_EVENTS, lambda events, c=connection: self._on_peekable(c, events))  # type: ignore[misc]
+                self._loop.add(sock.fileno(), _PEEK_EVENTS, partial(self._on_peekable, connection))
 
     def _on_peekable(self, connection: Connection, events: int) -> None:
         if self._peek(connection):
@@ -238,7 +243,7 @@ class Listener:
         self._close(oldest)
         return True
 
-    # ---- offering ---------------------------------------------------------------------------------------------------
+    # ---- offering ----
 
     def _offer(self, connection: Connection) -> None:
         if self._waiting or not self._send(connection):
@@ -279,7 +284,7 @@ class Listener:
             self.dropped += 1
             self._forget(connection)
 
-    # ---- umaster ----------------------------------------------------------------------------------------------------
+    # ---- umaster ----
 
     def _on_umaster(self, channel: Channel, welcome: Welcome) -> None:
         self._umaster = channel
@@ -324,7 +329,7 @@ class Listener:
         for connection in offered.values():
             self._offer_again(connection)
 
-    # ---- answering and closing --------------------------------------------------------------------------------------
+    # ---- answering and closing ----
 
     def _answer(self, connection: Connection, status: int) -> None:
         """Answer by ourselves, and linger."""
@@ -332,7 +337,8 @@ class Listener:
         sock = connection.sock
         self._loop.remove(sock.fileno())
         try:
-            # A fresh connection's send buffer takes this whole; what it doesn't take, a client that reads nothing, is lost.
+            # A fresh connection's send buffer takes this whole; what it doesn't take, a client that reads
+            # nothing, is lost.
             sock.send(answer(status, head_only=connection.head_only), _SEND)
             sock.shutdown(socket.SHUT_WR)
         except OSError:
@@ -371,7 +377,7 @@ class Listener:
         if not self._accepting:
             self._accept_again()  # of max_connections, which may be below it, the budget knows nothing
 
-    # ---- time -------------------------------------------------------------------------------------------------------
+    # ---- time ----
 
     def _sweep(self) -> None:
         now = self._loop.now
@@ -406,7 +412,7 @@ class Listener:
         if not self._open():
             self._service.leave()
 
-    # ---- metrics ----------------------------------------------------------------------------------------------------
+    # ---- metrics ----
 
     def _collect(self) -> Iterable[metrics.Metric]:
         yield from self._service.about()
@@ -427,7 +433,11 @@ class Listener:
         yield counter("pyttpd_listener_settled", "Connections that a worker has taken.", self.settled)
         yield counter("pyttpd_listener_reoffered", "Connections offered again, unread.", self.reoffered)
         yield counter("pyttpd_listener_dropped", "Connections whose worker was lost with them.", self.dropped)
-        yield counter("pyttpd_listener_evicted", "Connections closed before their head came, to make room.", self.evicted)
+        yield counter(
+            "pyttpd_listener_evicted",
+            "Connections closed before their head came, to make room.",
+            self.evicted,
+        )
         answers = counter("pyttpd_listener_answers", "Answers that we gave by ourselves.", labels=["status"])
         for status, count in sorted(self.answers.items()):
             answers.add_metric([str(status)], count)

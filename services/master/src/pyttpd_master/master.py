@@ -1,7 +1,8 @@
 """master: validates the configuration and gives each role its share, and nothing else of it.
 
-It is the only role besides init that sees the whole configuration. It reads from its peers a hello of fixed size and the
-number of a generation, nothing more; who may have which share is decided by the uid in the configuration.
+It is the only role besides init that sees the whole configuration. It reads from its peers a hello of fixed
+size and the number of a generation, nothing more; who may have which share is decided by the uid in the
+configuration.
 """
 
 from __future__ import annotations
@@ -87,7 +88,10 @@ class Master:
         config = self._config
         match hello.role:
             case "umaster":
-                shares = [("share", config.share_for_umaster().to_json()), ("map", config.host_map().to_json())]
+                shares = [
+                    ("share", config.share_for_umaster().to_json()),
+                    ("map", config.host_map().to_json()),
+                ]
             case "listener":
                 shares = [("share", config.share_for_listener(hello.name).to_json())]
             case _:

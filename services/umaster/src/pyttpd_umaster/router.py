@@ -1,8 +1,8 @@
 """Who gets which connection: pools, credits, queues, quotas. The heart of umaster, without a socket of its own.
 
-Theory of operation. A connection comes in as an *offer* from a source: a listener (ROUTE) or a worker that has no use for
-it now (PASS). The source keeps a copy of the descriptor until it hears Settled, Refuse, Retry or Drop; exactly one of these
-ends each offer:
+Theory of operation. A connection comes in as an *offer* from a source: a listener (ROUTE) or a worker that
+has no use for it now (PASS). The source keeps a copy of the descriptor until it hears Settled, Refuse, Retry
+or Drop; exactly one of these ends each offer:
 
     offer ── no such name ─────────────────────────────> Refuse 421 (404 on the metrics listener)
       │
@@ -12,8 +12,8 @@ ends each offer:
       └── otherwise queue ── full, or over its share ──> Refuse 503
                 └── too old ───────────────────────────> Refuse 503
 
-One *pool* is one vhost's workers for one kind of work (its requests, or its metrics): no pool waits for another's workers,
-and what all queues together may hold is shared out fairly (`Router._make_room`).
+One *pool* is one vhost's workers for one kind of work (its requests, or its metrics): no pool waits for
+another's workers, and what all queues together may hold is shared out fairly (`Router._make_room`).
 
 Between pools nothing is shared but this process's time and descriptors. The caller gives the descriptor with the offer;
 the pool closes it when the offer ends, or has been dispatched.
@@ -105,7 +105,8 @@ class Offer:
 
 @dataclass(slots=True, eq=False)
 class WorkerState:
-    """A worker's channel. `given` is what it has been dispatched and has not taken, by our id; `since` its first one's time.
+    """A worker's channel. `given` is what it has been dispatched and has not taken, by our id; `since` its
+    first one's time.
 
     `blocked`: the kernel had no room for the last one; its credit is kept until there may be room again.
     """
@@ -208,7 +209,7 @@ class Router:
         self._unsent: set[Source] = set()
         self._sources: set[Source] = set()
 
-    # ---- configuration --------------------------------------------------------------------------------------------
+    # ---- configuration ----
 
     def configure(self, share: UmasterShare) -> None:
         """Put another share into force. Pools that stay keep their workers and queues."""
@@ -230,7 +231,7 @@ class Router:
     def set_map(self, host_map: HostMap) -> None:
         self._map = host_map
 
-    # ---- sources --------------------------------------------------------------------------------------------------
+    # ---- sources ----
 
     def add_source(self, channel: Peer, name: str) -> Source:
         source = Source(channel, name)
@@ -252,7 +253,7 @@ class Router:
             if not kept:
                 self._queues.discard(pool)
 
-    # ---- offers ---------------------------------------------------------------------------------------------------
+    # ---- offers ----
 
     def route(
         self, source: Source, id_: int, client: Client, name: str, fd: int, *, metrics: bool, now: float
@@ -278,7 +279,9 @@ class Router:
     def pass_on(
         self, worker: WorkerState, id_: int, client: Client, authority: str, fd: int, now: float
     ) -> None:
-        """Take an offer of a worker, for a sibling that is free now: a passed connection never queues. Takes `fd` over."""
+        """Take an offer of a worker, for a sibling that is free now: a passed connection never queues. Takes
+        `fd` over.
+        """
         try:
             offer = self._admit(worker.source, id_, client, authority, fd, now)
         except RemoteProtocolError:
@@ -392,7 +395,7 @@ class Router:
         if not pool.queue:
             self._queues.discard(pool)
 
-    # ---- workers --------------------------------------------------------------------------------------------------
+    # ---- workers ----
 
     def add_supervisor(self, channel: Peer, vhost: str) -> Supervisor:
         """A supervisor of `vhost` has said hello. Raises RemoteProtocolError when it has too many already."""
@@ -416,7 +419,9 @@ class Router:
             raise RemoteProtocolError("too-many", f"{MAX_WORKERS} workers are announced already")
         channels = sum(len(self.pools[supervisor.vhost, work].workers) for work in ("requests", "metrics"))
         if self._over_share(self._budget.used, channels):
-            raise RemoteProtocolError("over-share", f"{supervisor.vhost} has {channels} workers, and there is no room")
+            raise RemoteProtocolError(
+                "over-share", f"{supervisor.vhost} has {channels} workers, and there is no room"
+            )
 
     def add_worker(self, supervisor: Supervisor, channel: Peer, number: int, work: str) -> WorkerState:
         pool = self.pools[supervisor.vhost, work]
@@ -494,7 +499,7 @@ class Router:
         self.worker_gone(worker)
         worker.channel.close()
 
-    # ---- time -----------------------------------------------------------------------------------------------------
+    # ---- time ----
 
     def sweep(self, now: float) -> list[WorkerState]:
         """Refuse what has waited too long, and find workers that don't take. Returns those newly found stuck."""

@@ -61,7 +61,7 @@ class Umaster:
         self._loop.after_turn.append(self._router.flush)
         self._loop.call_later(SWEEP_INTERVAL, self._sweep)
 
-    # ---- configuration ----------------------------------------------------------------------------------------------
+    # ---- configuration ----
 
     def _on_share(self, part: str, data: bytes) -> None:
         if part == "share":
@@ -82,7 +82,7 @@ class Umaster:
         self._log.error("init gave us a socket to listen on, which is not ours to have", name=name)
         sock.close()
 
-    # ---- who may come in --------------------------------------------------------------------------------------------
+    # ---- who may come in ----
 
     def _is_listener(self, caller: Caller, hello: Hello) -> bool:
         peer = self._listeners.get(hello.name)
@@ -92,7 +92,7 @@ class Umaster:
         uid = self._uids.get(hello.name)
         return hello.role == "vhost" and uid is not None and caller.is_a("vhost", hello.name, uid)
 
-    # ---- listeners --------------------------------------------------------------------------------------------------
+    # ---- listeners ----
 
     def _on_listener(self, channel: Channel, hello: Hello) -> None:
         channel.owner = self._router.add_source(channel, hello.name)
@@ -144,7 +144,7 @@ class Umaster:
         for channel in paused:
             channel.resume()
 
-    # ---- supervisors ------------------------------------------------------------------------------------------------
+    # ---- supervisors ----
 
     def _on_supervisor(self, channel: Channel, hello: Hello) -> None:
         channel.on_message = self._from_supervisor
@@ -211,7 +211,7 @@ class Umaster:
         channel.on_lost = lambda _channel, message: self._pass_lost(worker, message)
         self._channels.add(channel)
 
-    # ---- workers ----------------------------------------------------------------------------------------------------
+    # ---- workers ----
 
     def _from_worker(self, channel: Channel, message: Message, fd: int | None) -> None:
         worker = channel.owner
@@ -238,7 +238,7 @@ class Umaster:
         assert isinstance(channel.owner, WorkerState)
         self._router.worker_gone(channel.owner)
 
-    # ---- time -------------------------------------------------------------------------------------------------------
+    # ---- time ----
 
     def _sweep(self) -> None:
         for worker in self._router.sweep(self._loop.now):
@@ -259,7 +259,7 @@ class Umaster:
         if not self._router.travelling:
             self._service.leave()
 
-    # ---- metrics ----------------------------------------------------------------------------------------------------
+    # ---- metrics ----
 
     def _collect(self) -> Iterable[metrics.Metric]:
         yield from self._service.about()

@@ -1,8 +1,8 @@
 """What a tenant's processes print, on its way into the log: one pipe, read by the supervisor.
 
-A tenant's standard output is the tenant's word. It gets into the operator's terminal or log only line by line, each with the
-tenant's name in front and without control characters, so that it can neither forge another role's line nor move a cursor. A
-tenant that prints faster than it is read waits in its own write().
+A tenant's standard output is the tenant's word. It gets into the operator's terminal or log only line by
+line, each with the tenant's name in front and without control characters, so that it can neither forge
+another role's line nor move a cursor. A tenant that prints faster than it is read waits in its own write().
 """
 
 from __future__ import annotations

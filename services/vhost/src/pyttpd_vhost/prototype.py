@@ -1,7 +1,7 @@
 """The prototype: has confined itself, imported the application once, and forks workers that share its pages.
 
-It reads nothing but its supervisor's frames. Workers are forked twice, so that they become the supervisor's children (it is
-their subreaper), which reaps and kills them; the prototype only says which pid it was.
+It reads nothing but its supervisor's frames. Workers are forked twice, so that they become the supervisor's
+children (it is their subreaper), which reaps and kills them; the prototype only says which pid it was.
 
 From here on the tenant's code runs: nothing that this process or a worker says is believed by the supervisor.
 """
@@ -25,6 +25,7 @@ from pyttpd.log import Log
 from pyttpd.loop import Loop
 from pyttpd.wire.messages import Beat, Failed, Message, Ready, Spawn, Spawned
 from pyttpd.wire.permits import Kind, Side
+
 from pyttpd_vhost import worker
 from pyttpd_vhost.output import redirect
 from pyttpd_vhost.scoreboard import Scoreboard
@@ -57,7 +58,7 @@ def main(
         prototype.load()
         prototype.loop.run()
         status = 0
-    except BaseException as error:
+    except BaseException as error:  # noqa: BLE001 - the process ends here, whatever it was
         log.error("prototype ended by an error", error=repr(error), traceback=traceback.format_exc())
     finally:
         os._exit(status)
@@ -87,8 +88,8 @@ class Prototype:
     def confine(self, tmp: str, *, one_uid: bool) -> None:
         """Lock this process, and so all that comes of it, before the tenant's code is seen.
 
-        Where the uid isn't the tenant's alone, it may not connect() at all: Landlock doesn't judge Unix sockets by path,
-        and those of the same user would take its word.
+        Where the uid isn't the tenant's alone, it may not connect() at all: Landlock doesn't judge Unix
+        sockets by path, and those of the same user would take its word.
         """
         share = self._share
         policy = confine.tenant_policy(
@@ -113,7 +114,7 @@ class Prototype:
             sys.path.insert(0, share.root)
         try:
             self._site.load()
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 - the process ends here, whatever it was
             self._log.error("application failed to load", error=repr(error), traceback=traceback.format_exc())
             self._control.send(Failed(f"{type(error).__name__}: {error}"))
             os._exit(1)
@@ -176,7 +177,7 @@ class Prototype:
             privileges.set_process_name(f"w{number}:{self._share.name}")
             worker.Worker(self._site, sock, self._scoreboard, slot, self._log).run()
             status = 0
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 - the process ends here, whatever it was
             self._log.error("worker ended by an error", error=repr(error), traceback=traceback.format_exc())
         finally:
             sys.stdout.flush()

@@ -1,17 +1,19 @@
-"""A tenant's supervisor: keeps a prototype and its workers. It never touches a client and never imports the application.
+"""A tenant's supervisor: keeps a prototype and its workers. It never touches a client and never imports the
+application.
 
 Theory of operation. The supervisor gets its share from master, forks the prototype, and asks it for workers until there
-are `max_workers`. For each worker it makes a channel and hands the far end to umaster; when umaster is replaced, it makes
-new ones. It reaps all (it is the subreaper of what the prototype forks twice), tells umaster who is buried, and kills
-whoever gives no sign of life.
+are `max_workers`. For each worker it makes a channel and hands the far end to umaster; when umaster is
+replaced, it makes new ones. It reaps all (it is the subreaper of what the prototype forks twice), tells
+umaster who is buried, and kills whoever gives no sign of life.
 
     worker: SPAWNING ── Ready ──> SERVING ── max_requests, its replacement is ready ──> LEAVING ──> reaped
     any of these: no Beat for BEAT_LIMIT, or Stuck: SIGKILL ──> reaped
 
-What its children say is the tenant's word: a pid is believed only if the kernel says that it is our child, numbers on the
-scoreboard are for people, and a broken control channel costs the child its life.
+What its children say is the tenant's word: a pid is believed only if the kernel says that it is our child,
+numbers on the scoreboard are for people, and a broken control channel costs the child its life.
 
-Its metrics are a "worker" of their own, for umaster: the supervisor takes the connection and forks a child that answers.
+Its metrics are a "worker" of their own, for umaster: the supervisor takes the connection and forks a child
+that answers.
 """
 
 from __future__ import annotations
@@ -49,6 +51,7 @@ from pyttpd.wire.messages import (
     Worker,
 )
 from pyttpd.wire.permits import Kind, Side
+
 from pyttpd_vhost import prototype
 from pyttpd_vhost.output import Output
 from pyttpd_vhost.scoreboard import Scoreboard
@@ -64,6 +67,8 @@ FIRST_DELAY, LAST_DELAY, STABLE_AFTER = 0.1, 5.0, 10.0
 SWEEP_INTERVAL = 0.5
 #: Numbered 0; the workers count from 1.
 METRICS_WORKER = 0
+#: In `WorkerChild.replaced_by`: somebody is to be, and nobody is yet.
+REPLACEMENT_WANTED = -1
 #: Scrapes answered at a time, each by a child.
 MAX_SCRAPES = 2
 _LAST_DESCRIPTOR = 2**31 - 1
@@ -81,7 +86,9 @@ class State(enum.Enum):
 
 @dataclass(slots=True, eq=False)
 class WorkerChild:
-    """A worker as its supervisor knows it. `pid` is 0 until the prototype has said it and the kernel has confirmed it."""
+    """A worker as its supervisor knows it. `pid` is 0 until the prototype has said it and the kernel has
+    confirmed it.
+    """
 
     number: int
     slot: int
@@ -107,7 +114,8 @@ class PrototypeChild:
 
 
 def stage_one_policy(tmp: str) -> confine.Policy:
-    """Return what the supervisor itself may do: no network at all, and of the files what its uid may, less the system's.
+    """Return what the supervisor itself may do: no network at all, and of the files what its uid may, less
+    the system's.
 
     The tenant's own rules come on top of it, in the prototype: before the share has come nobody knows its root.
     """
@@ -156,7 +164,10 @@ class Supervisor:
         self.starts = 0
         self.exits: dict[str, int] = {}
         self._link = service.link(
-            Directory.VHOST, on_open=self._on_umaster, on_message=self._from_umaster, on_lost=self._umaster_lost
+            Directory.VHOST,
+            on_open=self._on_umaster,
+            on_message=self._from_umaster,
+            on_lost=self._umaster_lost,
         )
         self._loop.on_signal(signal.SIGCHLD, self._reap)
         service.on_drain(self._drain)
@@ -176,7 +187,7 @@ class Supervisor:
             self._link.start()
             self._start_prototype()
 
-    # ---- the prototype ------------------------------------------------------------------------------------------------
+    # ---- the prototype ----
 
     def _channel(self, sock: socket.socket, peer: str, number: int) -> Channel:
         return Channel(
@@ -193,7 +204,8 @@ class Supervisor:
         )
 
     def _start_prototype(self) -> None:
-        assert self._share is not None and self._scoreboard is not None
+        assert self._share is not None
+        assert self._scoreboard is not None
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         pid = os.fork()
         if pid == 0:
@@ -214,7 +226,8 @@ class Supervisor:
         self._prototype.control.owner = self._prototype
 
     def _keep_only(self, *wanted: int) -> None:
-        """In a forked child: close every descriptor but standard ones and `wanted`: channels, doors, the loop's, the beat.
+        """In a forked child: close every descriptor but standard ones and `wanted`: channels, doors, the
+        loop's, the beat.
 
         By number and not object by object, so that nothing can be forgotten here that is added elsewhere.
         """
@@ -258,10 +271,12 @@ class Supervisor:
             raise RemoteProtocolError("replayed-id", f"process {pid} is somebody else's")
         worker.pid = pid
 
-    # ---- workers --------------------------------------------------------------------------------------------------------
+    # ---- workers ----
 
     def _fill(self) -> None:
-        """Ask for workers until there are as many as there should be, and for replacements of those that are to leave."""
+        """Ask for workers until there are as many as there should be, and for replacements of those that are
+        to leave.
+        """
         child, share, board = self._prototype, self._share, self._scoreboard
         if child is None or not child.ready or share is None or board is None or self._service.draining:
             return
@@ -304,7 +319,7 @@ class Supervisor:
                 self._attach(worker)
                 self._service.ready()
                 for other in self._workers.values():
-                    if other.replaced_by == -1 and other.state is State.SERVING:
+                    if other.replaced_by == REPLACEMENT_WANTED and other.state is State.SERVING:
                         other.replaced_by = worker.number
                         self._retire(other)
                         break
@@ -315,12 +330,14 @@ class Supervisor:
 
     def _consider(self, worker: WorkerChild) -> None:
         """A worker that has served its share of requests is replaced: first the new one, then the old one leaves."""
-        assert self._share is not None and self._scoreboard is not None
+        assert self._share is not None
+        assert self._scoreboard is not None
         most = self._share.pool.max_requests
-        if most and worker.state is State.SERVING and not worker.replaced_by:
-            if self._scoreboard.read(worker.slot).requests >= most:
-                worker.replaced_by = -1
-                self._fill()
+        if not most or worker.state is not State.SERVING or worker.replaced_by:
+            return
+        if self._scoreboard.read(worker.slot).requests >= most:
+            worker.replaced_by = REPLACEMENT_WANTED
+            self._fill()
 
     def _retire(self, worker: WorkerChild) -> None:
         worker.state = State.LEAVING
@@ -347,7 +364,7 @@ class Supervisor:
             self._umaster.send(Gone(worker.number))
         for other in self._workers.values():
             if other.replaced_by == worker.number and other.state is State.SERVING:
-                other.replaced_by = -1
+                other.replaced_by = REPLACEMENT_WANTED
 
     def _control_lost(self, channel: Channel, _: str) -> None:
         """A child has closed its control channel, or broken the protocol: it is of no more use."""
@@ -373,7 +390,7 @@ class Supervisor:
             finally:
                 os.close(pidfd)
 
-    # ---- reaping ----------------------------------------------------------------------------------------------------------
+    # ---- reaping ----
 
     def _reap(self) -> None:
         while True:
@@ -424,7 +441,7 @@ class Supervisor:
         self._fill()
         self._leave_when_empty()
 
-    # ---- umaster ------------------------------------------------------------------------------------------------------------
+    # ---- umaster ----
 
     def _on_umaster(self, channel: Channel, _: Welcome) -> None:
         self._umaster = channel
@@ -449,7 +466,7 @@ class Supervisor:
         self._umaster = None
         (self._log.info if reason == LEFT else self._log.warning)("umaster is gone", reason=reason)
 
-    # ---- metrics --------------------------------------------------------------------------------------------------------------
+    # ---- metrics ----
 
     def _attach_metrics(self) -> None:
         assert self._umaster is not None
@@ -504,7 +521,8 @@ class Supervisor:
             os._exit(0)
 
     def _collect(self) -> Iterable[metrics.Metric]:
-        assert self._share is not None and self._scoreboard is not None
+        assert self._share is not None
+        assert self._scoreboard is not None
         name = self._share.name
         yield from self._service.about()
         row = self._scoreboard.total([worker.slot for worker in self._workers.values()])
@@ -534,7 +552,7 @@ class Supervisor:
             exits.add_metric([name, reason], count)
         yield exits
 
-    # ---- time -----------------------------------------------------------------------------------------------------------------
+    # ---- time ----
 
     def _sweep(self) -> None:
         now = self._loop.now
@@ -573,6 +591,3 @@ class Supervisor:
             self._link.close()
             self._output.finish()
             self._service.leave()
-
-
-

@@ -1,19 +1,21 @@
 """A worker: serves connections that umaster gives it, one request at a time.
 
-Theory of operation. The *main thread* turns the loop: epoll, then for each ready connection as many requests as its bytes
-allow. Between turns connections are parked in epoll and in `_parked`; who takes one out of that dict (dict.pop is atomic)
-is the only one who may touch it.
+Theory of operation. The *main thread* turns the loop: epoll, then for each ready connection as many requests
+as its bytes allow. Between turns connections are parked in epoll and in `_parked`; who takes one out of that
+dict (dict.pop is atomic) is the only one who may touch it.
 
-The *watcher thread* sleeps nearly all the time. It says that we are alive, keeps our row of the scoreboard, and, when the
-main thread has been in the application for longer than PASS_AFTER, does what that can't: it takes what umaster gives us
-meanwhile and passes it, and every parked connection that has become readable, unread to a sibling that is free
-(DESIGN section 3, "No waiting behind a busy sibling"). `_lock` is held by whoever uses the channel.
+The *watcher thread* sleeps nearly all the time. It says that we are alive, keeps our row of the scoreboard,
+and, when the main thread has been in the application for longer than PASS_AFTER, does what that can't: it
+takes what umaster gives us meanwhile and passes it, and every parked connection that has become readable,
+unread to a sibling that is free (DESIGN section 3, "No waiting behind a busy sibling"). `_lock` is held by
+whoever uses the channel.
 
     given (Dispatch) ── Taken ──> served at once ──> parked <──────── Refuse, Retry ──┐
-                                      │                 ├── readable while we are busy, or retiring: Pass ── Settled ──> a
-                                      └── closed        └── readable ──> served                                 sibling's
+                                      │                 ├── readable while we are busy, or retiring: Pass
+                                      └── closed        └── readable ──> served        └── Settled ──> a sibling's
 
-Credit is what the worker can take: each connection given uses one up, each that has been served (or parked) gives it back.
+Credit is what the worker can take: each connection given uses one up, each that has been served (or parked)
+gives it back.
 
 In step with: wire/permits.py (Kind.WORKER), pyttpd_umaster.router.
 """
@@ -47,6 +49,7 @@ from pyttpd.wire.messages import (
     Taken,
 )
 from pyttpd.wire.permits import Kind, Side
+
 from pyttpd_vhost.http.connection import Connection, Want
 from pyttpd_vhost.scoreboard import Row, Scoreboard
 
@@ -86,7 +89,9 @@ class Parked:
 class Worker(Loop):
     """The worker's process. Owns `control`, its channel to the supervisor."""
 
-    def __init__(self, site: Site, control: socket.socket, scoreboard: Scoreboard, slot: int, log: Log) -> None:
+    def __init__(
+        self, site: Site, control: socket.socket, scoreboard: Scoreboard, slot: int, log: Log
+    ) -> None:
         super().__init__()
         self._site = site
         self._scoreboard = scoreboard
@@ -119,7 +124,7 @@ class Worker(Loop):
             on_close=self._supervisor_gone,
         )
 
-    # ---- the main thread ----------------------------------------------------------------------------------------------
+    # ---- the main thread ----
 
     def run(self) -> None:
         """Serve until told to leave and done."""
@@ -205,7 +210,7 @@ class Worker(Loop):
             self._leave_when_done()
         self.call_later(SWEEP_INTERVAL if not self._leaving else 0.05, self._sweep)
 
-    # ---- umaster ------------------------------------------------------------------------------------------------------
+    # ---- umaster ----
 
     def _attach(self, fd: int) -> None:
         if self._channel is not None:
@@ -243,7 +248,14 @@ class Worker(Loop):
                     sock.close()
                     return
                 sock.setblocking(False)
-                self._fresh.append(Parked(Connection(sock, (client.host, client.port), authority, self._site), client, authority, fd))
+                self._fresh.append(
+                    Parked(
+                        Connection(sock, (client.host, client.port), authority, self._site),
+                        client,
+                        authority,
+                        fd,
+                    )
+                )
             case Settled(ids):
                 for id_ in ids:
                     one = self._offered.pop(id_, None)
@@ -267,7 +279,7 @@ class Worker(Loop):
         for id_ in list(self._offered):
             self._take_back(id_, sure=False)
 
-    # ---- passing on ---------------------------------------------------------------------------------------------------
+    # ---- passing on ----
 
     def _pass(self, one: Parked) -> None:
         """Offer `one`, which is idle and out of `_parked`, to a sibling. Under the lock."""
@@ -279,7 +291,9 @@ class Worker(Loop):
             one.connection.sock.close()
             return
         self._offered[self._next_id] = one
-        if self._channel is None or not self._channel.send(Pass(self._next_id, one.client, one.authority), one.fd):
+        if self._channel is None or not self._channel.send(
+            Pass(self._next_id, one.client, one.authority), one.fd
+        ):
             self._take_back(self._next_id, sure=True)
 
     def _take_back(self, id_: int, *, sure: bool) -> None:
@@ -297,7 +311,7 @@ class Worker(Loop):
         else:
             one.connection.detach().close()
 
-    # ---- the supervisor ------------------------------------------------------------------------------------------------
+    # ---- the supervisor ----
 
     def _from_supervisor(self, _: Channel, message: Message, fd: int | None) -> None:
         match message:
@@ -346,7 +360,7 @@ class Worker(Loop):
             if not self._parked and not self._offered and not self._fresh:
                 self.stop()
 
-    # ---- the watcher ---------------------------------------------------------------------------------------------------
+    # ---- the watcher ----
 
     def _watch(self) -> None:
         """Sleep; say that we live; help when the main thread is busy."""
@@ -410,6 +424,3 @@ class Worker(Loop):
             parked=len(self._parked),
         )
         self._scoreboard.write(self._slot, row)
-
-
-

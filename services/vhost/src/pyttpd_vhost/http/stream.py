@@ -11,9 +11,11 @@ Rules:
 
 from __future__ import annotations
 
+import fcntl
 import os
 import select
 import socket
+import struct
 from collections.abc import Sequence
 
 from pyttpd_vhost.http.errors import ClientGone, RequestError
@@ -30,6 +32,9 @@ JOIN_LIMIT = 16384
 #: (10,000 of them: 2.5 GB).
 TAIL_LIMIT = 256 * 1024
 
+#: Bytes in the socket's send queue, not yet acknowledged (tcp(7), linux/sockios.h).
+_SIOCOUTQ = 0x5411
+
 #: One sendfile(2) call, so that one fast client with a large file doesn't hold the worker.
 SENDFILE_STEP = 1 << 20
 
@@ -40,13 +45,14 @@ SENDFILE_BURST = 4
 class Stream:
     """Owns `sock`, and the descriptor of a file being sent."""
 
-    __slots__ = ("_file", "_file_at", "_file_left", "_pending", "ahead", "sent", "sock")
+    __slots__ = ("_file", "_file_at", "_file_left", "_pending", "_unsent", "ahead", "sent", "sock")
 
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
         self.ahead = b""  # received, not yet used
         self.sent = 0  # bytes taken by the system since somebody last set it to 0
         self._pending: Sequence[bytes | memoryview] = ()
+        self._unsent = 0
         self._file = -1
         self._file_at = 0
         self._file_left = 0
@@ -135,12 +141,28 @@ class Stream:
             return
         waiter = select.poll()
         waiter.register(self.sock, select.POLLOUT)
+        self.taken_since()
         while sum(map(len, self._pending)) > tail:
             if not waiter.poll(timeout * 1000):
+                if self.taken_since():
+                    continue
                 # an application may catch this and go on: nothing more may be sent behind the gap
                 self.sock.shutdown(socket.SHUT_RDWR)
                 raise ClientGone("the client took nothing for write_timeout")
             self.flush()
+
+    def taken_since(self) -> bool:
+        """Whether the client has taken anything since the last call (or send).
+
+        The socket becomes writable only when a third of its buffer is free: for a slow client, that can take
+        longer than any reasonable deadline, although it reads all the time.
+        """
+        try:
+            unsent: int = struct.unpack("i", fcntl.ioctl(self.sock, _SIOCOUTQ, bytes(4)))[0]
+        except OSError:
+            return False
+        before, self._unsent = self._unsent, unsent
+        return unsent < before
 
     def wait_tail(self, timeout: float) -> None:
         """Wait until no more is pending than may be left to epoll. Raises ClientGone."""
