@@ -44,7 +44,7 @@ def main(arguments: list[str]) -> int:
     try:
         lock(log, options.health_file)
     except (EgressError, ConfineError) as error:
-        log.error("cannot hold the network namespace", error=error)  # noqa: TRY400 - a sentence, no traceback
+        log.error("cannot hold the network namespace", error=error)
         return 1
     hold(HealthFile(options.health_file))
     log.info("network namespace given up")
