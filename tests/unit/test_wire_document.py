@@ -23,6 +23,8 @@ EXAMPLES: tuple[Any, ...] = (
     m.Goodbye("leaving"),
     m.Socket("metrics", "umaster"),
     m.SocketsEnd(2),
+    m.Wanted("listen", "http"),
+    m.Return("listen", "http"),
     m.Share(7, "map", 65_537, bytes(range(32))),
     m.ShareOk(2**40),
     m.Route(5, V4, "blog.example"),
