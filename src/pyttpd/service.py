@@ -177,7 +177,7 @@ class Service:
     _on_drain: list[Callable[[], None]] = field(default_factory=list)
     _sockets: dict[tuple[str, str], socket.socket] = field(default_factory=dict)
     _links: dict[Directory, Link] = field(default_factory=dict)
-    _generations: dict[str, int] = field(default_factory=dict)
+    _in_force: dict[str, bytes] = field(default_factory=dict)
 
     # ---- life ----
 
@@ -341,12 +341,12 @@ class Service:
                         data = memfd.read(fd, size, digest)
                     finally:
                         os.close(fd)
-                    if self._generations.get(part) != generation:
+                    if self._in_force.get(part) != digest:
                         try:
                             on_share(part, data)
                         except ValueError as error:
                             raise RemoteProtocolError("bad-share", str(error)) from None
-                        self._generations[part] = generation
+                        self._in_force[part] = digest
                     channel.send(ShareOk(generation))
                 case Goodbye():
                     self._links[Directory.MASTER].drop()

@@ -274,6 +274,10 @@ class Beat(NamedTuple):
     """A worker's (or prototype's) event loop still turns."""
 
 
+class Detached(NamedTuple):
+    """A worker has lost its channel to umaster, and asks for another."""
+
+
 class Failed(NamedTuple):
     """A prototype could not load the application; the reason is in the tenant's log, its first line here."""
 
@@ -307,6 +311,7 @@ Message: TypeAlias = (
     | Attach
     | Ready
     | Beat
+    | Detached
     | Failed
 )
 MessageType: TypeAlias = type[Any]
@@ -509,6 +514,7 @@ MESSAGES: tuple[Row, ...] = (
     Row(62, Attach, _nothing, lambda _, b: _bodyless(b, Attach()), DescriptorKind.CHANNEL),
     Row(63, Ready, _nothing, lambda _, b: _bodyless(b, Ready())),
     Row(64, Beat, _nothing, lambda _, b: _bodyless(b, Beat())),
+    Row(66, Detached, _nothing, lambda _, b: _bodyless(b, Detached())),
     Row(65, Failed, lambda m: _pack_text(m.reason), lambda _, b: Failed(_unpack_text(b))),
 )
 BY_CODE: dict[int, Row] = {row.code: row for row in MESSAGES}

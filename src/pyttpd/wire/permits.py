@@ -93,7 +93,13 @@ PERMITS: dict[tuple[Kind, Side, Phase], Permits] = {
     },
     (Kind.WORKER, Side.BINDER, Phase.LEAVING): {m.Settled: _L, m.Refuse: _L, m.Retry: _L, m.Drop: _L},
     #
-    (Kind.CONTROL, Side.CONNECTOR, Phase.OPEN): {m.Ready: _O, m.Beat: _O, m.Spawned: _O, m.Failed: _O},
+    (Kind.CONTROL, Side.CONNECTOR, Phase.OPEN): {
+        m.Ready: _O,
+        m.Beat: _O,
+        m.Detached: _O,
+        m.Spawned: _O,
+        m.Failed: _O,
+    },
     (Kind.CONTROL, Side.BINDER, Phase.OPEN): {m.Spawn: _O, m.Attach: _O, m.Goodbye: _L},
     (Kind.CONTROL, Side.BINDER, Phase.LEAVING): {m.Attach: _L},
 }

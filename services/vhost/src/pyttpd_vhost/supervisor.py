@@ -37,6 +37,7 @@ from pyttpd.wire.messages import (
     Attach,
     Beat,
     Credit,
+    Detached,
     Dispatch,
     Failed,
     Gone,
@@ -325,6 +326,8 @@ class Supervisor:
                         break
             case Beat():
                 self._consider(worker)
+            case Detached():
+                self._attach_again(worker)
             case _:
                 raise RemoteProtocolError("not-permitted", f"{type(message).__name__} from a worker")
 
@@ -352,6 +355,12 @@ class Supervisor:
         with ours, theirs:
             if self._umaster.send(Worker(worker.number, "requests"), theirs.fileno()):
                 worker.control.send(Attach(), ours.fileno())
+
+    def _attach_again(self, worker: WorkerChild) -> None:
+        """The worker has closed its channel; what was in it is gone with it, which umaster may not have noticed yet."""
+        if worker.state is State.SERVING and self._umaster is not None:
+            self._umaster.send(Gone(worker.number))
+            self._attach(worker)
 
     def _bury(self, worker: WorkerChild, reason: str) -> None:
         """The worker is reaped, or never was."""

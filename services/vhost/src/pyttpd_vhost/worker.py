@@ -31,12 +31,13 @@ from typing import TYPE_CHECKING
 from pyttpd import tcp
 from pyttpd.channel import Channel, Faults
 from pyttpd.log import Log
-from pyttpd.loop import READ, WRITE, Budget, Loop
+from pyttpd.loop import READ, RESERVE, WRITE, Loop, soft_descriptor_limit
 from pyttpd.wire.messages import (
     Attach,
     Beat,
     Client,
     Credit,
+    Detached,
     Dispatch,
     Drop,
     Goodbye,
@@ -103,7 +104,8 @@ class Worker(Loop):
         self._fresh: list[Parked] = []
         self._next_id = 0
         self._spent = 0
-        self._budget: Budget | None = None
+        # Connections that we may have: what the application opens comes out of the same limit.
+        self._room = max(1, (soft_descriptor_limit() - RESERVE) * 3 // 4 - CREDIT)
         self._channel: Channel | None = None
         self._lock = threading.RLock()
         self._wake = threading.Event()
@@ -180,8 +182,32 @@ class Worker(Loop):
         one.want = want
         self._parked[one.fd] = one
         self._epoll.register(one.fd, _EVENTS[want])
+        if len(self._parked) >= self._room:
+            self._make_room()
         if not self._wake.is_set():
             self._wake.set()
+
+    def _make_room(self) -> None:
+        """Close the connections that have been idle the longest, as many as make it worth the search."""
+        idle = [
+            (one.connection.deadline, fd) for fd, one in list(self._parked.items()) if one.connection.idle
+        ]
+        idle.sort()
+        for _, fd in idle[: max(1, self._room // 32)]:
+            one = self._parked.pop(fd, None)
+            if one is not None:
+                self._end(one)
+
+    def _end(self, one: Parked) -> None:
+        """Close a connection that is out of `_parked`, unless it has to be waited for."""
+        want = one.connection.close()
+        if want is Want.CLOSED:
+            self._close(one)
+            return
+        if want is not one.want:
+            one.want = want
+            self._epoll.modify(one.fd, _EVENTS[want])
+        self._parked[one.fd] = one
 
     def _close(self, one: Parked) -> None:
         # Out of epoll first: while the listener still has its copy, close() alone would leave it registered (epoll(7)).
@@ -216,7 +242,7 @@ class Worker(Loop):
         if self._channel is not None:
             # What the old umaster has given us and we haven't read stays with the listener, which offers it again.
             self._channel.close()
-            self._umaster_gone(self._channel, "replaced")
+            self._take_all_back()
         self._spent = 0
         channel = self._channel = Channel(
             socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, fileno=fd),
@@ -276,6 +302,10 @@ class Worker(Loop):
     def _umaster_gone(self, channel: Channel, _: str) -> None:
         if channel is self._channel:
             self._channel = None
+            self._control.send(Detached())
+        self._take_all_back()
+
+    def _take_all_back(self) -> None:
         for id_ in list(self._offered):
             self._take_back(id_, sure=False)
 
@@ -350,13 +380,7 @@ class Worker(Loop):
                 elif passing:
                     self._parked[fd] = one
                 else:
-                    want = one.connection.close()
-                    if want is Want.CLOSED:
-                        self._close(one)
-                    else:
-                        one.want = want
-                        self._epoll.modify(fd, _EVENTS[want])
-                        self._parked[fd] = one
+                    self._end(one)
             if not self._parked and not self._offered and not self._fresh:
                 self.stop()
 
