@@ -121,8 +121,8 @@ class Server(threading.Thread):
     def _settle(self, epoll: select.epoll, wants: dict[int, Want], fd: int, want: Want) -> None:
         if want is Want.CLOSED:
             epoll.unregister(fd)
-            self.connections.pop(fd).sock.close()
-            del wants[fd]
+            self.connections[fd].sock.close()
+            del self.connections[fd], wants[fd]
         elif want is not wants[fd]:
             epoll.modify(fd, EVENTS[want])
             wants[fd] = want

@@ -5,11 +5,14 @@ Theory of operation. The worker's loop owns the waiting, this module the states.
 middle of a body, and returns what to wait for next; `deadline` says until when. What happens in which state
 is in the three `match` statements; the transitions:
 
-    (new) --> HEAD       until a head is complete, and while requests that were read ahead wait for their turn
-    HEAD --> SENDING     an answer is more than the socket takes; epoll finishes it HEAD --> IDLE
-    everything that was read is answered SENDING --> HEAD, IDLE IDLE --> HEAD        the first byte of a
-    further request any --> LINGER       nothing follows: our side is shut down, what the client still sends
-    is read and dropped any --> CLOSED
+    (new) --> HEAD       until a head is complete
+    HEAD --> SENDING     an answer is more than the socket takes, and epoll finishes it; or the client has
+                         pipelined more than its share of a turn
+    HEAD --> IDLE        everything that was read is answered
+    SENDING --> HEAD, IDLE
+    IDLE --> HEAD        the first byte of a further request
+    any --> LINGER       nothing follows: our side is shut down, what still comes is read and dropped
+    any --> CLOSED
 
 Rules:
 - The head scanner's verdict comes before the engine's, the engine's before the kind's.
@@ -165,15 +168,14 @@ class Connection:
                     self._site.stats.bytes_sent += self._stream.sent - sent
                 if not done:
                     if self._stream.sent != sent:
+                        self._stream.taken_since()
                         self.deadline = monotonic() + self._site.settings.write_timeout
                     return _WRITE
                 if not self._exchange.keep:
                     return self._end()
                 self._state = _IDLE
                 return self._serve()
-            case State.HEAD | State.IDLE:
-                return self._serve()
-            case State.LINGER:
+            case State.HEAD | State.IDLE | State.LINGER:
                 return _READ
             case State.CLOSED:
                 return Want.CLOSED
@@ -184,6 +186,9 @@ class Connection:
             case State.HEAD:
                 return self._refuse(408, "no complete head within head_timeout")
             case State.SENDING:
+                if self._stream.taken_since():
+                    self.deadline = monotonic() + self._site.settings.write_timeout
+                    return _WRITE
                 return self._gone(ClientGone("the client took nothing for write_timeout"))
             case State.IDLE:
                 return self.close()
@@ -290,8 +295,8 @@ class Connection:
         # a client that pipelines more than that waits for its turn: the socket is writable, so it comes soon
         if not stream.ahead:
             return self._rest()
-        self._state = _HEAD
-        self.deadline = monotonic() + settings.head_timeout
+        self._state = _SENDING
+        self.deadline = monotonic() + settings.write_timeout
         return _WRITE
 
     def _rest(self) -> Want:
