@@ -20,7 +20,7 @@ import stat
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-from pyttpd import __version__, keeper, memfd, metrics, privileges
+from pyttpd import __version__, confine, keeper, memfd, metrics, privileges
 from pyttpd.channel import Channel, Faults
 from pyttpd.health import DEFAULT_FILE, HealthFile
 from pyttpd.log import Log
@@ -177,6 +177,9 @@ class Service:
     _on_drain: list[Callable[[], None]] = field(default_factory=list)
     _sockets: dict[tuple[str, str], socket.socket] = field(default_factory=dict)
     _links: dict[Directory, Link] = field(default_factory=dict)
+    _report: confine.Report | None = None
+    _when_sealed: list[Callable[[], None]] = field(default_factory=list)
+    _sealed: bool = False
     _in_force: dict[str, bytes] = field(default_factory=dict)
 
     # ---- life ----
@@ -230,6 +233,34 @@ class Service:
         """End the process now: nothing is open any more."""
         self.loop.stop()
 
+    # ---- confinement ----
+
+    def confine(self, policy: confine.Policy) -> None:
+        """Lock this process for good, before it meets anybody. Raises confine.ConfineError, which ends it."""
+        self._report = confine.confine(policy)
+        self.log.debug("confined", locks=self._report)
+
+    def when_sealed(self, callback: Callable[[], None]) -> None:
+        """Call `callback` as soon as strangers may be met: at once, where Landlock judges TCP connections.
+
+        On older kernels connect() stays open until all links stand (confine.seal), so that is waited for; and a role
+        that loses umaster then can't come back to it: it leaves, and its keeper starts a successor.
+        """
+        assert self._report is not None
+        if self._report.network is not confine.NetworkGuard.PENDING:
+            callback()
+        else:
+            self._when_sealed.append(callback)
+
+    def _seal(self) -> None:
+        if self._when_sealed and all(link.is_open for link in self._links.values()):
+            assert self._report is not None
+            self._report = confine.seal(self._report)
+            self._sealed = True
+            callbacks, self._when_sealed = self._when_sealed, []
+            for callback in callbacks:
+                callback()
+
     # ---- meeting the others ----
 
     def doors(self, directory: Directory) -> list[Door]:
@@ -267,6 +298,18 @@ class Service:
     ) -> Link:
         """Return a link to the binder of `directory`; start() begins to connect."""
         binder = binder_of(directory)
+
+        def opened(channel: Channel, welcome: Welcome) -> None:
+            on_open(channel, welcome)
+            self._seal()
+
+        def lost(reason: str) -> None:
+            on_lost(reason)
+            # Without init and master work goes on; without umaster there is none.
+            if self._sealed and binder is Role.UMASTER and not self.draining:
+                self.log.warning("link lost; this kernel lets a successor open another", peer=binder.value)
+                self._leave()
+
         link = Link(
             directory,
             runtime_dir=self.options.runtime_dir,
@@ -277,9 +320,9 @@ class Service:
             loop=self.loop,
             log=self.log,
             faults=self.faults,
-            on_open=on_open,
+            on_open=opened,
             on_message=on_message,
-            on_lost=on_lost,
+            on_lost=lost,
         )
         self._links[directory] = link
         return link

@@ -91,6 +91,7 @@ class Listener:
         self._budget = service.budget
         self._share: ListenerShare | None = None
         self._sockets: list[socket.socket] = []
+        self._sealed = False
         self._accepting = False
         self._buffer = bytearray(65536)
         self._view = memoryview(self._buffer)
@@ -130,7 +131,11 @@ class Listener:
         self._waiting_age.span = share.handover_timeout
         if first:
             self._link.start()
-            self._accept_again()
+            self._service.when_sealed(self._begin)
+
+    def _begin(self) -> None:
+        self._sealed = True
+        self._accept_again()
 
     def _on_listener(self, name: str, sock: socket.socket) -> None:
         if name != self._service.options.name:
@@ -145,7 +150,7 @@ class Listener:
             self._accept_again()
 
     def _accept_again(self) -> None:
-        if self._accepting or self._share is None or self._service.draining:
+        if self._accepting or self._share is None or not self._sealed or self._service.draining:
             return
         if self._budget.exhausted:
             return  # it will call us
@@ -169,7 +174,7 @@ class Listener:
         assert self._share is not None
         for _ in range(MAX_ACCEPTS):
             full = self._budget.exhausted or self._budget.used >= self._share.max_connections
-            if full and not self._evict():
+            if full and not self._peeking:
                 self._stop_accepting()
                 return
             try:
@@ -180,6 +185,8 @@ class Listener:
                 # ECONNABORTED and the like: that client left. EMFILE can't be: the budget is below it.
                 self._log.debug("accept", error=error.strerror)
                 return
+            if full:
+                self._evict()  # not before somebody is there to make room for
             self.accepted += 1
             self._budget.take()
             sock.setblocking(False)
@@ -232,16 +239,13 @@ class Listener:
         self._offer(connection)
         return True
 
-    def _evict(self) -> bool:
-        """Let the connection that has been PEEKING the longest make room; False if there is none."""
+    def _evict(self) -> None:
+        """Let the connection that has been PEEKING the longest make room."""
         oldest = self._peeking.oldest()
-        if oldest is None:
-            return False
         assert isinstance(oldest, Connection)
         self._peeking.stop(oldest)
         self.evicted += 1
         self._close(oldest)
-        return True
 
     # ---- offering ----
 
@@ -453,6 +457,6 @@ def _has_sent(sock: socket.socket) -> bool:
 
 def serve(service: Service) -> None:
     """Run a listener in this process."""
-    confine.confine(confine.role_policy())
+    service.confine(confine.role_policy())
     Listener(service)
     service.run()

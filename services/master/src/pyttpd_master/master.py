@@ -50,21 +50,24 @@ class Master:
 
     def serve(self, service: Service) -> None:
         """Run master in this process."""
-        confine.confine(confine.role_policy())
+        service.confine(confine.role_policy())
         assert self._config is not None
         self._service = service
         self._channels: set[Channel] = set()
         self._entrance = service.entrance(
             Directory.MASTER, credits=0, authorise=self._authorise, on_open=self._on_open
         )
-        self._entrance.open()
         service.fetch_sockets(self._collect, lambda _name, sock: sock.close())
         service.on_drain(self._drain)
         service.log.info(
             "configuration in force", generation=self._config.generation, digest=self._config.digest[:16]
         )
-        service.ready()
+        service.when_sealed(self._open)
         service.run()
+
+    def _open(self) -> None:
+        self._entrance.open()
+        self._service.ready()
 
     def _authorise(self, caller: Caller, hello: Hello) -> bool:
         assert self._config is not None

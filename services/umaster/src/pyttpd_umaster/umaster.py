@@ -29,7 +29,7 @@ LEAVE_TIMEOUT = 5.0
 
 def serve(service: Service) -> None:
     """Run umaster in this process."""
-    confine.confine(confine.role_policy())
+    service.confine(confine.role_policy())
     Umaster(service)
     service.run()
 
@@ -74,9 +74,12 @@ class Umaster:
             self._router.set_map(HostMap.from_json(data))
             self._has_map = True
         if self._share is not None and self._has_map:
-            self._route.open()
-            self._vhost.open()
-            self._service.ready()
+            self._service.when_sealed(self._open)
+
+    def _open(self) -> None:
+        self._route.open()
+        self._vhost.open()
+        self._service.ready()
 
     def _no_listener(self, name: str, sock: socket.socket) -> None:
         self._log.error("init gave us a socket to listen on, which is not ours to have", name=name)

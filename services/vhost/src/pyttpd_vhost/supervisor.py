@@ -129,13 +129,14 @@ def stage_one_policy(tmp: str) -> confine.Policy:
         allow_fork=True,
         allow_connect=True,
         allow_bind=True,
+        connects_late=True,
     )
 
 
 def serve(service: Service) -> None:
     """Run a vhost's supervisor in this process."""
     privileges.adopt_orphans()
-    service.log.debug("supervisor confined", locks=confine.confine(stage_one_policy(service.options.tmp)))
+    service.confine(stage_one_policy(service.options.tmp))
     Supervisor(service)
     service.run()
 
@@ -153,7 +154,7 @@ class Supervisor:
         self._prototype: PrototypeChild | None = None
         self._workers: dict[int, WorkerChild] = {}
         self._next_number = METRICS_WORKER
-        self._start_prototype_at = 0.0
+        self._start_prototype_at = float("inf")
         self._prototype_crashes = 0
         self._spawn_at = 0.0
         self._worker_crashes = 0
@@ -186,7 +187,7 @@ class Supervisor:
             # One more of each for replacements that are ready before their predecessor leaves.
             self._scoreboard = Scoreboard(2 * share.pool.max_workers + 2)
             self._link.start()
-            self._start_prototype()
+            self._service.when_sealed(self._start_prototype)
 
     # ---- the prototype ----
 
@@ -567,7 +568,7 @@ class Supervisor:
         now = self._loop.now
         child = self._prototype
         if child is None:
-            if self._share is not None and now >= self._start_prototype_at and not self._service.draining:
+            if now >= self._start_prototype_at and not self._service.draining:
                 self._start_prototype()
         elif now - child.last_beat > (BEAT_LIMIT if child.ready else LOAD_TIMEOUT):
             self._log.error("prototype gives no sign of life and is killed", pid=child.pid)

@@ -337,7 +337,7 @@ class Connection:
         head = f"HTTP/1.1 {STATUS[status]}\r\n{fields.text}Content-Length: {len(content)}\r\n{date_line()}{CLOSE}\r\n"
         site.stats.responses[status // 100] += 1
         try:
-            self._stream.send_last((head.encode("latin-1") + content,))
+            self._stream.send_whole(head.encode("latin-1") + content)
         except ClientGone as gone:
             return self._gone(gone)
         self._exchange.keep = False

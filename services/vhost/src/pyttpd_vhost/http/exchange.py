@@ -107,7 +107,7 @@ class Exchange:
         self.state = _DONE
         self.code = code
         if length <= JOIN_LIMIT:
-            self._stream.send_last((head + content,))
+            self._stream.send_whole(head + content)
         else:
             self._stream.send_last((head, content))
             self._stream.wait_tail(self.site.settings.write_timeout)
@@ -152,7 +152,7 @@ class Exchange:
             raise ResponseError("the end without a response")
         self.state = _DONE
         if self._framing is _CHUNKED:
-            self._stream.send_last((LAST_CHUNK,))
+            self._stream.send_whole(LAST_CHUNK)
         elif self._framing is _LENGTH and self._left:
             self._spoilt("response shorter than its Content-Length")
         if self.body is not None and self.keep:

@@ -64,6 +64,18 @@ class Stream:
 
     # Output
 
+    def send_whole(self, data: bytes) -> None:
+        """`send_last` of one part and no file: what nearly all answers are."""
+        try:
+            count = self.sock.send(data)
+        except BlockingIOError:
+            count = 0
+        except OSError as error:
+            raise ClientGone from error
+        self.sent += count
+        if count != len(data):
+            self._pending = (memoryview(data)[count:],)
+
     def send_last(self, parts: tuple[bytes, ...]) -> None:
         """Send `parts` as one, what the socket takes now; the rest stays pending, by reference. Nothing may
         be pending before.
@@ -74,8 +86,6 @@ class Stream:
             if self._file >= 0:
                 # the head waits for the file's first bytes and shares their packet (tcp(7), TCP_CORK)
                 count = self.sock.sendmsg(parts, (), socket.MSG_MORE)
-            elif len(parts) == 1:
-                count = self.sock.send(parts[0])
             else:
                 count = self.sock.sendmsg(parts)
         except BlockingIOError:
