@@ -44,6 +44,7 @@ EXAMPLES: tuple[Any, ...] = (
     m.Attach(),
     m.Ready(),
     m.Beat(),
+    m.Detached(),
     m.Failed("ImportError: no module named site"),
 )
 CHOICES = {"role": m.ROLE_NAMES, "use": m.SOCKET_USES, "part": m.SHARE_PARTS, "work": m.WORK}

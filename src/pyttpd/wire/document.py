@@ -107,6 +107,7 @@ LAYOUT: dict[m.MessageType, tuple[Field, ...]] = {
     m.Attach: (),
     m.Ready: (),
     m.Beat: (),
+    m.Detached: (),
     m.Failed: (_REASON,),
 }
 
