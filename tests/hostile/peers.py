@@ -1,6 +1,6 @@
 """Plays every peer of one real role: its process is started as in a tree, all the others are this test.
 
-Rules. A test speaks the wire by hand: well-formed by `End.send`, anything at all by `End.raw`. Who it is, is a real uid:
+Rules. A test speaks the wire by hand: well-formed by `End.send`, anything at all by `End.raw`. Its uid is a real one:
 the kernel takes the effective uid at connect(), listen() and socketpair() for SO_PEERCRED, so `as_uid` around one of
 these is enough, and takes root. Every wait has a bound (`PATIENCE`), and waits for an event where there is one.
 
@@ -35,7 +35,6 @@ from typing import Any, NamedTuple, Self, TypeVar
 import pytest
 
 from pyttpd import memfd
-from pyttpd.config.limits import DEFAULT_HANDOVERS, DEFAULT_QUEUE_LIMIT, DEFAULT_QUEUE_TIMEOUT
 from pyttpd.config.shares import HostMap, ListenerPeer, ListenerShare, LogSettings, UmasterShare, VhostPeer
 from pyttpd.roles import ROLES
 from pyttpd.roles import Channel as Directory
@@ -190,7 +189,7 @@ class Role:
     def pid(self) -> int:
         """The role's process, as it is now."""
         children = Path(f"/proc/{self.keeper}/task/{self.keeper}/children")
-        wait_for(lambda: children.read_text().split(), f"{self.role} has no process\n{self.log()}")
+        wait_for(lambda: children.read_text().split(), f"{self.role} has no process\n{self.last_words()}")
         return int(children.read_text().split()[0])
 
     def fds(self) -> list[str]:
@@ -207,19 +206,22 @@ class Role:
 
     def unharmed(self) -> None:
         """Fail unless this is the process that it was, with as many descriptors."""
-        assert self.pid == self._pid, f"{self.role} has died:\n{self.log()}"
+        assert self.pid == self._pid, f"{self.role} has died:\n{self.last_words()}"
         wait_for(
             lambda: len(self.fds()) <= self._fds,
             f"{len(self.fds())} descriptors, {self._fds} before: {self.fds()}",
         )
-        assert self.pid == self._pid, f"{self.role} has died:\n{self.log()}"
-        assert "error:" not in self.log() and "Traceback" not in self.log(), self.log()
+        assert self.pid == self._pid, f"{self.role} has died:\n{self.last_words()}"
+        assert "] error:" not in self.log() and "Traceback" not in self.log(), self.last_words()
 
     def log(self) -> str:
         return self.logged.read_text(errors="replace")
 
+    def last_words(self) -> str:
+        return self.log()[-3000:]
+
     def logs(self, pattern: str) -> None:
-        wait_for(lambda: re.search(pattern, self.log()), f"{pattern!r} in the log:\n{self.log()}")
+        wait_for(lambda: re.search(pattern, self.log()), f"{pattern!r} in the log:\n{self.last_words()}")
 
     def samples(self) -> Samples:
         from prometheus_client.parser import text_string_to_metric_families
@@ -288,7 +290,27 @@ class Stage:
         self._open.callback(end.close)
         return end
 
-    # ---- connections --------------------------------------------------------------------------------------------------
+    @contextlib.contextmanager
+    def scene(self) -> Iterator[Self]:
+        """What is opened within, ends with it; the real role goes on, and has to be unharmed."""
+        for role in self.roles:
+            role.remember()
+        with self.scene_of_peers():
+            yield self
+        for role in self.roles:
+            role.unharmed()
+
+    @contextlib.contextmanager
+    def scene_of_peers(self) -> Iterator[None]:
+        """What is opened within, ends with it."""
+        before, self._open = self._open, contextlib.ExitStack()
+        try:
+            yield
+        finally:
+            self._open.close()
+            self._open = before
+
+    # ---- connections -------------------------------------------------------------------------------------------------
 
     def pair(self) -> tuple[socket.socket, socket.socket]:
         """Return a client's end and the server's end of a new TCP connection, both the caller's."""
@@ -302,7 +324,7 @@ class Stage:
         self._open.callback(client.close)
         return server
 
-    # ---- processes ----------------------------------------------------------------------------------------------------
+    # ---- processes ---------------------------------------------------------------------------------------------------
 
     def bind(self, directory: Directory) -> socket.socket:
         """Bind a directory in the place of its role; what connects is accepted by `accept`."""
@@ -325,21 +347,21 @@ class Stage:
     def start(self, role: RoleName, name: str, uid: int, *arguments: str, nofile: int = 0) -> Role:
         """Start the real role."""
         log = self.folder / f"log-{role.value}"
+        health = self.folder / f"health-{role.value}"
+        health.mkdir()
+        os.chown(health, uid, uid)
         command = [sys.executable, "-I", "-m", f"pyttpd_{role.value}", "--runtime-dir", str(self.folder)]
         command += [
             "--health-file",
-            str(self.folder / f"health-{role.value}"),
+            str(health / "state"),
             "--die-with",
             str(os.getpid()),
         ]
         command += ["--name", name] if name else []
         command += ["--uid", str(uid), "--gid", str(uid)] if uid else []
-        (self.folder / f"health-{role.value}").touch()
-        self.folder.chmod(0o777 | 0o1000)
 
         def limit() -> None:
-            if nofile:
-                resource.setrlimit(resource.RLIMIT_NOFILE, (nofile, nofile))
+            resource.setrlimit(resource.RLIMIT_NOFILE, (nofile, nofile))
 
         with log.open("wb") as out:
             process = subprocess.Popen(
@@ -349,7 +371,7 @@ class Stage:
                 stderr=out,
                 cwd="/",
                 env={"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8"},
-                preexec_fn=limit,
+                preexec_fn=limit if nofile else None,  # noqa: PLW1509 - there are no threads here
                 start_new_session=True,
             )
         self.roles.append(Role(process, log, role.value))
@@ -380,15 +402,15 @@ class Stage:
         end.send(Share(generation, part, len(data), memfd.digest_of(data)), fd)
         os.close(fd)
 
-    # ---- umaster ------------------------------------------------------------------------------------------------------
+    # ---- umaster -----------------------------------------------------------------------------------------------------
 
     def umaster(
         self,
         *,
         nofile: int = 0,
-        queue_limit: int = DEFAULT_QUEUE_LIMIT,
-        queue_timeout: float = DEFAULT_QUEUE_TIMEOUT,
-        handovers: int = DEFAULT_HANDOVERS,
+        queue_limit: int = 256,
+        queue_timeout: float = 10.0,
+        handovers: int = 256,
     ) -> Role:
         """Start the real umaster with tenants a (a.test) and b (b.test), and be its init and master."""
         self.bind(Directory.INIT)
