@@ -64,7 +64,7 @@ class Site:
         "heads",
         "kind",
         "log",
-        "max_requests",
+        "requests_per_connection",
         "retiring",
         "settings",
         "share",
@@ -80,8 +80,7 @@ class Site:
         self.kind: Kind
         self.engine: Engine = LlhttpEngine()
         self.heads = HeadReader(self.engine, share.http.head_limit)
-        #: Requests per connection.
-        self.max_requests = (
+        self.requests_per_connection = (
             1 if not share.http.keepalive else share.http.max_keepalive_requests or sys.maxsize
         )
         self._exact, self._suffixes = _split(share.hosts)

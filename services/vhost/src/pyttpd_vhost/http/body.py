@@ -125,20 +125,15 @@ class Body:
         """`_left` is below 0 here (CHUNKED) and counts down, so that `-_left` is what was read, plus one."""
         stream = self._stream
         while True:
-            ahead = stream.ahead
-            if ahead:
+            if stream.ahead:
                 self._expect = False
-            piece, used = decoder.feed(ahead) if ahead else (b"", 0)
-            if len(piece) > size:
-                # give back what the caller didn't ask for
-                used -= decoder.unread(len(piece) - size)
-                piece = piece[:size]
-            stream.ahead = ahead[used:]
-            if piece:
-                self._left -= len(piece)
-                if -self._left - 1 > self._limit:
-                    raise RequestError(413, "chunked body over body_limit")
-                return piece
+                data, used = decoder.feed(stream.ahead, size)
+                stream.ahead = stream.ahead[used:]
+                if data:
+                    self._left -= len(data)
+                    if -self._left - 1 > self._limit:
+                        raise RequestError(413, "chunked body over body_limit")
+                    return data
             if decoder.state is State.DONE:
                 self.done = True
                 return b""

@@ -45,34 +45,37 @@ class ChunkedDecoder:
         self._left = 0
         self._trailers = 0
 
-    def feed(self, data: bytes) -> tuple[bytes, int]:
-        """Return the next piece of the body that `data` holds, and how many bytes of `data` it used.
+    def feed(self, data: bytes, size: int) -> tuple[bytes, int]:
+        """Return at most `size` (> 0) bytes of the body that `data` holds, and how many bytes of `data` that took.
 
-        (b"", 0) before DONE: more bytes are needed, and what is there must be offered again with them.
+        What it didn't take must be offered again, with more behind it if b"" was returned before DONE.
         """
         at = 0
+        pieces: list[bytes] = []
         while True:
             match self.state:
                 case State.DATA:
-                    piece = data[at : at + self._left]
+                    piece = data[at : at + min(self._left, size)]
                     if not piece:
-                        return b"", at
+                        break
+                    pieces.append(piece)
+                    at += len(piece)
+                    size -= len(piece)
                     self._left -= len(piece)
                     if not self._left:
                         self.state = State.DATA_END
-                    return piece, at + len(piece)
                 case State.DATA_END:
                     end = data[at : at + 2]
                     if end != b"\r\n":
                         if b"\r\n".startswith(end):
-                            return b"", at
+                            break
                         raise RequestError(400, "chunk data longer than its size")
                     at += 2
                     self.state = State.SIZE
                 case State.SIZE:
                     line = _line(data, at, MAX_SIZE_LINE)
                     if not line:
-                        return b"", at
+                        break
                     match = _SIZE_LINE.fullmatch(line)
                     if match is None:
                         raise RequestError(400, "malformed chunk size")
@@ -82,7 +85,7 @@ class ChunkedDecoder:
                 case State.TRAILER:
                     line = _line(data, at, MAX_TRAILERS - self._trailers)
                     if not line:
-                        return b"", at
+                        break
                     if _TRAILER.fullmatch(line) is None:
                         raise RequestError(400, "malformed trailer")
                     at += len(line)
@@ -90,15 +93,8 @@ class ChunkedDecoder:
                     if line == b"\r\n":
                         self.state = State.DONE
                 case State.DONE:
-                    return b"", at
-
-    def unread(self, count: int) -> int:
-        """Take back the last `count` bytes of the piece that `feed` just returned; the caller offers them
-        again.
-        """
-        self._left += count
-        self.state = State.DATA
-        return count
+                    break
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces), at
 
 
 def _line(data: bytes, start: int, limit: int) -> bytes:

@@ -265,7 +265,7 @@ class Connection:
                 body = self._body(request)
             keep = (
                 request.keep_alive
-                and self._served < site.max_requests
+                and self._served < site.requests_per_connection
                 and not site.retiring
                 and not self._last
             )
@@ -304,6 +304,7 @@ class Connection:
         if self._last:
             return self._end()
         self._state = _IDLE
+        self._exchange.forget()
         self.deadline = monotonic() + self._site.settings.idle_timeout
         return _READ
 

@@ -18,12 +18,12 @@ import os
 from typing import TYPE_CHECKING
 
 from pyttpd_vhost.http.body import Body
+from pyttpd_vhost.http.engine import Request
 from pyttpd_vhost.http.errors import ResponseError
 from pyttpd_vhost.http.response import CLOSE, KEEP_ALIVE, STATUS, Fields, date_line, plain_page
 from pyttpd_vhost.http.stream import JOIN_LIMIT, Stream
 
 if TYPE_CHECKING:
-    from pyttpd_vhost.http.engine import Request
     from pyttpd_vhost.site import Site
 
 
@@ -48,6 +48,9 @@ class Framing(enum.Enum):
 _NOTHING, _BODY, _DONE = State
 _LENGTH, _CHUNKED, _CLOSE, _NO_BODY = Framing
 
+#: Stands for the request between two requests.
+_NO_REQUEST: Request = object.__new__(Request)
+
 LAST_CHUNK = b"0\r\n\r\n"
 
 
@@ -64,7 +67,7 @@ class Exchange:
         self._stream = stream
         self.site = site
         self.client = client  # address and port
-        self.request: Request
+        self.request: Request = _NO_REQUEST
         self.body: Body | None = None  # None: the request has none
         self.state = _NOTHING
         self.keep = True
@@ -78,6 +81,11 @@ class Exchange:
         self.body = body
         self.keep = keep
         self.state = _NOTHING
+
+    def forget(self) -> None:
+        """Let go of the request: its connection may be idle for long."""
+        self.request = _NO_REQUEST
+        self.body = None
 
     # A whole response
 

@@ -43,7 +43,7 @@ class LlhttpEngine:
             lower = name.lower()
             if len(_LOWER) < _MAX_LOWER:
                 _LOWER[name] = lower
-        header = (lower, value)
+        header = (lower, value.rstrip(b" \t"))  # llhttp leaves what RFC 9112 section 5.1 takes away
         self._headers.append(header)
         if lower in FRAMING:
             self._special.append(header)

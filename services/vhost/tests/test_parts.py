@@ -1,0 +1,239 @@
+"""The parts without a socket: the chunked decoder, the memory of heads, fields, dates, whose a name is."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+
+from pyttpd.head import Refused
+
+from pyttpd_vhost.http import heads, response
+from pyttpd_vhost.http.chunked import ChunkedDecoder, State
+from pyttpd_vhost.http.engine import CHUNKED
+from pyttpd_vhost.http.errors import RequestError, ResponseError
+from pyttpd_vhost.http.heads import HeadReader
+from pyttpd_vhost.http.llhttp import LlhttpEngine
+from pyttpd_vhost.http.response import Fields, http_date, parse_http_date, status_code
+from pyttpd_vhost.site import Site
+
+from .conftest import ListLog, make_share
+
+NEXT = b"GET / HTTP/1.1\r\n"
+
+
+# ---- chunked -------------------------------------------------------------------------------------------------------
+
+
+def decode(raw: bytes, cuts: list[int], size: int) -> tuple[bytes, bytes]:
+    """Decode `raw` as it would come in pieces cut at `cuts`; return the body and what is left."""
+    decoder = ChunkedDecoder()
+    body, ahead = b"", b""
+    for start, end in zip([0, *cuts], [*cuts, len(raw)], strict=True):
+        ahead += raw[start:end]
+        while decoder.state is not State.DONE:
+            data, used = decoder.feed(ahead, size)
+            ahead = ahead[used:]
+            assert len(data) <= size
+            body += data
+            if not data:
+                break
+    assert decoder.state is State.DONE
+    assert decoder.feed(ahead, size) == (b"", 0)
+    return body, ahead
+
+
+@pytest.mark.parametrize("seed", range(50))
+def test_chunks_in_any_pieces(seed: int) -> None:
+    rng = random.Random(seed)
+    parts = [rng.randbytes(rng.choice((1, 2, 15, 16, 300))) for _ in range(rng.randrange(6))]
+    raw = b"".join(
+        b"%x%b\r\n%b\r\n" % (len(part), rng.choice((b"", b";a", b' ;a="b"', b";a=b;c")), part)
+        for part in parts
+    )
+    raw += (
+        rng.choice((b"0", b"000"))
+        + b"\r\n"
+        + rng.choice((b"", b"A: b\r\n", b"A:\r\nB: c\r\n"))
+        + b"\r\n"
+        + NEXT
+    )
+    cuts = sorted(rng.sample(range(len(raw)), rng.randrange(len(raw) - 1)))
+    assert decode(raw, cuts, rng.choice((1, 7, 65536))) == (b"".join(parts), NEXT)
+
+
+def test_no_verdict_changes_with_the_pieces() -> None:
+    """What is refused whole is refused byte by byte, and the other way round."""
+    rng = random.Random(1)
+    alphabet = [b"0", b"1", b"a", b"\r\n", b"\r", b"\n", b";", b" ", b"x", b"\0", b":"]
+    for _ in range(3000):
+        raw = b"".join(rng.choices(alphabet, k=rng.randrange(12)))
+        verdicts = []
+        for step in (len(raw) or 1, 1):
+            decoder = ChunkedDecoder()
+            body, ahead = b"", b""
+            try:
+                for at in range(0, len(raw), step):
+                    ahead += raw[at : at + step]
+                    while (got := decoder.feed(ahead, 100))[1]:
+                        body += got[0]
+                        ahead = ahead[got[1] :]
+                verdicts.append((decoder.state, body, ahead))
+            except RequestError:
+                verdicts.append(None)
+        assert verdicts[0] == verdicts[1], raw
+
+
+# ---- heads ---------------------------------------------------------------------------------------------------------
+
+
+def head(extra: str = "", method: str = "GET", target: str = "/", version: str = "1.1") -> bytes:
+    return f"{method} {target} HTTP/{version}\r\nHost: a.test\r\n{extra}\r\n".encode("latin-1")
+
+
+def test_short_heads_are_remembered() -> None:
+    reader = HeadReader(LlhttpEngine(), 32768)
+    first = reader.read(head())
+    assert first is not None
+    assert first.remembered
+    assert reader.read(head()) is first
+    assert reader.read(head() + b"x") is not first  # something follows
+    assert reader.read(head("A: " + "b" * heads.MAX_REMEMBERED + "\r\n")) is not reader.read(
+        head("A: " + "b" * heads.MAX_REMEMBERED + "\r\n")
+    )
+    with_body = reader.read(head("Content-Length: 1\r\n"))
+    assert with_body is not None
+    assert not with_body.remembered
+    assert reader.read(head()[:-1]) is None
+    for _ in range(2):
+        with pytest.raises(Refused):
+            reader.read(head("Host: b\r\n"))
+
+
+def test_the_memory_is_bounded() -> None:
+    reader = HeadReader(LlhttpEngine(), 32768)
+    for number in range(heads.MAX_MEMORY * 3):
+        request = reader.read(head(target=f"/{number}"))
+        assert request is not None
+        assert request.path == b"/%d" % number
+        assert len(reader._memory) <= heads.MAX_MEMORY
+
+
+@pytest.mark.parametrize(
+    ("extra", "version", "keep_alive", "length", "expect"),
+    [
+        ("", "1.1", True, 0, False),
+        ("", "1.0", False, 0, False),
+        ("Connection: keep-alive\r\n", "1.0", True, 0, False),
+        ("Connection: Keep-Alive, x\r\n", "1.0", True, 0, False),
+        ("Connection: x, close\r\nConnection: keep-alive\r\n", "1.1", False, 0, False),
+        ("Content-Length: 0\r\nExpect: 100-continue\r\n", "1.1", True, 0, False),
+        ("Content-Length: 7\r\nExpect: 100-Continue\r\n", "1.1", True, 7, True),
+        ("Content-Length: 7\r\nExpect: 100-continue\r\n", "1.0", False, 7, False),
+        ("Transfer-Encoding: Chunked\r\n", "1.1", True, CHUNKED, False),
+        ("Connection: upgrade\r\nUpgrade: websocket\r\n", "1.1", True, 0, False),
+    ],
+)
+def test_framing(extra: str, version: str, keep_alive: bool, length: int, expect: bool) -> None:
+    engine = LlhttpEngine()
+    reader = HeadReader(engine, 32768)
+    for _ in range(2):  # the engine is ready for the next head after any
+        request = reader.read(head(extra, version=version) + b"rest")
+        assert request is not None
+        assert (request.keep_alive, request.length, request.expect) == (keep_alive, length, expect)
+        assert request.end == len(head(extra, version=version))
+        plain = reader.read(head())
+        assert plain is not None
+        assert plain.headers == [(b"host", b"a.test")]
+
+
+def test_headers_of_a_request() -> None:
+    request = HeadReader(LlhttpEngine(), 32768).read(head("X-A: 1\r\nX-Empty:\r\nx-a:\t2 \r\n"))
+    assert request is not None
+    assert request.headers == [(b"host", b"a.test"), (b"x-a", b"1"), (b"x-empty", b""), (b"x-a", b"2")]
+    assert request.get(b"x-a") == b"1, 2"
+    assert request.get(b"x-empty") == b""
+    assert request.get(b"x-none") is None
+
+
+# ---- the head of a response ----------------------------------------------------------------------------------------
+
+
+def test_fields() -> None:
+    for _ in range(2):
+        fields = Fields([("A", "b"), ("content-length", "5"), ("DATE", "x"), ("C", "d\te\xe9")])
+        assert (fields.text, fields.length, fields.date) == ("A: b\r\nDATE: x\r\nC: d\te\xe9\r\n", 5, True)
+
+
+def test_tables_of_checked_text_are_bounded() -> None:
+    for number in range(response._MAX_LINES * 2):
+        assert Fields([(f"X-{number}", "y")]).text == f"X-{number}: y\r\n"
+        assert status_code(f"200 {number}") == 200
+    assert len(response._lines) <= response._MAX_LINES
+    assert len(response._names) <= response._MAX_CHECKED
+    assert len(response._statuses) <= response._MAX_CHECKED
+    with pytest.raises(ResponseError):
+        status_code("200 \r\n")
+
+
+@pytest.mark.parametrize("seconds", [0, 784111777, 951827696, 1763762400, 4102444799])
+def test_dates_there_and_back(seconds: int) -> None:
+    text = http_date(seconds)
+    assert len(text) == 29
+    assert parse_http_date(text.encode()) == seconds
+
+
+def test_the_date_of_rfc_9110() -> None:
+    assert http_date(784111777) == "Sun, 06 Nov 1994 08:49:37 GMT"
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        b"",
+        b"Sunday, 06-Nov-94 08:49:37 GMT",
+        b"Sun, 06 Nov 1994 08:49:37",
+        b"Sun, 00 Nov 1994 08:49:37 GMT",
+        b"Sun, 06 Xxx 1994 08:49:37 GMT",
+    ],
+)
+def test_what_is_no_date(value: bytes) -> None:
+    assert parse_http_date(value) is None
+
+
+# ---- whose a name is -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("authority", "routed", "owned"),
+    [
+        ("a.test", "a.test", True),
+        ("a.test", "x.wild.test", True),
+        ("b.test", "a.test", False),
+        ("b.test", "b.test", True),  # umaster has decided that it is ours: it is the default
+        ("x.wild.test", "a.test", True),
+        ("y.x.wild.test", "a.test", True),
+        ("wild.test", "a.test", False),
+        ("theirs.wild.test", "a.test", False),
+        ("x.theirs.wild.test", "a.test", True),
+        ("x.deep.wild.test", "a.test", False),
+        ("y.x.deep.wild.test", "a.test", False),
+        ("deep.wild.test", "a.test", True),
+        ("", "a.test", True),
+        ("[::1]", "a.test", False),
+    ],
+)
+def test_owns(authority: str, routed: str, owned: bool) -> None:
+    assert Site(make_share(), ListLog()).owns(authority, routed) is owned
+
+
+def test_a_host_less_request_is_the_defaults() -> None:
+    assert not Site(make_share(default=False), ListLog()).owns("", "a.test")
+
+
+def test_load(tmp_path: Path) -> None:
+    site = Site(make_share(kind="static", application=None, root=str(tmp_path)), ListLog())
+    site.load()
+    assert type(site.kind).__name__ == "StaticKind"
+    site.kind.close()  # type: ignore[attr-defined]
