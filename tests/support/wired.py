@@ -39,6 +39,8 @@ SAMPLES: dict[m.MessageType, Message] = {
         m.Goodbye("leaving"),
         m.Socket("listen", "http"),
         m.SocketsEnd(1),
+        m.Wanted("listen", "http"),
+        m.Return("listen", "http"),
         m.Share(1, "share", 3, DIGEST),
         m.ShareOk(1),
         m.Route(1, CLIENT, "a.example"),
@@ -58,6 +60,7 @@ SAMPLES: dict[m.MessageType, Message] = {
         m.Attach(),
         m.Ready(),
         m.Beat(),
+        m.Detached(),
         m.Failed("ImportError"),
     )
 }

@@ -45,6 +45,8 @@ CASES: list[tuple[m.Message, int, bool, bytes]] = [
     (m.Socket("listen", "http"), 10, True, b"\0\0\0\0" + name(b"http")),
     (m.Socket("metrics", "umaster"), 10, True, b"\x01\0\0\0" + name(b"umaster")),
     (m.SocketsEnd(2), 11, False, u32(2)),
+    (m.Wanted("listen", "http"), 12, False, b"\0\0\0\0" + name(b"http")),
+    (m.Return("metrics", "http"), 13, True, b"\x01\0\0\0" + name(b"http")),
     (m.Share(7, "share", 1000, DIGEST), 20, True, u64(7) + b"\0\0\0\0" + u32(1000) + DIGEST),
     (m.Share(2**64 - 1, "map", 0, DIGEST), 20, True, u64(2**64 - 1) + b"\x01\0\0\0" + u32(0) + DIGEST),
     (m.ShareOk(7), 21, False, u64(7)),
@@ -70,6 +72,7 @@ CASES: list[tuple[m.Message, int, bool, bytes]] = [
     (m.Attach(), 62, True, b""),
     (m.Ready(), 63, False, b""),
     (m.Beat(), 64, False, b""),
+    (m.Detached(), 66, False, b""),
     (m.Failed("ImportError: no module named x"), 65, False, b"ImportError: no module named x"),
 ]
 IDS = [f"{type(message).__name__}-{number}" for number, (message, *_) in enumerate(CASES)]
@@ -286,6 +289,8 @@ ROUND_TRIPS: dict[m.MessageType, st.SearchStrategy[m.Message]] = {
     m.Welcome: st.builds(m.Welcome, st.integers(0, 255), U32),
     m.Goodbye: st.builds(m.Goodbye, TEXTS),
     m.Socket: st.builds(m.Socket, st.sampled_from(m.SOCKET_USES), NAMES),
+    m.Wanted: st.builds(m.Wanted, st.sampled_from(m.SOCKET_USES), NAMES),
+    m.Return: st.builds(m.Return, st.sampled_from(m.SOCKET_USES), NAMES),
     m.SocketsEnd: st.builds(m.SocketsEnd, U32),
     m.Share: st.builds(m.Share, U64, st.sampled_from(m.SHARE_PARTS), U32, st.binary(min_size=32, max_size=32)),
     m.ShareOk: st.builds(m.ShareOk, U64),
@@ -306,6 +311,7 @@ ROUND_TRIPS: dict[m.MessageType, st.SearchStrategy[m.Message]] = {
     m.Attach: st.just(m.Attach()),
     m.Ready: st.just(m.Ready()),
     m.Beat: st.just(m.Beat()),
+    m.Detached: st.just(m.Detached()),
     m.Failed: st.builds(m.Failed, TEXTS),
 }
 
