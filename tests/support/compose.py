@@ -130,6 +130,13 @@ class Deployment:
                     todo.extend(map(int, task.read_text().split()))
         return found
 
+    def descriptors(self) -> dict[str, int]:
+        """Return how many descriptors all processes of each service have open. Root only."""
+        return {
+            service: sum(len(os.listdir(f"/proc/{process.pid}/fd")) for process in self.processes(service))
+            for service in self.containers()
+        }
+
     # ---- asking it --------------------------------------------------------------------------------------------------
 
     def connect(self, timeout: float = ANSWER_WITHIN) -> socket.socket:
