@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import select
 import socket
 import threading
@@ -145,6 +146,18 @@ class Server(threading.Thread):
         while self.connections and time.monotonic() < end:
             time.sleep(0.005)
         assert not self.connections
+
+
+def descriptors(wanted: int | None = None) -> int:
+    """How many descriptors the process has; waits until there are `wanted` (the server may still have to accept)."""
+    end = time.monotonic() + 5
+    while (
+        (count := len(os.listdir("/proc/self/fd"))) != wanted
+        and wanted is not None
+        and time.monotonic() < end
+    ):
+        time.sleep(0.01)
+    return count
 
 
 Serve = Callable[..., Server]

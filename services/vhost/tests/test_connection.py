@@ -16,7 +16,7 @@ from pyttpd_vhost.http.connection import Connection, State, Want
 from pyttpd_vhost.kinds.wsgi import WsgiKind
 from pyttpd_vhost.site import Site
 
-from .conftest import HOST, Client, ListLog, Serve, make_share
+from .conftest import HOST, Client, ListLog, Serve, descriptors, make_share
 
 GET = b"GET / HTTP/1.1\r\nHost: a.test\r\n\r\n"
 
@@ -495,7 +495,7 @@ def test_stats(pair: Pair) -> None:
 def test_nothing_leaks(serve: Serve) -> None:
     """Descriptors and connections after all kinds of ends."""
     server = serve(hello)
-    before = len(os.listdir("/proc/self/fd"))
+    before = descriptors()
     for ending in (
         b"",
         GET,
@@ -510,4 +510,4 @@ def test_nothing_leaks(serve: Serve) -> None:
                 if not orderly:
                     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
     server.wait_closed()
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert descriptors(before) == before

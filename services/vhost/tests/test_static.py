@@ -12,7 +12,7 @@ from pyttpd_vhost.kinds import static
 from pyttpd_vhost.kinds.openat2 import has_openat2, open_beneath
 from pyttpd_vhost.kinds.static import clean_path, content_type
 
-from .conftest import Answer, Client, Serve, Server
+from .conftest import Answer, Client, Serve, Server, descriptors
 
 INDEX = b"<html>index</html>"
 
@@ -219,14 +219,14 @@ def test_a_file_that_shrinks_while_it_is_sent_ends_the_connection(serve: Serve, 
 def test_descriptors_are_given_back(server: Server) -> None:
     ask(server, "/")
     server.wait_closed()
-    before = len(os.listdir("/proc/self/fd"))
+    before = descriptors()
     for target in ("/", "/big.bin", "/sub", "/none", "/fifo", "/link_out", "/nothing.css"):
         for method in ("GET", "HEAD"):
             ask(server, target, method)
     with server.connect() as sock:
         sock.sendall(b"GET /big.bin HTTP/1.1\r\nHost: a.test\r\n\r\n" * 100)
     server.wait_closed()
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert descriptors(before) == before
 
 
 @pytest.mark.parametrize(
