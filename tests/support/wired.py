@@ -13,6 +13,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 from pyttpd import memfd
@@ -180,6 +181,8 @@ class Stage:
         self.faults = Faults()
         self.budget = Budget(1000)
         self.stack = contextlib.ExitStack()
+        #: What a role believes to be confined by: nothing that it would have to wait for.
+        self.unconfined: Any = SimpleNamespace(network=None)
         self._doors: dict[Directory, tuple[socket.socket, socket.socket]] = {}
 
     def close(self) -> None:
@@ -290,6 +293,7 @@ class Stage:
             faults=self.faults,
             budget=Budget(budget),
         )
+        service._report = self.unconfined
         self.keeper = keeper
         self.stack.callback(lambda: [link.close() for link in service._links.values()])
         self.stack.callback(lambda: [link._door.close() for link in service._links.values() if link._door])

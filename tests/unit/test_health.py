@@ -1,0 +1,77 @@
+"""The health file, and the program that reads it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from pyttpd import health
+from pyttpd.health import HealthFile
+
+
+def test_only_ready_and_fresh_is_healthy(tmp_path: Path) -> None:
+    path = str(tmp_path / "state")
+    file = HealthFile(path)
+    assert health.read(path)[0] is False
+    for state in health.STATES:
+        file.write(state)
+        assert health.read(path) == (state == "ready", state)
+    file.write("ready")
+    old = time.time() - health.STALE_AFTER - 5
+    os.utime(path, (old, old))
+    ready, why = health.read(path)
+    assert not ready
+    assert "no heartbeat" in why
+    file.write("ready")  # the next beat
+    assert health.read(path)[0]
+    file.remove()
+    file.remove()
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("content", [b"", b"fine\n", b"\xff\xfe", b"ready and more than that" * 10])
+def test_anything_else_is_not_healthy(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "state"
+    path.write_bytes(content)
+    assert not health.read(str(path))[0]
+
+
+def test_a_file_that_somebody_else_has_removed_is_no_error(tmp_path: Path) -> None:
+    file = HealthFile(str(tmp_path / "state"))
+    file.write("ready")
+    (tmp_path / "state").unlink()
+    file.remove()
+
+
+def test_nobody_asks() -> None:
+    file = HealthFile("")
+    file.write("ready")
+    file.remove()
+
+
+def test_a_folder_that_is_not_there_is_said(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="No such file"):
+        HealthFile(str(tmp_path / "none" / "state")).write("ready")
+
+
+def test_the_program(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = str(tmp_path / "state")
+    assert health.main(["--file", path]) == 1
+    HealthFile(path).write("ready")
+    assert health.main(["--file", path]) == 0
+    assert capsys.readouterr().out.endswith("ready\n")
+    assert health.main(["--wrong"]) == 2
+    assert health.main([]) in (0, 1)
+
+
+def test_the_program_as_containers_call_it(tmp_path: Path) -> None:
+    path = str(tmp_path / "state")
+    HealthFile(path).write("ready")
+    command = [sys.executable, "-I", "-m", "pyttpd.health", "--file", path]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    assert (done.returncode, done.stdout) == (0, "ready\n")
