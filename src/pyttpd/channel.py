@@ -62,6 +62,7 @@ class Channel:
 
     __slots__ = (
         "_burst",
+        "_ending",
         "_loop",
         "_outbox",
         "_paused",
@@ -111,6 +112,7 @@ class Channel:
         self._recv_permits = PERMITS[kind, _OTHER_SIDE[side], self._recv_phase]
         self._send_permits = PERMITS[kind, side, self._send_phase]
         self._burst = 1
+        self._ending = False
         self._paused = False
         self._want_write = False
         self._registered = True
@@ -169,7 +171,7 @@ class Channel:
                     fdpass.send_fd(self._sock, frame, fd)
             except OSError as error:
                 if error.errno not in _LATER and error.errno != errno.ETOOMANYREFS:
-                    self._end("peer-gone", error.strerror or "")
+                    self._end_soon(error.strerror or "")
                     return False
                 if fd is not None:
                     # ETOOMANYREFS has no event of its own; EPOLLOUT comes at once and the caller's retry is the poll.
@@ -208,7 +210,10 @@ class Channel:
                 fdpass.send(self._sock, self._outbox[0])
             except OSError as error:
                 if error.errno not in _LATER:
-                    self._end("peer-gone", error.strerror or "")
+                    self._outbox.clear()
+                    self._want_write = False
+                    self._set_events()
+                    self._end_soon(error.strerror or "")
                 return
             self._outbox.popleft()
         self._want_write = False
@@ -254,6 +259,9 @@ class Channel:
                 return taken
             except fdpass.DescriptorLost as lost:
                 self._lost(lost.data)
+                continue
+            except ConnectionResetError:
+                # The peer left with frames of ours unread: said once, and before what it has sent, which still comes.
                 continue
             except RemoteProtocolError as error:
                 self._fault(error)
@@ -328,6 +336,23 @@ class Channel:
     def fault(self, reason: str, detail: str) -> None:
         """Close the channel for something the role has found wrong outside of on_message (a deadline, say)."""
         self._fault(RemoteProtocolError(reason, detail))
+
+    def _end_soon(self, detail: str) -> None:
+        """Sending has found out that the peer is gone.
+
+        What it has said before still counts: who said Taken has read from that connection. And nobody who sends has to
+        reckon with what on_close does.
+        """
+
+        def end() -> None:
+            self._ending = False
+            if not self._paused:
+                self.receive(MAX_OUTBOX)
+                self._end("peer-gone", detail)
+
+        if not self._ending:
+            self._ending = True
+            self._loop.call_later(0.0, end)
 
     def _end(self, reason: str, detail: str) -> None:
         if self.closed:

@@ -118,6 +118,7 @@ class Entrance:
         self._on_open = on_open
         self._ungreeted: dict[object, int] = {}
         self._greeted: dict[tuple[str, str], list[Channel]] = {}
+        self._silent: dict[Channel, None] = {}
         self._open = False
         self._sources: list[tuple[socket.socket, Door | None]] = []
         if listener is not None:
@@ -151,6 +152,10 @@ class Entrance:
 
     def _exhausted(self, sock: socket.socket) -> bool:
         if not self._budget.exhausted:
+            return False
+        if self._silent:
+            # A role says hello at once: who has been silent the longest makes room, and may come again.
+            next(iter(self._silent)).fault("silent", "others have to come in")
             return False
         self._loop.modify(sock.fileno(), 0)
         return True
@@ -216,6 +221,7 @@ class Entrance:
                 return  # the welcome found nobody any more
             settled = True
             timer.cancel()
+            self._silent.pop(channel, None)
             self._ungreeted[key] -= 1
             if not self._ungreeted[key]:
                 del self._ungreeted[key]
@@ -252,6 +258,7 @@ class Entrance:
         )
         self._budget.take()
         channel.budget = self._budget
+        self._silent[channel] = None
         timer = self._loop.call_later(HELLO_TIMEOUT, lambda: channel.fault("silent", "no hello"))
 
     def _count_greeted(self, channel: Channel, hello: Hello) -> None:
