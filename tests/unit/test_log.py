@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import os
 import re
+import time
 
 import pytest
 
-from pyttpd import log as log_module
 from pyttpd.log import MAX_REPEATED, MAX_VALUE, Log, printable
 
 
@@ -78,7 +78,7 @@ def test_a_long_value_is_cut() -> None:
 
 def test_repetitions_are_counted_and_told(lines: Lines, monkeypatch: pytest.MonkeyPatch) -> None:
     now = 1000.0
-    monkeypatch.setattr(log_module.time, "time", lambda: now)
+    monkeypatch.setattr(time, "time", lambda: now)
     log = Log("listener", write=lines)
     for _ in range(MAX_REPEATED + 5):
         log.info("flood")
@@ -93,7 +93,7 @@ def test_a_log_that_is_gone_ends_nobody(monkeypatch: pytest.MonkeyPatch) -> None
     def gone(*_: object) -> int:
         raise BrokenPipeError
 
-    monkeypatch.setattr(log_module.os, "write", gone)
+    monkeypatch.setattr(os, "write", gone)
     Log("init").error("said to nobody")
 
 
