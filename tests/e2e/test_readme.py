@@ -136,7 +136,8 @@ def test_what_the_readme_shows_is_what_one_sees(newcomer: Newcomer) -> None:
         deadline = time.monotonic() + 5
         while (seen := normalised(newcomer.run(example.command))) != normalised(example.output):
             if time.monotonic() > deadline:
-                assert seen == normalised(example.output), example.command
+                log = (newcomer.folder / "log").read_text(errors="replace")
+                assert seen == normalised(example.output), f"{example.command}\n{log[-4000:]}"
             time.sleep(0.3)
 
 
