@@ -139,7 +139,7 @@ def messages_table() -> str:
         "| type | message | on | id | descriptor | body | meaning |",
         "| --: | --- | --- | --- | --- | --- | --- |",
     ]
-    for row in m.MESSAGES:
+    for row in sorted(m.MESSAGES, key=lambda row: row.code):
         body = "<br>".join(
             f"{field.wire} **{field.name}**" if field.name else field.wire for field in LAYOUT[row.cls]
         )
