@@ -338,9 +338,17 @@ class Stage:
         self._bound[directory] = self._open.enter_context(sock)
         return sock
 
+    def opened(self, sock: socket.socket) -> socket.socket:
+        """Close `sock` when the scene ends."""
+        return self._open.enter_context(sock)
+
+    def accept_raw(self, directory: Directory) -> socket.socket:
+        """Accept a connector, and say nothing yet. The caller closes it."""
+        return self._bound[directory].accept()[0]
+
     def accept(self, directory: Directory, credits: int = 0) -> End:
         """Accept a connector and welcome it."""
-        end = self.keep(End(self._bound[directory].accept()[0]))
+        end = self.keep(End(self.accept_raw(directory)))
         end.expect(Hello)
         return end.send(Welcome(VERSION, credits))
 
@@ -430,6 +438,11 @@ class Stage:
         self.give_shares(("share", share.to_json()), ("map", hosts.to_json()))
         role.remember()
         return role
+
+    def wait_bound(self, directory: Directory) -> None:
+        """Wait until a real role has bound its directory."""
+        path = self.folder / directory.value / "sock"
+        wait_for(path.is_socket, f"{path} is bound")
 
     def connect(self, directory: Directory, uid: int) -> End:
         """Connect to a real role under `uid`, and say nothing yet."""
