@@ -648,7 +648,7 @@ def test_file_wrapper(serve: Serve, kind: str) -> None:
     files: list[Any] = []
 
     def application(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
-        file: Any = io.BytesIO(content) if kind == "bytesio" else tempfile.TemporaryFile()  # noqa: SIM115 - the server closes it
+        file: Any = io.BytesIO(content) if kind == "bytesio" else tempfile.TemporaryFile()  # noqa: SIM115
         files.append(file)
         if kind != "bytesio":
             file.write(content)

@@ -23,24 +23,23 @@ from pyttpd_vhost.http.chunked import ChunkedDecoder
 #: `Request.length` of a chunked body: its length is known when it ends.
 CHUNKED = -1
 
-#: The header names that decide framing and life time. Engines collect them while they read; absent is the
-#: common case.
+#: The names of the fields that decide framing and life time.
 FRAMING = frozenset({b"content-length", b"transfer-encoding", b"connection", b"expect"})
 
 _LENGTH = re.compile(rb"[0-9]{1,18}")
 
-Headers = list[tuple[bytes, bytes]]
+Fields = list[tuple[bytes, bytes]]
 
 
 class Request:
     """One request, its head read and its framing decided; the body is still to come.
 
     `method` as sent; `target` as sent; `path` and `query` are the target's parts, not decoded ("*" for
-    `OPTIONS *`; absolute-form is reduced to its path). `version` is 10 or 11. `headers` in the order sent,
-    names in lower case, values without blanks around them. `host` is normalised by the scanner ("" only for
-    HTTP/1.0), `port` 0 if not named. `keep_alive` is what the client asks for. `length` is the body's length
-    in bytes or CHUNKED. `expect` is `Expect: 100-continue`. `end` is where the head ended in the bytes that
-    were read.
+    `OPTIONS *`; absolute-form is reduced to its path). `version` is 10 or 11. `fields` are the header fields in
+    the order sent, names as sent, values without blanks around them. `host` is normalised by the scanner ("" only
+    for HTTP/1.0), `port` 0 if not named. `keep_alive` is what the client asks for. `length` is the body's length
+    in bytes or CHUNKED. `expect` is `Expect: 100-continue`. `end` is where the head ended in the bytes that were
+    read.
 
     Not to be changed once made: with `remembered` it stands for later requests with the same head, too, and
     then `memo` is for the kind, to keep what it made of the request.
@@ -49,7 +48,7 @@ class Request:
     __slots__ = (
         "end",
         "expect",
-        "headers",
+        "fields",
         "host",
         "keep_alive",
         "length",
@@ -68,7 +67,7 @@ class Request:
     path: bytes
     query: bytes
     version: int
-    headers: Headers
+    fields: Fields
     host: str
     port: int
     keep_alive: bool
@@ -78,13 +77,15 @@ class Request:
     remembered: bool
     memo: Any
 
-    def __init__(self, head: Head, headers: Headers, special: Headers) -> None:
-        """Make it of the scanner's verdict and the engine's header fields, `special` those in FRAMING. Raises
-        Refused.
+    def __init__(self, head: Head, fields: Fields, special: Fields) -> None:
+        """Make it of the scanner's verdict, the engine's header fields, and those of them in FRAMING (with
+        names in lower case).
+
+        Raises Refused.
         """
         self.method = head.method.decode("ascii")
         self.version = head.version
-        self.headers = headers
+        self.fields = fields
         self.host = head.host
         self.port = head.port
         self.end = head.end
@@ -100,7 +101,7 @@ class Request:
         if special:
             self._frame(special)
 
-    def _frame(self, special: Headers) -> None:
+    def _frame(self, special: Fields) -> None:
         """Decide framing and life time (RFC 9112 sections 6.3 and 9.3), and refuse whatever is ambiguous."""
         lengths = [value for name, value in special if name == b"content-length"]
         codings = [value for name, value in special if name == b"transfer-encoding"]
@@ -133,17 +134,16 @@ class Request:
                 self.expect = self.version == 11 and self.length != 0
 
     def get(self, name: bytes) -> bytes | None:
-        """Return the value of the header `name` (lower case), several joined with ", " (RFC 9110 section
-        5.3), None if absent.
+        """Return the value of the header `name` (lower case), None if absent.
+
+        Several fields are joined with ", " (RFC 9110 section 5.3).
         """
-        values = [value for key, value in self.headers if key == name]
+        values = [value for key, value in self.fields if key.lower() == name]
         return b", ".join(values) if values else None
 
 
 class Engine(Protocol):
-    """Reads heads. Holds no state between two heads, so that one engine serves all connections of a
-    thread.
-    """
+    """Reads heads. Holds no state between two heads: one engine serves all connections of a thread."""
 
     def read(self, data: bytes, head: Head) -> Request:
         """Read the head `data[:head.end]`. Raises Refused."""

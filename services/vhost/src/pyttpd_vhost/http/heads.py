@@ -24,17 +24,16 @@ MAX_MEMORY = 256
 class HeadReader:
     """Reads heads for all connections of a thread. Refused and malformed heads are never remembered."""
 
-    __slots__ = ("_engine", "_limit", "_memory")
+    __slots__ = ("_engine", "_limit", "_memory", "_once")
 
     def __init__(self, engine: Engine, limit: int) -> None:
         self._engine = engine
         self._limit = limit
         self._memory: dict[bytes, Request] = {}
+        self._once: set[bytes] = set()
 
     def read(self, data: bytes) -> Request | None:
-        """Return the request whose head `data` starts with (`Request.end`), None if it isn't complete. Raises
-        Refused.
-        """
+        """Return the request whose head `data` starts with, None if it isn't complete. Raises Refused."""
         short = len(data) <= MAX_REMEMBERED
         if short:
             request = self._memory.get(data)
@@ -45,8 +44,17 @@ class HeadReader:
             return None
         request = self._engine.read(data, head)
         if short and not request.length and request.end == len(data):
+            self._remember(data, request)
+        return request
+
+    def _remember(self, data: bytes, request: Request) -> None:
+        """Keep the request, if this is the second time: most heads come once, and then keeping costs more."""
+        if data in self._once:
             if len(self._memory) >= MAX_MEMORY:
                 self._memory.clear()
             self._memory[data] = request
             request.remembered = True
-        return request
+        else:
+            if len(self._once) >= MAX_MEMORY:
+                self._once.clear()
+            self._once.add(data)

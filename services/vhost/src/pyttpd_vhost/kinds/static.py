@@ -154,7 +154,7 @@ class StaticKind:
         status = os.fstat(fd)
         etag = f'"{status.st_ino:x}-{status.st_mtime_ns:x}-{status.st_size:x}"'
         headers = [("ETag", etag), ("Last-Modified", http_date(status.st_mtime))]
-        if request.headers and _not_modified(request, etag, int(status.st_mtime)):
+        if len(request.fields) > 1 and _not_modified(request, etag, int(status.st_mtime)):
             os.close(fd)
             exchange.respond(STATUS[304], 304, Fields(headers), b"")
             return

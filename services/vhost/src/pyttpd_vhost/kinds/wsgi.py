@@ -38,7 +38,8 @@ Application = Callable[[Environ, Callable[..., Any]], Iterable[bytes]]
 
 #: The environ's keys of header names. Names with an underscore get none: they could pass for others
 #: ("X_Forwarded_For").
-_KEYS: dict[bytes, str | None] = {
+_KEYS: dict[bytes, str | None] = {}
+_ODD_KEYS: dict[bytes, str | None] = {
     b"content-type": "CONTENT_TYPE",
     b"content-length": "CONTENT_LENGTH",
     b"proxy": None,
@@ -142,19 +143,18 @@ class WsgiKind:
         environ["SERVER_NAME"] = request.host or self._site.share.name
         environ["SERVER_PORT"] = str(request.port) if request.port else "80"
         environ["SERVER_PROTOCOL"] = "HTTP/1.1" if request.version == 11 else "HTTP/1.0"
-        for name, value in request.headers:
+        for name, value in request.fields:
             try:
                 key = _KEYS[name]
             except KeyError:
                 key = _environ_key(name)
-            if key is None:
-                continue
-            text = value.decode("latin-1")
             if key in environ:
                 # several fields of one name are a list (RFC 9110 section 5.3); cookies have their own comma
                 # (RFC 6265 section 5.4)
-                text = f"{environ[key]}{'; ' if name == b'cookie' else ', '}{text}"
-            environ[key] = text
+                comma = "; " if key == "HTTP_COOKIE" else ", "
+                environ[key] = f"{environ[key]}{comma}{value.decode('latin-1')}"
+            elif key is not None:
+                environ[key] = value.decode("latin-1")
         return environ
 
     def _report(self, request: Request) -> None:
@@ -173,7 +173,12 @@ class WsgiKind:
 
 
 def _environ_key(name: bytes) -> str | None:
-    key = None if b"_" in name else "HTTP_" + name.decode("ascii").upper().replace("-", "_")
+    """Return the environ's key for a header's name as sent, None if it gets none."""
+    lower = name.lower()
+    if lower in _ODD_KEYS:
+        key = _ODD_KEYS[lower]
+    else:
+        key = None if b"_" in name else "HTTP_" + name.decode("ascii").upper().replace("-", "_")
     if len(_KEYS) < _MAX_KEYS:
         _KEYS[name] = key
     return key
