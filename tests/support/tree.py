@@ -173,7 +173,7 @@ class Tree:
 
     def alerts(self) -> list[str]:
         """Return the lines of the log that nobody has announced: errors, and anything Python says on its own."""
-        pattern = re.compile(r'\] error: |"level": "error"|^Traceback|Warning: |^Exception ')
+        pattern = re.compile(r'\] error: |: output error: |"level": "error"|^Traceback|Warning: |^Exception ')
         lines = [line for line in self.log().splitlines() if pattern.search(line)]
         return [line for line in lines if not any(part in line for part in self.expected)]
 
