@@ -20,7 +20,7 @@ from pyttpd import memfd
 from pyttpd.channel import Channel, Faults
 from pyttpd.log import Log
 from pyttpd.loop import Budget, Loop
-from pyttpd.rendezvous import Caller, Door, Entrance
+from pyttpd.rendezvous import Caller, Door, Entrance, Link
 from pyttpd.roles import Channel as Directory
 from pyttpd.roles import Role
 from pyttpd.service import Options, Service
@@ -170,6 +170,24 @@ class Played:
         return self.records[-1]
 
 
+class Visitor:
+    """Who comes in through a door: its link, what it was welcomed with, what it hears."""
+
+    link: Link
+
+    def __init__(self) -> None:
+        self.record = Recorder()
+        self.welcomes: list[m.Welcome] = []
+        self.lost: list[str] = []
+
+    def on_open(self, _: Channel, welcome: m.Welcome) -> None:
+        self.welcomes.append(welcome)
+
+    def send(self, message: Message, fd: int | None = None) -> bool:
+        assert self.link.channel is not None
+        return self.link.channel.send(message, fd)
+
+
 class Stage:
     """One loop with a log that is kept, and what plays on it."""
 
@@ -183,6 +201,7 @@ class Stage:
         self.stack = contextlib.ExitStack()
         #: What a role believes to be confined by: nothing that it would have to wait for.
         self.unconfined: Any = SimpleNamespace(network=None)
+        self._entries: list[Door] = []
         self._doors: dict[Directory, tuple[socket.socket, socket.socket]] = {}
 
     def close(self) -> None:
@@ -285,7 +304,7 @@ class Stage:
         )
         service = Service(
             role,
-            Options(name=name, doors=doors, **options),
+            Options(name=name, doors=(*doors, *self._entries), **options),
             {},
             beat,
             self.log,
@@ -298,6 +317,40 @@ class Stage:
         self.stack.callback(lambda: [link.close() for link in service._links.values()])
         self.stack.callback(lambda: [link._door.close() for link in service._links.values() if link._door])
         return service
+
+    def knock(self, directory: Directory, role: str, name: str) -> Callable[..., Visitor]:
+        """Make a door for instance `name` of `role` into the role that `service` makes afterwards.
+
+        Returns what opens a link through it; a link says who it is as its door does, unless it is told otherwise.
+        """
+        theirs, ours = pair()
+        for end in (theirs, ours):
+            self.stack.callback(end.close)
+        self._entries.append(Door(directory, role, name, os.dup(theirs.fileno())))
+
+        def visit(hello: Hello | None = None) -> Visitor:
+            visitor = Visitor()
+            visitor.link = Link(
+                directory,
+                runtime_dir="",
+                door=Door(directory, "tested", "", os.dup(ours.fileno())),
+                binder="tested",
+                binder_uid=0,
+                hello=hello or Hello(role, name or role),
+                loop=self.loop,
+                log=self.log,
+                faults=Faults(),
+                on_open=visitor.on_open,
+                on_message=visitor.record.on_message,
+                on_lost=visitor.lost.append,
+            )
+            visitor.link.start()
+            self.stack.callback(visitor.record.close)
+            self.stack.callback(lambda: visitor.link._door and visitor.link._door.close())
+            self.stack.callback(visitor.link.close)
+            return visitor
+
+        return visit
 
     def said(self) -> bytes:
         """Return what the role has told its keeper since we last asked."""

@@ -1,0 +1,248 @@
+"""init on a stage: sockets go to whom they are for, come back from whom they were given to, and nothing else."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from support.wired import Stage, Visitor, stage
+
+from pyttpd.roles import Channel as Directory
+from pyttpd.roles import Role
+from pyttpd.service import Options, Service, StartError
+from pyttpd.wire import messages as m
+
+from pyttpd_init.init import Init, Page, Snapshot
+from pyttpd_init.queues import AcceptQueues
+from pyttpd_init.sockets import bind, plans
+
+
+def free_ports(count: int) -> int:
+    """Return the first of `count` free ports in a row."""
+    for first in range(31_000 + os.getpid() % 1000, 40_000, count):
+        socks: list[socket.socket] = []
+        try:
+            for port in range(first, first + count):
+                socks.append(socket.create_server(("127.0.0.1", port)))
+            return first
+        except OSError:
+            continue
+        finally:
+            for sock in socks:
+                sock.close()
+    raise RuntimeError("no free ports")
+
+
+class Bank:
+    """init with its sockets bound, and doors for its peers."""
+
+    def __init__(
+        self, on: Stage, folder: Path, monkeypatch: pytest.MonkeyPatch, *, take_back: bool = False
+    ) -> None:
+        self.on = on
+        self.config = folder / "pyttpd.toml"
+        if not self.config.exists():
+            first = free_ports(12)
+            self.config.write_text(
+                f'[metrics]\nbase_port = {first}\n[listen.http]\naddress = "127.0.0.1:{first + 11}"\n'
+                f'[vhost.a]\nhosts = ["a.example"]\nuid = 20001\nkind = "static"\nroot = "{folder}"\n'
+            )
+        self.doors = {
+            (role, name): on.knock(Directory.INIT, role, name)
+            for role, name in (("master", ""), ("umaster", ""), ("listener", "http"), ("vhost", "a"))
+        }
+        self.service = on.service(Role.INIT)
+        monkeypatch.setattr(Service, "confine", lambda _self, _policy: None)
+        monkeypatch.setattr(Service, "run", lambda _self: None)
+        monkeypatch.setattr("pyttpd.confine.confine", lambda _policy: None)
+        monkeypatch.setattr(Init, "_start_metrics_child", lambda _self: None)
+        self.init = Init()
+        self.entrances: list[socket.socket] = []
+        real = Service.entrance
+
+        def entrance(*args: object, **options: object) -> object:
+            made = real(*args, **options)  # type: ignore[arg-type]
+            self.entrances += [sock for sock, _ in made._sources]
+            return made
+
+        monkeypatch.setattr(Service, "entrance", entrance)
+        self.init.prepare(Options(config=str(self.config), take_back=take_back), on.log)
+        self.init.serve(self.service)
+        monkeypatch.setattr(Service, "entrance", real)
+        on.stack.callback(self._clear)
+
+    def _clear(self) -> None:
+        for channel in list(self.init._channels):
+            channel.close()
+        for sock in (*self.entrances, *self.init._sockets.values()):
+            sock.close()
+
+    def come(self, role: str, name: str = "", hello: m.Hello | None = None) -> Visitor:
+        return self.doors[role, name](hello)
+
+    def asked(self, visitor: Visitor) -> Visitor:
+        self.on.until(lambda: visitor.record.of(m.SocketsEnd))
+        return visitor
+
+
+@pytest.fixture
+def bank(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bank]:
+    with stage() as on:
+        yield Bank(on, tmp_path, monkeypatch)
+
+
+def test_each_gets_its_own_sockets(bank: Bank) -> None:
+    assert b"R" in bank.on.said()
+    listener = bank.asked(bank.come("listener", "http"))
+    assert listener.record.messages == [
+        m.Socket("listen", "http"),
+        m.Socket("metrics", "http"),
+        m.SocketsEnd(2),
+    ]
+    with socket.socket(fileno=listener.record.fds[0]) as sock:
+        assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+        assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+        with socket.create_connection(sock.getsockname()):
+            pass
+        sock.detach()
+    for role in ("master", "umaster"):
+        visitor = bank.asked(bank.come(role))
+        assert visitor.record.messages == [m.Socket("metrics", role), m.SocketsEnd(1)]
+    assert bank.init._counters.read() == (3, 0)
+
+
+@pytest.mark.parametrize(
+    ("role", "name", "hello"),
+    [
+        ("vhost", "a", m.Hello("vhost", "a")),
+        ("vhost", "a", m.Hello("listener", "http")),
+        ("vhost", "a", m.Hello("init", "init")),
+        ("master", "", m.Hello("umaster", "umaster")),
+        ("listener", "http", m.Hello("listener", "metrics")),
+        ("listener", "http", m.Hello("listener", "nobody")),
+    ],
+)
+def test_everybody_else_is_refused(bank: Bank, role: str, name: str, hello: m.Hello) -> None:
+    visitor = bank.come(role, name, hello)
+    bank.on.until(lambda: bank.service.faults.counts)
+    visitor.link.close()
+    assert {reason for _, reason in bank.service.faults.counts} == {"not-authorised"}
+    assert not visitor.record.messages
+    assert bank.init._counters.read()[1] >= 1
+
+
+def test_a_new_init_gets_back_what_it_would_have_bound(
+    bank: Bank, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = bank.asked(bank.come("listener", "http")).record.fds
+    # The old init is gone, and with it all sockets that nobody else has.
+    for sock in bank.init._sockets.values():
+        sock.close()
+    with stage() as on:
+        new = Bank(on, tmp_path, monkeypatch, take_back=True)
+        assert b"R" not in on.said()
+        listener = new.asked(new.come("listener", "http"))
+        assert listener.record.messages[:2] == [m.Wanted("listen", "http"), m.Wanted("metrics", "http")]
+        listener.send(m.Return("listen", "http"), held[0])
+        listener.send(m.Return("metrics", "http"), held[1])
+        on.until(lambda: b"R" in on.said())
+        listener.send(m.Return("metrics", "http"), held[1])  # once more is one too many, and closed
+        again = new.asked(new.come("listener", "http"))
+        assert again.record.of(m.Socket) == [m.Socket("listen", "http"), m.Socket("metrics", "http")]
+
+
+def test_a_socket_brought_back_that_is_not_the_one_is_refused(bank: Bank) -> None:
+    listener = bank.asked(bank.come("listener", "http"))
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        listener.send(m.Return("listen", "http"), other.fileno())
+        bank.on.until(lambda: listener.lost)
+    assert bank.service.faults.counts == {("listener", "descriptors"): 1}
+
+
+def test_a_socket_brought_back_under_anothers_name_is_refused(bank: Bank) -> None:
+    listener = bank.asked(bank.come("listener", "http"))
+    listener.send(m.Return("metrics", "umaster"), listener.record.fds[0])
+    bank.on.until(lambda: listener.lost)
+
+
+def test_an_address_in_use_is_said(bank: Bank) -> None:
+    with pytest.raises(StartError, match="cannot listen on 127.0.0.1:"):
+        Init().prepare(Options(config=str(bank.config)), bank.on.log)
+
+
+def test_no_configuration_or_a_wrong_one_is_said(tmp_path: Path) -> None:
+    with stage() as on:
+        with pytest.raises(StartError, match="--config"):
+            Init().prepare(Options(), on.log)
+        wrong = tmp_path / "wrong.toml"
+        wrong.write_text("nonsense = 1\n")
+        with pytest.raises(StartError, match="pyttpd check"):
+            Init().prepare(Options(config=str(wrong)), on.log)
+
+
+def test_how_full_the_accept_queues_are(bank: Bank) -> None:
+    queues = AcceptQueues(list(bank.init._sockets))
+    plan = next(plan for plan in bank.init._sockets if plan.use == "listen" and plan.name == "http")
+    try:
+        with socket.create_connection((plan.host, plan.port)):
+            found = {name: (waiting, most) for name, waiting, most in queues.read()}
+    finally:
+        queues._diag.close()
+    assert found["http"] == (1, plan.backlog)
+    assert found["http-metrics"][0] == 0
+    families = {sample.name for family in bank.init._collect(_NoQueues()) for sample in family.samples}  # type: ignore[arg-type]
+    assert "pyttpd_init_hellos_total" in families
+
+
+class _NoQueues:
+    def read(self) -> list[tuple[str, int, int]]:
+        return [("http", 0, 10)]
+
+
+def test_a_snapshot_is_seen_by_a_child() -> None:
+    page = Page()
+    assert page.read() == Snapshot()
+    written = Snapshot(uid=0, started=1.5, answered=2, faults=(("listener", "silent", 3),))
+    page.write(written)
+    pid = os.fork()
+    if pid == 0:
+        os._exit(0 if page.read() == written else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
+def test_a_snapshot_that_does_not_fit_or_is_half_written_leaves_the_one_before() -> None:
+    page = Page()
+    written = Snapshot(answered=2)
+    page.write(written)
+    assert page.read() == written
+    page.write(Snapshot(faults=tuple((f"peer{number}", "silent", 1) for number in range(1000))))
+    assert page.read() == written
+    page._page[4:10] = b"\0" * 6
+    assert page.read() == written
+
+
+def test_ipv6_is_ipv6_alone(bank: Bank) -> None:
+    from dataclasses import replace
+
+    plan = replace(next(iter(bank.init._sockets)), host="::1", port=0)
+    assert str(plan).startswith("[::1]:")
+    try:
+        sock = bind(plan)
+    except StartError as error:
+        pytest.skip(str(error))
+    with sock:
+        assert sock.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)
+
+
+def test_every_role_has_a_plan(bank: Bank) -> None:
+    from pyttpd.config.loader import load
+
+    found = {(plan.role, plan.name, plan.use) for plan in plans(load(str(bank.config)))}
+    assert {
+        ("init", "init", "metrics"),
+        ("listener", "http", "listen"),
+        ("listener", "metrics", "listen"),
+    } <= found
