@@ -87,9 +87,7 @@ class Site:
         self._foreign, self._foreign_suffixes = _split(share.foreign)
 
     def owns(self, authority: str, routed: str) -> bool:
-        """Whether a request for `authority` may be served on a connection that was routed here for
-        `routed`.
-        """
+        """Whether a request for `authority` may be served on a connection that was routed here for `routed`."""
         if authority == routed or authority in self._exact:
             return True
         if not authority:

@@ -59,8 +59,9 @@ class Body:
         self.failed: RequestError | None = None
 
     def read(self, size: int) -> bytes:
-        """Return at most `size` bytes (> 0) as soon as any are there, b"" at the end of the body. Raises
-        RequestError and ClientGone.
+        """Return at most `size` bytes (> 0) as soon as any are there, b"" at the end of the body.
+
+        Raises RequestError.
         """
         if self.failed is not None:
             raise self.failed

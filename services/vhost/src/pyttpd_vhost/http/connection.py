@@ -82,8 +82,7 @@ _RESPONDED = Response.DONE
 
 
 class Connection:
-    """A client's connection, on `sock` (non-blocking), which its maker closes once a turn has returned
-    CLOSED.
+    """A client's connection, on `sock` (non-blocking), which its maker closes once a turn has said CLOSED.
 
     `client` is its address and port, `authority` the name by which the connection was routed here.
     """
@@ -216,9 +215,10 @@ class Connection:
                 return _READ
 
     def abort(self) -> Want:
-        """End the connection at once, whatever is lost by it. Who owns the waiting takes `sock` out of epoll
-        and closes it: while the listener still has its copy, close() alone would leave it registered
-        (epoll(7), Q6).
+        """End the connection at once, whatever is lost by it.
+
+        Who owns the waiting takes `sock` out of epoll and closes it: while the listener still has its copy, close()
+        alone would leave it registered (epoll(7), Q6).
         """
         if self._state is not _CLOSED:
             self._state = _CLOSED
@@ -309,9 +309,7 @@ class Connection:
         return _READ
 
     def _await_head(self) -> Want:
-        """The head isn't complete yet. Its deadline counts from its first byte and isn't moved by later
-        ones.
-        """
+        """The head isn't complete yet. Its deadline counts from its first byte; later ones don't move it."""
         if self._state is not _HEAD:
             self.deadline = monotonic() + self._site.settings.head_timeout
         self._state = _HEAD

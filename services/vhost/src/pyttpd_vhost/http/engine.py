@@ -78,10 +78,9 @@ class Request:
     memo: Any
 
     def __init__(self, head: Head, fields: Fields, special: Fields) -> None:
-        """Make it of the scanner's verdict, the engine's header fields, and those of them in FRAMING (with
-        names in lower case).
+        """Make it of the scanner's verdict and the engine's `fields`.
 
-        Raises Refused.
+        `special` are those of them in FRAMING, with names in lower case. Raises Refused.
         """
         self.method = head.method.decode("ascii")
         self.version = head.version
@@ -155,8 +154,9 @@ class Engine(Protocol):
 
 
 def _path_and_query(head: Head) -> bytes:
-    """Return a target that isn't in origin-form without its scheme and authority (RFC 9112 section 3.2),
-    which the scanner has used.
+    """Return the path and query of a target that isn't in origin-form (RFC 9112 section 3.2).
+
+    The scanner has used its authority.
     """
     if head.target == b"*":
         return b"*"

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 
 class RequestError(OSError):
-    """The request can't be finished as the client sent it: `status` is what it gets if nothing was answered
-    yet.
+    """The request can't be finished as the client sent it; `status` is its answer if none was begun.
 
     An OSError, because applications meet it in `wsgi.input.read()`, and that is what frameworks expect there.
     `reason` is a fixed text of ours, safe for logs.
@@ -22,6 +21,4 @@ class ClientGone(ConnectionError):
 
 
 class ResponseError(Exception):
-    """The kind (or the tenant's application) broke the rules of a response: a header that isn't one, a second
-    head, and so on.
-    """
+    """The kind (or the tenant's application) broke the rules of a response."""

@@ -90,8 +90,9 @@ class Exchange:
     # A whole response
 
     def respond(self, status: str, code: int, fields: Fields, content: bytes) -> None:
-        """Send a whole response. Without a Content-Length in `fields` it is `content`'s; one that disagrees:
-        see the rules.
+        """Send a whole response.
+
+        Without a Content-Length in `fields` it is `content`'s; for one that disagrees see the rules.
         """
         if self.state is not _NOTHING:
             raise ResponseError("a second response to one request")
@@ -121,10 +122,9 @@ class Exchange:
             self._stream.wait_tail(self.site.settings.write_timeout)
 
     def send_file(self, status: str, code: int, fields: Fields, fd: int, offset: int, count: int) -> None:
-        """Send a whole response whose body is `count` bytes of the file `fd` from `offset`. Owns `fd` from
-        now on.
+        """Send a whole response whose body is `count` bytes of the file `fd` from `offset`.
 
-        The worker's epoll finishes it. `fields.length`, if given, must be `count`.
+        Owns `fd` from now on. The worker's epoll finishes it. `fields.length`, if given, must be `count`.
         """
         if self.state is not _NOTHING:
             os.close(fd)
@@ -147,8 +147,9 @@ class Exchange:
         self._begin(status, code, fields, fields.length, first)
 
     def write(self, data: bytes) -> None:
-        """Send a piece of the body. Returns when the system has all of it (PEP 3333), or if it was the last
-        of its Content-Length.
+        """Send a piece of the body.
+
+        Returns when the system has all of it (PEP 3333), or if it was the last of its Content-Length.
         """
         if self.state is not _BODY:
             raise ResponseError("a body without a response")
@@ -167,8 +168,9 @@ class Exchange:
             self._settle_body()
 
     def fail(self, code: int) -> None:
-        """Answer with the plain page of an error if nothing was sent yet; else end the connection, so that
-        the client sees a cut body.
+        """Answer with the plain page of an error if nothing was sent yet.
+
+        Else end the connection, so that the client sees a cut body.
         """
         if self.state is _NOTHING:
             fields, content = plain_page(code)

@@ -159,8 +159,9 @@ _IMF_FIXDATE = re.compile(
 
 
 def parse_http_date(value: bytes) -> int | None:
-    """Return an IMF-fixdate's seconds since the epoch. None: not one (the obsolete forms aren't read: a
-    condition is then ignored).
+    """Return an IMF-fixdate's seconds since the epoch, None for anything else.
+
+    The obsolete forms aren't read: a condition with one is ignored.
     """
     match = _IMF_FIXDATE.fullmatch(value)
     month = match[2].decode("ascii") if match else ""

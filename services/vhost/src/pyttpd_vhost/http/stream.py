@@ -77,10 +77,9 @@ class Stream:
             self._pending = (memoryview(data)[count:],)
 
     def send_last(self, parts: tuple[bytes, ...]) -> None:
-        """Send `parts` as one, what the socket takes now; the rest stays pending, by reference. Nothing may
-        be pending before.
+        """Send `parts` as one, what the socket takes now; the rest stays pending, by reference.
 
-        An adopted file follows them. Raises ClientGone.
+        Nothing may be pending before. An adopted file follows them. Raises ClientGone.
         """
         try:
             if self._file >= 0:
@@ -107,8 +106,9 @@ class Stream:
         self._file = -1
 
     def flush(self) -> bool:
-        """Send more of what is pending. True: all is sent. Raises ClientGone, also when a file has become
-        shorter.
+        """Send more of what is pending. True: all is sent.
+
+        Raises ClientGone, also when a file has become shorter.
         """
         try:
             if self._pending:
@@ -181,8 +181,9 @@ class Stream:
     # Input
 
     def receive(self, size: int) -> bytes:
-        """Receive up to `size` bytes without waiting; b"" at the end of the stream. Raises BlockingIOError
-        and ClientGone.
+        """Receive up to `size` bytes without waiting; b"" at the end of the stream.
+
+        Raises BlockingIOError and ClientGone.
         """
         try:
             return self.sock.recv(size)

@@ -74,7 +74,8 @@ def has_openat2(root: int) -> bool:
 
 
 def open_beneath(root: int, path: bytes, *, by_openat2: bool = True) -> int:
-    """Open `path` (relative, no NUL) below the directory `root` for reading; the caller owns the descriptor.
+    """Open `path` (relative, no NUL) below the directory `root` for reading; the caller owns the result.
+
     Raises OSError.
     """
     return _open_by_openat2(root, path) if by_openat2 else _open_by_steps(root, path)

@@ -63,8 +63,9 @@ _TEXT = frozenset({"application/json", "application/xml", "application/manifest+
 
 @lru_cache(maxsize=256)
 def content_type(suffix: str) -> str:
-    """Return the Content-Type for a name's last suffix (".html"). A packed file is served as the package, not
-    as what is in it.
+    """Return the Content-Type for a name's last suffix (".html").
+
+    A packed file is served as the package, not as what is in it.
     """
     kind = _TYPES.types_map[True].get(suffix) or "application/octet-stream"
     return f"{kind}; charset=utf-8" if kind.startswith("text/") or kind in _TEXT else kind
@@ -128,8 +129,9 @@ class StaticKind:
             self._send(request, exchange, fd, path)
 
     def _open(self, path: bytes) -> int:
-        """Open the regular file for `path`. Raises FileNotFoundError for whatever isn't one,
-        IsADirectoryError if a slash is missing.
+        """Open the regular file for `path`.
+
+        Raises FileNotFoundError for whatever isn't one, IsADirectoryError if a slash is missing.
         """
         if path[-1:] == b"/" or not path:
             path += INDEX

@@ -51,8 +51,9 @@ _NOTHING = State.NOTHING
 
 
 def load_application(share: VhostShare) -> Application:
-    """Import the application of `share` ("module:attr", attr may have dots) with its environment and path.
-    Raises what the import raises.
+    """Import the application of `share`: "module:attr", attr may have dots; below its root and python_path.
+
+    Sets its environment. Raises whatever the import raises.
     """
     os.environ.update(share.env)
     sys.path[:0] = [share.root, *share.python_path]
@@ -286,8 +287,9 @@ class _Response:
 
 
 def _plain(data: object) -> bytes:
-    """Return bytes that are nothing but bytes: a subclass could lie about its length. Raises
-    ResponseError.
+    """Return bytes that are nothing but bytes: a subclass could lie about its length.
+
+    Raises ResponseError.
     """
     if isinstance(data, bytes | bytearray | memoryview):
         return memoryview(data).tobytes()
@@ -318,8 +320,9 @@ _READ_SIZE = 65536
 
 
 class Input:
-    """wsgi.input: the body as a file. Waits for the client, up to `read_timeout` for each piece; raises
-    RequestError (an OSError).
+    """wsgi.input: the body as a file.
+
+    Waits for the client, up to `read_timeout` for each piece; raises RequestError (an OSError).
     """
 
     __slots__ = ("_ahead", "_body")
