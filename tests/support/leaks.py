@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import fcntl
 import gc
 import os
 import signal
@@ -49,7 +50,7 @@ class Snapshot:
             frozenset(threading.enumerate()),
             frozenset(os.listdir(NAMESPACES) if NAMESPACES.is_dir() else ()),
             frozenset(mounts()),
-            frozenset(map(str, sockets(RUNTIME_DIR))),
+            frozenset(map(str, sockets(RUNTIME_DIR)) if not in_use(RUNTIME_DIR) else ()),
         )
 
     def left(self) -> list[str]:
@@ -121,6 +122,18 @@ def sockets(folder: Path) -> Iterator[Path]:
             with contextlib.suppress(OSError):
                 if stat.S_ISSOCK(path.lstat().st_mode):
                     yield path
+
+
+def in_use(folder: Path) -> bool:
+    """Say whether a tree runs there (plain.py's lock): somebody else's, or it is found as a process that is left."""
+    try:
+        with open(folder / "lock", "rb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def end(pids: set[int]) -> None:

@@ -9,8 +9,9 @@ Theory. Roles fork, exec, change their uid, mount things over /tmp, and give up 
 So nothing is opened late: a process opens its file when it starts (at a high number, out of the way of programs that
 count or close descriptors) and what it forks or becomes by exec appends to the same file: init's children have a file
 system of their own when they start. Whoever ends, by leaving the interpreter, by os._exit() or by exec, appends one
-frame: 8 bytes of length and coverage's own dump. As some are meant to be killed (a keeper's helpers die with it), a
-frame is also appended when an event loop is about to wait and the last one is a moment old.
+frame. As some are meant to be killed (a keeper's helpers die with it), a
+frame is also appended when an event loop is about to wait and the last one is a moment old. A frame is a mark, the
+length of the rest, and compressed JSON: {path: [line, ...]}. One that was torn by a kill is passed over.
 
 A forked child goes on with what its parent had measured. It repeats its parent's lines, which doesn't matter: lines
 are only ever united (scripts/test uses `collect()` for that).
@@ -24,7 +25,7 @@ import sys
 # No more than that, as long as nothing is measured: some tests look at what a process has imported.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
     from typing import Any
 
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
 #: The descriptor of the file: those below are left to the program, and a soft limit of 1024 allows it.
 FD = 990
+MARK = b"\xffpyttpd\xfe"
 LENGTH_BYTES = 8
 #: A process that waits for events saves this often (s); it takes a millisecond.
 INTERVAL = 0.2
@@ -63,7 +65,6 @@ def start() -> None:
 
 def _start(folder: str, top: str) -> None:
     import coverage
-    from coverage import CoverageData
 
     if not _inherited():
         name = f"{folder}/{PREFIX}{os.getpid()}-{os.urandom(4).hex()}"
@@ -75,7 +76,7 @@ def _start(folder: str, top: str) -> None:
         data_file=None, config_file=False, include=[f"{top}/{source}/*" for source in SOURCES]
     )
     measured.set_option("run:disable_warnings", SILENT)
-    CoverageData(no_disk=True).dumps()  # imports everything that the last moment needs
+    measured.get_data()  # imports everything that the last moment needs
     _save_at_the_end(measured)
     measured.start()
 
@@ -93,8 +94,10 @@ def _inherited() -> bool:
 def _save_at_the_end(measured: Coverage) -> None:
     import atexit
     import contextlib
+    import json
     import select
     import time
+    import zlib
 
     last = b""
     next_save = 0.0
@@ -103,10 +106,12 @@ def _save_at_the_end(measured: Coverage) -> None:
         nonlocal last
         with contextlib.suppress(Exception):
             measured.stop()
-            data = measured.get_data().dumps()
-            if data != last:
-                os.write(FD, len(data).to_bytes(LENGTH_BYTES, "little") + data)
-                last = data
+            data = measured.get_data()
+            lines = {path: data.lines(path) for path in data.measured_files()}
+            body = zlib.compress(json.dumps(lines).encode(), 1)
+            if body != last:
+                os.write(FD, MARK + len(body).to_bytes(LENGTH_BYTES, "little") + body)
+                last = body
 
     def first_save(ending: Callable[..., Any]) -> Callable[..., Any]:
         def saved(*args: Any) -> Any:
@@ -161,21 +166,37 @@ def collect(folder: Path, top: Path, result: Path) -> int:
     """
     from coverage import CoverageData
 
-    united = CoverageData(basename=str(result))
-    united.erase()
+    covered: dict[str, set[int]] = {
+        str(path): set() for source in SOURCES for path in top.glob(f"{source}/**/*.py")
+    }
     count = 0
     for file in sorted(folder.iterdir()):
-        content = file.read_bytes()
-        while len(content) > LENGTH_BYTES:
-            end = LENGTH_BYTES + int.from_bytes(content[:LENGTH_BYTES], "little")
-            one = CoverageData(no_disk=True)
-            one.loads(content[LENGTH_BYTES:end])
-            united.update(one)
-            content = content[end:]
+        for frame in frames(file.read_bytes()):
             count += 1
-    united.add_lines({str(path): [] for source in SOURCES for path in top.glob(f"{source}/**/*.py")})
+            for path, lines in frame.items():
+                covered.setdefault(path, set()).update(lines)
+    united = CoverageData(basename=str(result))
+    united.erase()
+    united.add_lines(covered)
     united.write()
+    united.close()
     return count
+
+
+def frames(content: bytes) -> Iterator[dict[str, list[int]]]:
+    """Yield the whole frames of a file."""
+    import json
+    import zlib
+
+    at = content.find(MARK)
+    while at >= 0:
+        start = at + len(MARK) + LENGTH_BYTES
+        end = start + int.from_bytes(content[at + len(MARK) : start], "little")
+        try:
+            yield json.loads(zlib.decompress(content[start:end]))
+        except (ValueError, zlib.error):
+            end = at + 1  # torn: whoever wrote it was killed
+        at = content.find(MARK, end)
 
 
 if __name__ == "__main__":

@@ -83,6 +83,20 @@ def test_processes_that_end_are_killed_or_exec_are_all_measured(tmp_path: Path) 
     united.close()
 
 
+def test_a_frame_that_was_torn_is_passed_over() -> None:
+    import json
+    import zlib
+
+    def frame(lines: dict[str, list[int]]) -> bytes:
+        body = zlib.compress(json.dumps(lines).encode())
+        return measure.MARK + len(body).to_bytes(measure.LENGTH_BYTES, "little") + body
+
+    first, second, third = (frame({"x": [number]}) for number in (1, 2, 3))
+    assert list(measure.frames(first + second[:-3] + third)) == [{"x": [1]}, {"x": [3]}]
+    assert list(measure.frames(first[:5] + second + third[:20])) == [{"x": [2]}]
+    assert list(measure.frames(b"")) == []
+
+
 def test_a_descriptor_that_is_left_is_found() -> None:
     before = leaks.Snapshot.take()
     with socket.socket() as sock:
