@@ -12,6 +12,7 @@ import select
 import socket
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import (
@@ -27,6 +28,7 @@ from pyttpd.channel import Faults
 from pyttpd.loop import READ, WRITE, Loop, Timer
 
 __all__ = [
+    "About",
     "CounterMetricFamily",
     "GaugeMetricFamily",
     "HistogramMetricFamily",
@@ -73,16 +75,30 @@ def render(families: Iterable[Metric]) -> bytes:
 _START = time.time()
 
 
-def about(role: str, name: str) -> Iterable[Metric]:
+@dataclass(frozen=True, slots=True)
+class About:
+    """What a process says of itself: taken by the role itself, also where a child of it answers the scraper."""
+
+    uid: int
+    started: float
+    cpu_seconds: float
+
+    @classmethod
+    def me(cls) -> About:
+        """Return this process's."""
+        return cls(os.getuid(), _START, time.process_time())
+
+
+def about(role: str, name: str, who: About) -> Iterable[Metric]:
     """Yield the families that every role has."""
     info = InfoMetricFamily(f"pyttpd_{role}", "What this process is.")
-    info.add_metric([], {"version": __version__, "uid": str(os.getuid()), "name": name})
+    info.add_metric([], {"version": __version__, "uid": str(who.uid), "name": name})
     yield info
     yield GaugeMetricFamily(
-        f"pyttpd_{role}_start_time_seconds", "When this process was started, Unix time.", _START
+        f"pyttpd_{role}_start_time_seconds", "When this process was started, Unix time.", who.started
     )
     yield GaugeMetricFamily(
-        f"pyttpd_{role}_cpu_seconds", "CPU time that this process has used, in seconds.", time.process_time()
+        f"pyttpd_{role}_cpu_seconds", "CPU time that this process has used, in seconds.", who.cpu_seconds
     )
 
 

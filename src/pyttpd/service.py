@@ -396,9 +396,9 @@ class Service:
 
         self.link(Directory.MASTER, on_open=_no_open, on_message=on_message, on_lost=_no_lost).start()
 
-    def about(self) -> Iterable[metrics.Metric]:
-        """Yield the metrics that every role has."""
-        yield from metrics.about(self.role.value, self.options.name)
+    def about(self, who: metrics.About | None = None) -> Iterable[metrics.Metric]:
+        """Yield the metrics that every role has; `who` the role is, where a child of it answers."""
+        yield from metrics.about(self.role.value, self.options.name, who or metrics.About.me())
         yield metrics.faults(self.role.value, self.faults)
         yield metrics.GaugeMetricFamily(
             f"pyttpd_{self.role.value}_open_descriptors",

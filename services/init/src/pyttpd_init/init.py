@@ -5,27 +5,27 @@ say it is on its list; everybody else is refused, root too. The keeper holds the
 process that answers.
 
 Its metrics are answered by a child without any right, which also asks the kernel how full the accept queues are
-(sock_diag(7)); what it serves of init itself are counters in a page that both share.
+(sock_diag(7)); what it serves of init itself lies on a page that both share.
 """
 
 from __future__ import annotations
 
+import json
 import mmap
 import os
 import socket
 import struct
 from collections.abc import Iterable
+from typing import NamedTuple
 
 from pyttpd import confine, metrics, privileges
-from pyttpd.channel import Channel, Faults
-from pyttpd.config.errors import ConfigErrors
-from pyttpd.config.loader import load
-from pyttpd.config.model import Config
+from pyttpd.channel import Channel
+from pyttpd.config import startup
 from pyttpd.log import Log
 from pyttpd.loop import READ, Loop
 from pyttpd.rendezvous import Caller
 from pyttpd.roles import Channel as Directory
-from pyttpd.service import Options, Service, StartError
+from pyttpd.service import Options, Service
 from pyttpd.wire.errors import RemoteProtocolError
 from pyttpd.wire.messages import Hello, Message, Return, Socket, SocketsEnd, Wanted
 
@@ -35,28 +35,46 @@ from pyttpd_init.sockets import AddressInUse, Plan, bind, is_planned, netns_cook
 #: In plain mode as root the metrics child becomes this uid; in a container it has no right to, and none to lose.
 METRICS_UID = 10_000
 
-_COUNTERS = struct.Struct("@QQ")
+
+class Snapshot(NamedTuple):
+    """What init counts, for its metrics child."""
+
+    uid: int = 0
+    started: float = 0.0
+    cpu_seconds: float = 0.0
+    answered: int = 0
+    refused: int = 0
+    open: int = 0
+    limit: int = 0
+    faults: tuple[tuple[str, str, int], ...] = ()
 
 
-class Counters:
-    """Two counters in shared memory: one writer (init), one reader (its metrics child)."""
+class Page:
+    """A page that init writes its snapshot on, and its metrics child reads: JSON, with its length in front."""
+
+    _LENGTH = struct.Struct("@I")
 
     def __init__(self) -> None:
         self._page = mmap.mmap(-1, mmap.PAGESIZE)
-        self._answered = self._refused = 0
+        self._last = Snapshot()
 
-    def answered(self) -> None:
-        self._answered += 1
-        _COUNTERS.pack_into(self._page, 0, self._answered, self._refused)
+    def write(self, snapshot: Snapshot) -> None:
+        # Roles and reasons are few and short: a page holds them all. If it didn't, numbers would be missing, not wrong.
+        data = json.dumps(snapshot).encode()
+        if len(data) <= mmap.PAGESIZE - self._LENGTH.size:
+            self._page[:] = (self._LENGTH.pack(len(data)) + data).ljust(mmap.PAGESIZE, b"\0")
 
-    def refused(self) -> None:
-        self._refused += 1
-        _COUNTERS.pack_into(self._page, 0, self._answered, self._refused)
-
-    def read(self) -> tuple[int, int]:
-        """Return how many hellos were answered, and how many refused."""
-        answered, refused = _COUNTERS.unpack_from(self._page)
-        return answered, refused
+    def read(self) -> Snapshot:
+        """Return what was written last. One that is being written is passed over for the one before."""
+        page = self._page[:]
+        (length,) = self._LENGTH.unpack_from(page)
+        try:
+            *numbers, faults = json.loads(page[self._LENGTH.size : self._LENGTH.size + length])
+            counts = tuple((peer, reason, count) for peer, reason, count in faults)
+            self._last = Snapshot(*numbers)._replace(faults=counts)
+        except ValueError:
+            pass
+        return self._last
 
 
 class Init:
@@ -67,15 +85,7 @@ class Init:
         self._sockets: dict[Plan, socket.socket] = {}
 
     def prepare(self, options: Options, log: Log) -> None:
-        if not options.config:
-            raise StartError("--config FILE is missing")
-        try:
-            config: Config = load(options.config)
-        except ConfigErrors as errors:
-            for error in errors.errors:
-                log.error("configuration", error=error)
-            raise StartError(f"{options.config}: {len(errors.errors)} errors; see `pyttpd check`") from None
-        log.level, log.format = config.log.level, config.log.format
+        config = startup.read(options.config, log)
         self._plans = plans(config)
         for plan in self._plans:
             try:
@@ -90,7 +100,8 @@ class Init:
     def serve(self, service: Service) -> None:
         """Run init in this process."""
         self._service = service
-        self._counters = Counters()
+        self._page = Page()
+        self._answered = self._refused = 0
         self._channels: set[Channel] = set()
         with socket.socket() as any_socket:
             self._cookie = netns_cookie(any_socket)
@@ -100,6 +111,7 @@ class Init:
             Directory.INIT, credits=0, authorise=self._authorise, on_open=self._on_open
         )
         entrance.open()
+        service.loop.after_turn.append(self._publish)  # the heartbeat makes a turn every second
         self._tell_ready()
         service.run()
 
@@ -121,7 +133,7 @@ class Init:
             and all(caller.is_a(hello.role, name, plan.uid) for plan in theirs)
         ):
             return True
-        self._counters.refused()
+        self._refused += 1
         return False
 
     def _on_open(self, channel: Channel, hello: Hello) -> None:
@@ -137,7 +149,7 @@ class Init:
             else:
                 channel.send(Socket(plan.use, plan.name), sock.fileno())
         channel.send(SocketsEnd(len(theirs)))
-        self._counters.answered()
+        self._answered += 1
 
     def _from_peer(self, channel: Channel, message: Message, fd: int | None) -> None:
         match message:
@@ -207,15 +219,34 @@ class Init:
         metrics.Server(loop, self._sockets[own], lambda: self._collect(queues))
         loop.run()
 
+    def _publish(self) -> None:
+        service = self._service
+        counted = tuple((peer, reason, count) for (peer, reason), count in service.faults.counts.items())
+        me = metrics.About.me()
+        self._page.write(
+            Snapshot(
+                uid=me.uid,
+                started=me.started,
+                cpu_seconds=me.cpu_seconds,
+                answered=self._answered,
+                refused=self._refused,
+                open=service.budget.used,
+                limit=service.budget.limit,
+                faults=counted,
+            )
+        )
+
     def _collect(self, queues: AcceptQueues) -> Iterable[metrics.Metric]:
-        yield from metrics.about("init", "")
-        yield metrics.faults("init", Faults())
-        answered, refused = self._counters.read()
+        snapshot = self._page.read()
+        # In this process the service's own counters stand still: those of the page take their place.
+        self._service.faults.counts = {(peer, reason): count for peer, reason, count in snapshot.faults}
+        self._service.budget.used, self._service.budget.limit = snapshot.open, snapshot.limit
+        yield from self._service.about(metrics.About(snapshot.uid, snapshot.started, snapshot.cpu_seconds))
         hellos = metrics.CounterMetricFamily(
             "pyttpd_init_hellos", "Peers that asked for sockets.", labels=["result"]
         )
-        hellos.add_metric(["answered"], answered)
-        hellos.add_metric(["refused"], refused)
+        hellos.add_metric(["answered"], snapshot.answered)
+        hellos.add_metric(["refused"], snapshot.refused)
         yield hellos
         depth = metrics.GaugeMetricFamily(
             "pyttpd_init_accept_queue_depth", "Connections that wait to be accepted.", labels=["listener"]

@@ -28,8 +28,7 @@ import time
 from dataclasses import dataclass, field
 
 from pyttpd import health, service
-from pyttpd.config.errors import ConfigErrors
-from pyttpd.config.loader import load
+from pyttpd.config import startup
 from pyttpd.config.model import Config
 from pyttpd.confine import python_paths
 from pyttpd.log import Log
@@ -49,6 +48,9 @@ FIRST_DELAY, LAST_DELAY, STABLE_AFTER = 0.1, 5.0, 10.0
 POLL = 0.1
 #: After the second signal keepers end what they keep; who hasn't gone after so long (s) is killed.
 LAST_WORD = 2.0
+#: Started before all others: what is wrong with ports or the configuration then ends the start, and is what is
+#: read last.
+FOUNDERS = (Role.INIT, Role.MASTER)
 #: The order of leaving: who accepts goes first, who holds the sockets goes last.
 LEAVING_ORDER = ((Role.LISTENER,), (Role.UMASTER,), (Role.VHOST, Role.MASTER), (Role.INIT,))
 
@@ -117,8 +119,9 @@ def check_interpreter() -> None:
                 break
             if not mode & stat.S_IXOTH:
                 raise StartError(
-                    f"{parent} can't be entered by other uids, but Python's {path} is in it, which every tenant needs: "
-                    "make .venv with a Python outside of a private home (`make venv PYTHON=/usr/bin/python3`)"
+                    f"{parent} can't be entered by other uids, but {path} is in it, from which every tenant imports: "
+                    "put clone and .venv where every user may read, such as /srv, and make .venv with a Python that "
+                    "isn't in a private home (`make venv PYTHON=/usr/bin/python3`)"
                 )
 
 
@@ -145,6 +148,7 @@ class Runner:
         self._children = instances(config)
         self._table = "pyttpd_" + hashlib.sha256(self._dir.encode()).hexdigest()[:8]
         self._phase = Phase.STARTING
+        self._founded = False
         self._until = float("inf")
         self._status = 0
         self._lock = -1
@@ -345,7 +349,11 @@ class Runner:
     def _start_due(self) -> None:
         now = time.monotonic()
         for child in self._children:
-            if child.start_at is not None and child.start_at <= now:
+            if (
+                child.start_at is not None
+                and child.start_at <= now
+                and (self._founded or child.role in FOUNDERS)
+            ):
                 self._start(child)
 
     def _wait(self) -> float:
@@ -355,7 +363,11 @@ class Runner:
         return max(0.0, min(times, default=60.0))
 
     def _look_ready(self) -> None:
-        if all(health.read(self._health_file(child))[0] for child in self._children):
+        if not self._founded:
+            self._founded = all(
+                health.read(self._health_file(child))[0] for child in self._children if child.role in FOUNDERS
+            )
+        elif all(health.read(self._health_file(child))[0] for child in self._children):
             self._phase = Phase.READY
             addresses = " ".join(
                 f"http://{each.address}/" for each in self._config.listeners if each.mode == "http"
@@ -446,17 +458,9 @@ def main(arguments: list[str]) -> int:
     options = service.parse(Role.INIT, arguments)
     log = Log("init", "run")
     try:
-        if not options.config:
-            raise StartError("--config FILE is missing")
-        config = load(options.config)
-        log.level, log.format = config.log.level, config.log.format
+        config = startup.read(options.config, log)
         runner = Runner(options, config, log)
         runner.prepare()
-    except ConfigErrors as errors:
-        for error in errors.errors:
-            log.error("configuration", error=error)
-        log.error("cannot start", error=f"{options.config}: {len(errors.errors)} errors; see `pyttpd check`")
-        return 2
     except StartError as error:
         log.error("cannot start", error=error)
         return 2

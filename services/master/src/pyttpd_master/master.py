@@ -12,28 +12,15 @@ from collections.abc import Iterable
 
 from pyttpd import confine, memfd, metrics
 from pyttpd.channel import Channel
-from pyttpd.config.errors import ConfigErrors
-from pyttpd.config.loader import load
+from pyttpd.config import startup
 from pyttpd.config.model import Config
 from pyttpd.log import Log
 from pyttpd.rendezvous import Caller
 from pyttpd.roles import ROLES, Role
 from pyttpd.roles import Channel as Directory
-from pyttpd.service import Options, Service, StartError
+from pyttpd.service import Options, Service
 from pyttpd.wire.errors import RemoteProtocolError
 from pyttpd.wire.messages import Goodbye, Hello, Message, Share, ShareOk
-
-
-def read_configuration(options: Options, log: Log) -> Config:
-    """Return the configuration, or log everything that is wrong with it and raise StartError."""
-    if not options.config:
-        raise StartError("--config FILE is missing")
-    try:
-        return load(options.config)
-    except ConfigErrors as errors:
-        for error in errors.errors:
-            log.error("configuration", error=error)
-        raise StartError(f"{options.config}: {len(errors.errors)} errors; see `pyttpd check`") from None
 
 
 class Master:
@@ -45,8 +32,7 @@ class Master:
         self._in_force: dict[tuple[str, str], int] = {}
 
     def prepare(self, options: Options, log: Log) -> None:
-        self._config = read_configuration(options, log)
-        log.level, log.format = self._config.log.level, self._config.log.format
+        self._config = startup.read(options.config, log)
 
     def serve(self, service: Service) -> None:
         """Run master in this process."""

@@ -514,27 +514,28 @@ class Supervisor:
                 if not channel.send(Taken(id_)):
                     os.close(fd)
                     return
+                who = metrics.About.me()
                 pid = os.fork()
                 if pid == 0:
-                    self._answer_scrape(fd)
+                    self._answer_scrape(fd, who)
                 os.close(fd)
                 self._scrapers.add(pid)
             case _:
                 pass
 
-    def _answer_scrape(self, fd: int) -> None:
+    def _answer_scrape(self, fd: int, who: metrics.About) -> None:
         try:
             self._keep_only(fd)
             privileges.set_process_name(f"m:{self._service.options.name}")
-            metrics.answer(socket.socket(fileno=fd), metrics.render(self._collect()))
+            metrics.answer(socket.socket(fileno=fd), metrics.render(self._collect(who)))
         finally:
             os._exit(0)
 
-    def _collect(self) -> Iterable[metrics.Metric]:
+    def _collect(self, who: metrics.About) -> Iterable[metrics.Metric]:
         assert self._share is not None
         assert self._scoreboard is not None
         name = self._share.name
-        yield from self._service.about()
+        yield from self._service.about(who)
         row = self._scoreboard.total([worker.slot for worker in self._workers.values()])
         counter, gauge = metrics.CounterMetricFamily, metrics.GaugeMetricFamily
         requests = counter("pyttpd_vhost_requests", "Requests answered.", labels=["vhost", "code"])
