@@ -145,6 +145,23 @@ def test_a_role_that_crashes_is_started_again(plant: Callable[..., Tree], role: 
         tree.wait_for(lambda host=host: tree.get(host).status == 200)  # type: ignore[misc]
 
 
+@pytest.mark.parametrize("role", ["init", "master", "umaster", "listener", "vhost"])
+def test_a_keeper_that_is_killed_takes_its_role_along_and_is_started_again(
+    plant: Callable[..., Tree], role: str
+) -> None:
+    tree = plant(ordinary=True)
+    name = {"listener": "http", "vhost": "wsgi"}.get(role, "")
+    before = tree.pids(role, name)
+    tree.expect("died", "lost", "away", "ended")
+    os.kill(before[0], signal.SIGKILL)
+    tree.wait_for(lambda: all(state(pid) in "XZ" for pid in before))
+    tree.wait_for(lambda: bool(tree.pids(role, name)))
+    for host in ("wsgi.localhost", "static.localhost"):
+        tree.wait_for(lambda host=host: tree.get(host).status == 200)  # type: ignore[misc]
+    if role != "vhost":
+        tree.wait_for(lambda: bool(tree.samples(role)))
+
+
 def parent_of(pid: int) -> int:
     try:
         return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
