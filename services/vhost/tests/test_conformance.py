@@ -6,7 +6,7 @@ further request, so the boundary was right. CLOSED: an orderly end (no reset) wi
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from enum import Enum
 from typing import Any, NamedTuple
 
@@ -26,7 +26,7 @@ OPEN, CLOSED = End
 class Case(NamedTuple):
     name: str
     raw: bytes
-    answers: list[tuple[int, bytes | None]]
+    answers: Sequence[tuple[int, bytes | None]]
     end: End
     method: str = "GET"
 

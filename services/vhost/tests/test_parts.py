@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import os
 import random
+import socket
 from pathlib import Path
 
 import pytest
 
-from pyttpd.head import Refused
+from pyttpd.head import Head, Refused
 
 from pyttpd_vhost.http import heads, response
 from pyttpd_vhost.http.chunked import ChunkedDecoder, State
-from pyttpd_vhost.http.engine import CHUNKED
+from pyttpd_vhost.http.engine import CHUNKED, Request
 from pyttpd_vhost.http.errors import RequestError, ResponseError
+from pyttpd_vhost.http.exchange import Exchange
 from pyttpd_vhost.http.heads import HeadReader
 from pyttpd_vhost.http.llhttp import LlhttpEngine
 from pyttpd_vhost.http.response import Fields, http_date, parse_http_date, status_code
+from pyttpd_vhost.http.stream import Stream
 from pyttpd_vhost.site import Site
 
 from .conftest import ListLog, make_share
@@ -69,7 +73,7 @@ def test_no_verdict_changes_with_the_pieces() -> None:
     alphabet = [b"0", b"1", b"a", b"\r\n", b"\r", b"\n", b";", b" ", b"x", b"\0", b":"]
     for _ in range(3000):
         raw = b"".join(rng.choices(alphabet, k=rng.randrange(12)))
-        verdicts = []
+        verdicts: list[tuple[State, bytes, bytes] | None] = []
         for step in (len(raw) or 1, 1):
             decoder = ChunkedDecoder()
             body, ahead = b"", b""
@@ -240,3 +244,74 @@ def test_load(tmp_path: Path) -> None:
     site.load()
     assert type(site.kind).__name__ == "StaticKind"
     site.kind.close()  # type: ignore[attr-defined]
+
+
+# ---- the second opinion: what the scanner refuses already, the engine refuses as well -------------------------------
+
+
+@pytest.mark.parametrize(
+    ("extra", "version", "status"),
+    [
+        ("Content-Length: 1\r\nTransfer-Encoding: chunked\r\n", 11, 400),
+        ("Content-Length: 1\r\nContent-Length: 1\r\n", 11, 400),
+        ("Content-Length: 1, 1\r\n", 11, 400),
+        ("Content-Length: -1\r\n", 11, 400),
+        ("Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n", 11, (400, 501)),
+        ("Transfer-Encoding: gzip, chunked\r\n", 11, (400, 501)),
+        ("Transfer-Encoding: chunked\r\n", 10, 400),
+        ("A : b\r\n", 11, 400),
+        ("A: b\rc\r\n", 11, 400),
+        ("A: b\0\r\n", 11, 400),
+    ],
+)
+def test_the_engine_refuses_by_itself(extra: str, version: int, status: int | tuple[int, ...]) -> None:
+    engine = LlhttpEngine()
+    data = head(extra, version=f"1.{version - 10}")
+    with pytest.raises(Refused) as refused:
+        engine.read(data, Head(b"GET", b"/", version, "a.test", 0, len(data)))
+    assert refused.value.status in (status if isinstance(status, tuple) else (status,))
+    # and is as good as new
+    assert engine.read(head(), Head(b"GET", b"/", 11, "a.test", 0, len(head()))).path == b"/"
+
+
+def test_the_engine_refuses_methods_by_itself() -> None:
+    engine = LlhttpEngine()
+    data = head(method="FROB")
+    with pytest.raises(Refused) as refused:
+        engine.read(data, Head(b"FROB", b"/", 11, "a.test", 0, len(data)))
+    assert refused.value.status == 501
+    with pytest.raises(Refused) as refused:
+        Request(Head(b"CONNECT", b"a.test:80", 11, "a.test", 80, 0), [], [])
+    assert refused.value.status == 501
+
+
+# ---- what a kind can do wrong ---------------------------------------------------------------------------------------
+
+
+def test_an_exchange_holds_a_kind_to_its_rules(tmp_path: Path) -> None:
+    site = Site(make_share(), ListLog())
+    here, there = socket.socketpair()
+    with here, there:
+        exchange = Exchange(Stream(here), site, ("127.0.0.1", "1"))
+        request = HeadReader(LlhttpEngine(), 32768).read(head())
+        assert request is not None
+        exchange.start(request, None, keep=True)
+        fields = Fields([])
+        with pytest.raises(ResponseError):
+            exchange.write(b"x")
+        with pytest.raises(ResponseError):
+            exchange.end()
+        exchange.respond("200 OK", 200, fields, b"x")
+        (tmp_path / "file").write_bytes(b"x")
+        fd = os.open(tmp_path / "file", os.O_RDONLY)
+        with pytest.raises(ResponseError):
+            exchange.respond("200 OK", 200, fields, b"x")
+        with pytest.raises(ResponseError):
+            exchange.begin("200 OK", 200, fields)
+        with pytest.raises(ResponseError):
+            exchange.write(b"x")
+        with pytest.raises(ResponseError):
+            exchange.send_file("200 OK", 200, fields, fd, 0, 1)
+        with pytest.raises(OSError):
+            os.fstat(fd)  # it was given away, so it was closed
+        assert there.recv(1000).endswith(b"\r\n\r\nx")

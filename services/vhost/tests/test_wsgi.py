@@ -120,7 +120,8 @@ def test_load_application(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setenv("X_TENANT", "before")
     monkeypatch.setattr(sys, "path", [*sys.path])
     share = make_share(root=str(tmp_path), application="some_tenants_module:Box.app", env={"X_TENANT": "set"})
-    assert load_application(share)({}, lambda: None) == "set"
+    application: Any = load_application(share)
+    assert application({}, None) == "set"
     with pytest.raises(TypeError):
         load_application(make_share(root=str(tmp_path), application="some_tenants_module:os"))
     del sys.modules["some_tenants_module"]
@@ -153,9 +154,8 @@ def test_head_has_no_body(serve: Serve, pieces: tuple[bytes, ...]) -> None:
             sock.sendall(b"HEAD / HTTP/1.1\r\nHost: a.test\r\n\r\n")
             answer = client.answer("HEAD")
             assert answer.status == 200
+            assert len(pieces) != 1 or answer["Content-Length"] == "5"
         assert client.data == b""
-        if len(pieces) == 1:
-            assert answer["Content-Length"] == "5"
 
 
 def test_head_of_an_endless_stream_ends(serve: Serve) -> None:
