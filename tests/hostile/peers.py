@@ -179,7 +179,7 @@ class Role:
         self.logged = log
         self.metrics: tuple[str, int] | None = None
         self._pid = 0
-        self._fds = 0
+        self.descriptors = 0
 
     @property
     def keeper(self) -> int:
@@ -202,14 +202,14 @@ class Role:
     def remember(self) -> None:
         """What it has now is what it must have after an attack."""
         self._pid = self.pid
-        self._fds = len(self.fds())
+        self.descriptors = len(self.fds())
 
     def unharmed(self) -> None:
         """Fail unless this is the process that it was, with as many descriptors."""
         assert self.pid == self._pid, f"{self.role} has died:\n{self.last_words()}"
         wait_for(
-            lambda: len(self.fds()) <= self._fds,
-            f"{len(self.fds())} descriptors, {self._fds} before: {self.fds()}",
+            lambda: len(self.fds()) <= self.descriptors,
+            f"{len(self.fds())} descriptors, {self.descriptors} before: {self.fds()}",
         )
         assert self.pid == self._pid, f"{self.role} has died:\n{self.last_words()}"
         assert "] error:" not in self.log() and "Traceback" not in self.log(), self.last_words()

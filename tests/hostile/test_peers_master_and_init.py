@@ -125,11 +125,11 @@ def assert_serves(stage: Stage, directory: Directory) -> None:
         assert end.expect(Socket) == Socket("metrics", "umaster")
         assert end.expect(SocketsEnd) == SocketsEnd(1)
     else:
-        for part in ("share", "map"):
-            share = end.expect(Share)
-            assert share.part == part
-            json.loads(memfd.read(end.fds[-1], share.size, share.digest))
-        end.send(ShareOk(share.generation))
+        shares = [end.expect(Share), end.expect(Share)]
+        assert [share.part for share in shares] == ["share", "map"]
+        for share, fd in zip(shares, end.fds, strict=True):
+            json.loads(memfd.read(fd, share.size, share.digest))
+        end.send(ShareOk(shares[0].generation))
         assert end.quiet(0)
 
 
