@@ -17,6 +17,7 @@ from pathlib import Path
 from urllib.parse import urlencode
 
 import pytest
+
 from support.leaks import arguments, descendants, state
 from support.tree import ANSWER_WITHIN, GONE_WITHIN, Tree, plain_environment
 
@@ -79,7 +80,11 @@ def forms(tree: Tree) -> None:
     fields = urlencode({"name": "J\u00f6rg", "message": "<b>"})
     got = tree.get("wsgi.localhost", f"/form?{fields}")
     sent = tree.request(
-        "POST", "wsgi.localhost", "/form", fields.encode(), {"Content-Type": "application/x-www-form-urlencoded"}
+        "POST",
+        "wsgi.localhost",
+        "/form",
+        fields.encode(),
+        {"Content-Type": "application/x-www-form-urlencoded"},
     )
     for answer in (got, sent):
         assert answer.status == 200
@@ -167,7 +172,7 @@ def test_a_client_that_sends_byte_by_byte_is_served(plant: Plant) -> None:
         assert received(client).endswith(b"\r\n\r\n/x")
 
 
-# ---- starting, and what is wrong then ----------------------------------------------------------------------------------
+# ---- starting, and what is wrong then ----
 
 
 def run(config: Path, as_user: int | None = None) -> subprocess.CompletedProcess[str]:
@@ -203,7 +208,10 @@ def test_a_port_that_is_taken_is_said(plant: Plant) -> None:
     other.chmod(0o644)
     second = run(other, user if user != os.geteuid() else None)
     assert second.returncode == 2
-    assert f"cannot listen on 127.0.0.1:{tree.port}" in second.stderr or "Address already in use" in second.stderr
+    assert (
+        f"cannot listen on 127.0.0.1:{tree.port}" in second.stderr
+        or "Address already in use" in second.stderr
+    )
     assert not (tree.folder / "run2").exists()
     assert tree.get("static.localhost").status == 200
 
@@ -217,7 +225,7 @@ def test_a_configuration_that_is_wrong_is_said(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
-# ---- leaving ------------------------------------------------------------------------------------------------------------
+# ---- leaving ----
 
 SLOW = """
 import os, time
@@ -253,7 +261,15 @@ def test_a_killed_runner_leaves_nothing_as_root(plant: Plant) -> None:
     # Its lock is free again, and what it left in its folder is in nobody's way: the same tree can be started anew.
     with open(tree.folder / "log", "ab") as log:
         again = subprocess.Popen(
-            [sys.executable, "-I", "-m", "pyttpd_init", "--plain", "--config", str(tree.folder / "pyttpd.toml")],
+            [
+                sys.executable,
+                "-I",
+                "-m",
+                "pyttpd_init",
+                "--plain",
+                "--config",
+                str(tree.folder / "pyttpd.toml"),
+            ],
             stdout=log,
             stderr=log,
             cwd="/",
@@ -273,7 +289,7 @@ def test_a_busy_tree_leaves_when_grace_is_over(plant: Plant) -> None:
         tree.end(signal.SIGTERM, within=5.0 + 2.0 + GONE_WITHIN)
 
 
-# ---- workers --------------------------------------------------------------------------------------------------------------
+# ---- workers ----
 
 
 def test_workers_that_retire_lose_no_request(plant: Plant) -> None:
@@ -316,8 +332,10 @@ def test_workers_that_retire_lose_no_request(plant: Plant) -> None:
     assert exits["pyttpd_vhost_worker_exits_total", ("reason", "retired"), ("vhost", "wsgi")] >= 2
     # Counters of workers that ended are not lost.
     tree.wait_for(
-        lambda: tree.samples("vhost", "wsgi")["pyttpd_vhost_requests_total", ("code", "2xx"), ("vhost", "wsgi")]
-        >= done[0]
+        lambda: (
+            tree.samples("vhost", "wsgi")["pyttpd_vhost_requests_total", ("code", "2xx"), ("vhost", "wsgi")]
+            >= done[0]
+        )
     )
 
 

@@ -237,7 +237,9 @@ class Stage:
         end = time.monotonic() + seconds
         self.until(lambda: time.monotonic() >= end, seconds + PATIENCE)
 
-    def channel(self, sock: socket.socket, kind: Any, side: Any, *, peer: str = "peer") -> tuple[Channel, Recorder]:
+    def channel(
+        self, sock: socket.socket, kind: Any, side: Any, *, peer: str = "peer"
+    ) -> tuple[Channel, Recorder]:
         """Return a channel on `sock`, and what records it."""
         record = Recorder()
         channel = Channel(
@@ -258,7 +260,11 @@ class Stage:
     # ---- a role and the peers that it meets -------------------------------------------------------------------------
 
     def play(
-        self, directory: Directory, *, credits: int = 64, authorise: Callable[[Caller, Hello], bool] | None = None
+        self,
+        directory: Directory,
+        *,
+        credits: int = 64,
+        authorise: Callable[[Caller, Hello], bool] | None = None,
     ) -> Played:
         """Play the binder of `directory` for the role that `service` makes afterwards."""
         theirs, ours = pair()
@@ -300,7 +306,8 @@ class Stage:
             end.setblocking(False)
             self.stack.callback(end.close)
         doors = tuple(
-            Door(directory, "played", "", os.dup(ours.fileno())) for directory, (_, ours) in self._doors.items()
+            Door(directory, "played", "", os.dup(ours.fileno()))
+            for directory, (_, ours) in self._doors.items()
         )
         service = Service(
             role,

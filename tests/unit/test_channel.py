@@ -10,7 +10,6 @@ import socket
 from collections.abc import Callable, Iterator
 
 import pytest
-from support.wired import CLIENT, SAMPLES, Stage, connection, descriptor, is_closed, pair, send_raw, stage
 
 from pyttpd import channel as channel_module
 from pyttpd import fdpass
@@ -19,6 +18,8 @@ from pyttpd.loop import Budget
 from pyttpd.wire import messages as m
 from pyttpd.wire.errors import RemoteProtocolError
 from pyttpd.wire.permits import Kind, Side
+
+from support.wired import CLIENT, SAMPLES, Stage, connection, descriptor, is_closed, pair, send_raw, stage
 
 ROUTE = m.Route(1, CLIENT, "a.example")
 OFFER = m.encode(m.Pass(1, CLIENT, "a.example"))
@@ -366,7 +367,9 @@ def test_a_paused_channel_takes_nothing_until_it_goes_on(on: Stage) -> None:
         on.until(lambda: record.messages)
 
 
-def test_a_peer_that_leaves_a_paused_channel_is_heard_to_its_end_and_costs_no_time_meanwhile(on: Stage) -> None:
+def test_a_peer_that_leaves_a_paused_channel_is_heard_to_its_end_and_costs_no_time_meanwhile(
+    on: Stage,
+) -> None:
     ours, theirs = pair()
     channel, record = on.channel(ours, Kind.WORKER, Side.BINDER)
     channel.pause()

@@ -7,11 +7,12 @@ import os
 import socket
 
 import pytest
-from support.wired import connection, descriptor, pair, send_raw
 
 from pyttpd import fdpass
 from pyttpd.wire.errors import RemoteProtocolError
 from pyttpd.wire.messages import DescriptorKind
+
+from support.wired import connection, descriptor, pair, send_raw
 
 
 def test_one_descriptor_goes_over_and_is_not_inherited() -> None:

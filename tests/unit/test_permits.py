@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from support.wired import SAMPLES, Stage, descriptor, is_closed, pair, send_raw, stage
 
 from pyttpd.wire import messages as m
 from pyttpd.wire.errors import LocalProtocolError
 from pyttpd.wire.permits import PERMITS, Kind, Phase, Side, first_phase
+
+from support.wired import SAMPLES, Stage, descriptor, is_closed, pair, send_raw, stage
 
 OTHER = {Side.BINDER: Side.CONNECTOR, Side.CONNECTOR: Side.BINDER}
 KEYS = sorted(PERMITS, key=lambda key: tuple(part.value for part in key))

@@ -9,11 +9,12 @@ import time
 from pathlib import Path
 
 import pytest
-from support.leaks import state
-from support.play import outcome, play
 
 from pyttpd import peercred, privileges
 from pyttpd.privileges import PrivilegeError
+
+from support.leaks import state
+from support.play import outcome, play
 
 UID = 31_234
 
@@ -24,9 +25,10 @@ def test_root_becomes_somebody_for_good() -> None:
         os.setgroups([0, 4])
         privileges.become(UID, UID + 1)
         privileges.become(UID, UID + 1)
-        regained = [
-            outcome(call, 0, 0, 0) for call in (os.setresuid, os.setresgid)
-        ] + [outcome(os.setuid, 0), outcome(os.setgroups, [0])]
+        regained = [outcome(call, 0, 0, 0) for call in (os.setresuid, os.setresgid)] + [
+            outcome(os.setuid, 0),
+            outcome(os.setgroups, [0]),
+        ]
         return [os.getresuid(), os.getresgid(), os.getgroups(), regained]
 
     assert play(act) == [[UID] * 3, [UID + 1] * 3, [], ["PermissionError"] * 4]

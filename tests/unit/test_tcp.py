@@ -8,9 +8,10 @@ import struct
 import time
 
 import pytest
-from support.wired import connection
 
 from pyttpd import tcp
+
+from support.wired import connection
 
 
 def settled(sock: socket.socket, count: int) -> None:

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support.wired import Stage, Visitor, stage
 
 from pyttpd.roles import Channel as Directory
 from pyttpd.roles import Role
@@ -18,6 +17,7 @@ from pyttpd.wire import messages as m
 from pyttpd_init.init import Init, Page, Snapshot
 from pyttpd_init.queues import AcceptQueues
 from pyttpd_init.sockets import bind, plans
+from support.wired import Stage, Visitor, stage
 
 
 def free_ports(count: int) -> int:
@@ -25,8 +25,7 @@ def free_ports(count: int) -> int:
     for first in range(31_000 + os.getpid() % 1000, 40_000, count):
         socks: list[socket.socket] = []
         try:
-            for port in range(first, first + count):
-                socks.append(socket.create_server(("127.0.0.1", port)))
+            socks.extend(socket.create_server(("127.0.0.1", port)) for port in range(first, first + count))
             return first
         except OSError:
             continue
@@ -169,7 +168,7 @@ def test_a_socket_brought_back_under_anothers_name_is_refused(bank: Bank) -> Non
 
 
 def test_an_address_in_use_is_said(bank: Bank) -> None:
-    with pytest.raises(StartError, match="cannot listen on 127.0.0.1:"):
+    with pytest.raises(StartError, match=r"cannot listen on 127\.0\.0\.1:"):
         Init().prepare(Options(config=str(bank.config)), bank.on.log)
 
 

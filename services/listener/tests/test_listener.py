@@ -12,7 +12,6 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from support.wired import PATIENCE, Stage, stage
 
 from pyttpd import memfd
 from pyttpd.config.shares import ListenerShare, LogSettings
@@ -23,6 +22,7 @@ from pyttpd.wire import messages as m
 from pyttpd_listener import listener as module
 from pyttpd_listener.answers import ANSWERS, answer
 from pyttpd_listener.listener import Listener
+from support.wired import PATIENCE, Stage, stage
 
 SHARE = ListenerShare(
     generation=1,
@@ -42,7 +42,9 @@ HEAD = b"GET / HTTP/1.1\r\nHost: a.example\r\n\r\n"
 class Front:
     """A listener on a stage: its clients, and the umaster, init and master that it meets."""
 
-    def __init__(self, on: Stage, *, budget: int = 1000, credits: int = 64, umaster: bool = True, **share: Any) -> None:
+    def __init__(
+        self, on: Stage, *, budget: int = 1000, credits: int = 64, umaster: bool = True, **share: Any
+    ) -> None:
         self.on = on
         self.share = replace(SHARE, **share)
         self.umaster = on.play(Directory.ROUTE, credits=credits)
@@ -71,7 +73,12 @@ class Front:
     def _clear(self) -> None:
         # What a process would leave to the kernel.
         one = self.listener
-        for connection in (*one._peeking._started, *one._lingering._started, *one._waiting, *one._offered.values()):
+        for connection in (
+            *one._peeking._started,
+            *one._lingering._started,
+            *one._waiting,
+            *one._offered.values(),
+        ):
             connection.sock.close()  # type: ignore[union-attr, attr-defined]
         for sock in one._sockets:
             sock.close()
@@ -140,7 +147,7 @@ def status(answer: bytes) -> int:
     return int(answer.split(b" ", 2)[1])
 
 
-# ---- handing on -----------------------------------------------------------------------------------------------------
+# ---- handing on ----
 
 
 def test_a_head_is_offered_unread_with_name_and_address(make: Make) -> None:
@@ -220,7 +227,7 @@ def test_many_at_once_all_arrive(make: Make) -> None:
     assert front.service.budget.used == 0
 
 
-# ---- clients that leave, or say nothing -------------------------------------------------------------------------------
+# ---- clients that leave, or say nothing ----
 
 
 def test_half_a_head_and_a_half_close_is_the_end(make: Make) -> None:
@@ -263,7 +270,7 @@ def test_too_slow_to_say_anything_gets_no_answer(make: Make) -> None:
     assert front.answer_to(front.connect()) == b""
 
 
-# ---- answers of its own -----------------------------------------------------------------------------------------------
+# ---- answers of its own ----
 
 
 @pytest.mark.parametrize(
@@ -311,7 +318,9 @@ def test_a_head_request_gets_no_body(make: Make) -> None:
 
 def test_the_answer_arrives_though_the_client_still_sends(make: Make) -> None:
     front = make()
-    client = front.connect(b"POST / HTTP/1.1\r\nHost: nobody\r\nContent-Length: 400000\r\n\r\n" + b"x" * 30_000)
+    client = front.connect(
+        b"POST / HTTP/1.1\r\nHost: nobody\r\nContent-Length: 400000\r\n\r\n" + b"x" * 30_000
+    )
     front.tell(m.Refuse(front.offered().id, 421))
     client.setblocking(False)
     left = 370_000
@@ -362,7 +371,7 @@ def test_statuses_that_it_has_no_words_for_are_503() -> None:
     assert answer(599, head_only=True) == answer(503, head_only=True)
 
 
-# ---- umaster is away, or loses something ------------------------------------------------------------------------------
+# ---- umaster is away, or loses something ----
 
 
 def test_without_umaster_clients_wait_and_then_get_503(make: Make) -> None:
@@ -464,7 +473,7 @@ def test_an_umaster_that_settles_twice_loses_its_channel(make: Make) -> None:
     assert front.service.faults.counts == {("umaster", "forged-id"): 1}
 
 
-# ---- full, and leaving ------------------------------------------------------------------------------------------------
+# ---- full, and leaving ----
 
 
 def test_when_full_who_has_said_nothing_the_longest_makes_room(make: Make) -> None:
@@ -523,7 +532,7 @@ def test_draining_does_not_wait_long_for_heads(make: Make, monkeypatch: pytest.M
     assert client.recv(100) == b""
 
 
-# ---- metrics ----------------------------------------------------------------------------------------------------------
+# ---- metrics ----
 
 
 def test_in_metrics_mode_the_path_names_the_tenant(make: Make) -> None:
@@ -536,8 +545,10 @@ def test_in_metrics_mode_the_path_names_the_tenant(make: Make) -> None:
 
 @pytest.mark.parametrize(
     "path",
-    ["/", "/metrics", "/metrics/", "/metrics/Blog", "/metrics/a/b", "/metrics/../x", "/metrics/a%2f", "/metrics/a?x"]
-    + ["/metrics/" + "a" * 33],
+    [
+        *("/", "/metrics", "/metrics/", "/metrics/Blog", "/metrics/a/b", "/metrics/../x"),
+        *("/metrics/a%2f", "/metrics/a?x", "/metrics/" + "a" * 33),
+    ],
 )
 def test_in_metrics_mode_other_paths_are_404(make: Make, path: str) -> None:
     front = make(mode="metrics")
@@ -562,7 +573,7 @@ def test_its_own_metrics_count_what_it_did(make: Make) -> None:
     assert samples["pyttpd_listener_open_descriptors",] == front.service.budget.used
 
 
-# ---- what it is given -------------------------------------------------------------------------------------------------
+# ---- what it is given ----
 
 
 def test_anothers_socket_is_not_listened_on(make: Make) -> None:
@@ -603,5 +614,3 @@ def test_a_new_share_is_in_force_for_new_connections(make: Make) -> None:
 def test_ready_is_said_when_all_has_come(make: Make) -> None:
     front = make()
     front.on.until(lambda: b"R" in front.on.said())
-
-

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from support.wired import Stage, Visitor, stage
 
 from pyttpd import memfd
 from pyttpd.config.shares import HostMap, ListenerShare, UmasterShare, VhostShare
@@ -17,6 +16,7 @@ from pyttpd.service import Options, Service, StartError
 from pyttpd.wire import messages as m
 
 from pyttpd_master.master import Master
+from support.wired import Stage, Visitor, stage
 
 CONFIG = """
 [listen.http]

@@ -109,7 +109,9 @@ class World:
         self.peers.append(peer)
         return supervisor
 
-    def worker(self, supervisor: Supervisor, number: int = 1, credit: int = 0, work: str = "requests") -> WorkerState:
+    def worker(
+        self, supervisor: Supervisor, number: int = 1, credit: int = 0, work: str = "requests"
+    ) -> WorkerState:
         peer = Peer()
         self.router.may_add_worker(supervisor, number)
         worker = self.router.add_worker(supervisor, peer, number, work)
@@ -173,7 +175,7 @@ def fault(reason: str) -> Iterator[None]:
     assert caught.value.reason == reason
 
 
-# ---- the diagram ----------------------------------------------------------------------------------------------------
+# ---- the diagram ----
 
 
 def test_no_such_name_is_421(world: World) -> None:
@@ -309,12 +311,15 @@ def test_another_vhosts_load_is_not_ones_own(world: World) -> None:
 
 def test_metrics_go_to_the_metrics_worker_alone(world: World) -> None:
     source, supervisor = world.listener(), world.supervisor()
-    requests, metrics = world.worker(supervisor, 1, credit=1), world.worker(supervisor, 0, credit=1, work="metrics")
+    requests, metrics = (
+        world.worker(supervisor, 1, credit=1),
+        world.worker(supervisor, 0, credit=1, work="metrics"),
+    )
     world.offer(source, "a", metrics=True)
     assert (len(dispatched(requests)), len(dispatched(metrics))) == (0, 1)
 
 
-# ---- who gets it ----------------------------------------------------------------------------------------------------
+# ---- who gets it ----
 
 
 def test_the_idlest_worker_is_first_and_equals_take_turns(world: World) -> None:
@@ -397,7 +402,7 @@ def test_a_worker_found_dead_while_dispatching_leaves_the_offer_to_the_next(worl
     assert world.heard(source) == [Settled((second,))]
 
 
-# ---- shares ---------------------------------------------------------------------------------------------------------
+# ---- shares ----
 
 
 def test_all_queues_together_are_bounded_and_the_longest_makes_room() -> None:
@@ -429,7 +434,7 @@ def test_a_source_that_dies_while_room_is_made_takes_nothing_down() -> None:
     world.end()
 
 
-# ---- peers that break the rules ---------------------------------------------------------------------------------------
+# ---- peers that break the rules ----
 
 
 def test_a_replayed_id_is_a_fault_and_its_descriptor_is_closed(world: World) -> None:
@@ -488,7 +493,7 @@ def test_workers_and_supervisors_are_bounded(world: World, monkeypatch: pytest.M
     world.supervisor("b")
 
 
-# ---- configuration, and leaving -----------------------------------------------------------------------------------------
+# ---- configuration, and leaving ----
 
 
 def test_a_vhost_that_is_gone_loses_workers_and_queue(world: World) -> None:
@@ -574,7 +579,7 @@ def test_what_is_told_to_one_that_is_gone_reaches_the_others() -> None:
     world.end()
 
 
-# ---- anything in any order ------------------------------------------------------------------------------------------------
+# ---- anything in any order ----
 
 
 class Anything(RuleBasedStateMachine):
@@ -745,7 +750,9 @@ class Anything(RuleBasedStateMachine):
     def teardown(self) -> None:
         self.world.end()
         router = self.world.router
-        assert not (router._slow or router._blocked or router._sources or router._unsent or router.supervisors)
+        assert not (
+            router._slow or router._blocked or router._sources or router._unsent or router.supervisors
+        )
 
 
 TestAnything = Anything.TestCase

@@ -7,7 +7,6 @@ import socket
 from collections.abc import Callable, Iterator
 
 import pytest
-from support.wired import CLIENT, Recorder, Stage, Visitor, connection, descriptor, pair, stage
 
 from pyttpd import memfd
 from pyttpd.channel import Channel
@@ -20,6 +19,7 @@ from pyttpd.wire.permits import Kind, Side
 from pyttpd_umaster import umaster as module
 from pyttpd_umaster.router import ROUTE_WINDOW
 from pyttpd_umaster.umaster import Umaster
+from support.wired import CLIENT, Recorder, Stage, Visitor, connection, descriptor, pair, stage
 
 SHARE = UmasterShare(
     1,

@@ -1,0 +1,241 @@
+"""How roles find each other: by path and uid, or through a door; what an entrance and a link make of the rest."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pyttpd import rendezvous, service
+from pyttpd.channel import Channel, Faults
+from pyttpd.loop import Budget
+from pyttpd.rendezvous import Caller, Door, Entrance, Link
+from pyttpd.roles import Channel as Directory
+from pyttpd.wire import messages as m
+
+from support.wired import Recorder, Stage, connection, pair, send_raw, stage
+
+HELLO = m.Hello("listener", "http")
+
+
+@pytest.fixture
+def on() -> Iterator[Stage]:
+    with stage() as one:
+        yield one
+
+
+class Gate:
+    """An entrance on a path, and who came in."""
+
+    def __init__(self, on: Stage, folder: Path) -> None:
+        self.on = on
+        self.folder = folder
+        (folder / "route").mkdir(mode=0o755)
+        self.sock = service.bind(str(folder / "route"))
+        self.faults = Faults()
+        self.budget = Budget(50)
+        self.inside: list[tuple[Channel, m.Hello]] = []
+        self.callers: list[Caller] = []
+        self.entrance = Entrance(
+            Directory.ROUTE,
+            self.sock,
+            [],
+            loop=on.loop,
+            log=on.log,
+            faults=self.faults,
+            budget=self.budget,
+            credits=7,
+            authorise=self.authorise,
+            on_open=self.on_open,
+        )
+        on.stack.callback(self.clear)
+
+    def clear(self) -> None:
+        for channel, _ in self.inside:
+            channel.close()
+        self.sock.close()
+
+    def authorise(self, caller: Caller, hello: m.Hello) -> bool:
+        self.callers.append(caller)
+        return caller.is_a("listener", "http", os.geteuid()) and hello == HELLO
+
+    def on_open(self, channel: Channel, hello: m.Hello) -> None:
+        record = Recorder()
+        channel.on_message, channel.on_close = record.on_message, record.on_close
+        self.inside.append((channel, hello))
+
+    def connect(self) -> socket.socket:
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        sock.connect(str(self.folder / "route" / "sock"))
+        self.on.stack.callback(sock.close)
+        return sock
+
+    def link(self, uid: int) -> tuple[Link, list[m.Welcome], list[str]]:
+        welcomes: list[m.Welcome] = []
+        lost: list[str] = []
+        link = Link(
+            Directory.ROUTE,
+            runtime_dir=str(self.folder),
+            door=None,
+            binder="umaster",
+            binder_uid=uid,
+            hello=HELLO,
+            loop=self.on.loop,
+            log=self.on.log,
+            faults=self.on.faults,
+            on_open=lambda _channel, welcome: welcomes.append(welcome),
+            on_message=lambda _channel, _message, _fd: None,
+            on_lost=lost.append,
+        )
+        self.on.stack.callback(link.close)
+        link.start()
+        return link, welcomes, lost
+
+
+@pytest.fixture
+def gate(on: Stage, tmp_path: Path) -> Gate:
+    return Gate(on, tmp_path)
+
+
+def test_by_path_and_uid(gate: Gate) -> None:
+    gate.entrance.open()
+    link, welcomes, lost = gate.link(os.geteuid())
+    gate.on.until(lambda: welcomes)
+    assert welcomes == [m.Welcome(1, 7)]
+    assert str(gate.callers[0]) == f"uid {os.geteuid()}"
+    assert gate.budget.used == 1
+    gate.inside[0][0].close()
+    gate.on.until(lambda: len(welcomes) == 2)  # it comes back by itself
+    assert len(lost) == 1
+    assert link.is_open
+
+
+def test_a_wrong_uid_has_bound_the_socket(gate: Gate) -> None:
+    gate.entrance.open()
+    _, welcomes, _ = gate.link(os.geteuid() + 1)
+    gate.on.turns(0.1)
+    assert not welcomes
+    assert not gate.callers
+    assert gate.on.faults.counts["umaster", "not-authorised"] >= 1
+
+
+def test_a_binder_that_is_away_is_waited_for_with_growing_delay(
+    gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rendezvous, "LAST_DELAY", 0.05)
+    path = gate.folder / "route" / "sock"
+    path.rename(path.with_name("away"))
+    _, welcomes, _ = gate.link(os.geteuid())
+    gate.on.until(lambda: any("peer is away" in line for line in gate.on.lines))
+    path.with_name("away").rename(path)
+    gate.entrance.open()
+    gate.on.until(lambda: welcomes)
+
+
+def test_who_says_nothing_is_closed_in_time(gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rendezvous, "HELLO_TIMEOUT", 0.05)
+    gate.entrance.open()
+    silent = gate.connect()
+    gate.on.until(lambda: gate.faults.counts)
+    assert {reason for _, reason in gate.faults.counts} == {"silent"}
+    assert silent.recv(10) == b""
+    assert gate.budget.used == 0
+
+
+@pytest.mark.parametrize(
+    ("frame", "reason"),
+    [
+        (b"junk", "truncated"),
+        (m.encode(m.Route(1, m.Client("127.0.0.1", 1), "a")), "descriptors"),
+        (m.encode(m.Goodbye("")), "not-permitted"),
+        (m.encode(m.Hello("vhost", "http")), "not-authorised"),
+        (m.encode(m.Hello("listener", "http", 2, 9)), "bad-version"),
+    ],
+)
+def test_who_says_something_else_is_closed(gate: Gate, frame: bytes, reason: str) -> None:
+    gate.entrance.open()
+    peer = gate.connect()
+    send_raw(peer, frame)
+    gate.on.until(lambda: gate.faults.counts)
+    assert {found for _, found in gate.faults.counts} <= {reason, "not-permitted"}
+    assert not gate.inside
+    assert gate.budget.used == 0
+
+
+def test_a_closed_entrance_lets_nobody_in(gate: Gate) -> None:
+    gate.entrance.open()
+    gate.entrance.open()
+    gate.entrance.close()
+    gate.entrance.close()
+    peer = gate.connect()
+    send_raw(peer, m.encode(HELLO))
+    gate.on.turns(0.05)
+    assert not gate.inside
+
+
+def test_through_a_door(on: Stage) -> None:
+    played = on.play(Directory.ROUTE)
+    theirs, ours = pair()
+    record = Recorder()
+    link = Link(
+        Directory.ROUTE,
+        runtime_dir="",
+        door=Door(Directory.ROUTE, "umaster", "", os.dup(on._doors[Directory.ROUTE][1].fileno())),
+        binder="umaster",
+        binder_uid=-1,
+        hello=HELLO,
+        loop=on.loop,
+        log=on.log,
+        faults=on.faults,
+        on_open=lambda _channel, _welcome: None,
+        on_message=record.on_message,
+        on_lost=lambda _reason: None,
+    )
+    link.start()
+    on.until(lambda: played.channels and link.is_open)
+    assert played.hellos == [HELLO]
+    link.close()
+    assert link._door is not None
+    link._door.close()
+    for end in (theirs, ours):
+        end.close()
+
+
+def test_what_is_no_channel_does_not_come_through_a_door(on: Stage) -> None:
+    played = on.play(Directory.ROUTE)
+    door = on._doors[Directory.ROUTE][1]
+    read, write = os.pipe()
+    with connection() as (server, _):
+        send_raw(door, b"\0", server.fileno())
+        send_raw(door, b"\0", read)
+        send_raw(door, b"\0", read, write)
+        send_raw(door, b"\0\0", read)
+        send_raw(door, b"\0")
+        on.turns(0.05)
+    os.close(read)
+    os.close(write)
+    assert not played.channels
+    ours, theirs = pair()
+    with ours, theirs:
+        send_raw(door, b"\0", theirs.fileno())
+        theirs.close()
+        send_raw(ours, m.encode(HELLO))
+        on.until(lambda: played.channels)
+
+
+def test_a_directory_that_others_can_write_in_is_not_bound(tmp_path: Path) -> None:
+    with pytest.raises(service.StartError, match="no such directory"):
+        service.bind(str(tmp_path / "none"))
+    open_to_all = tmp_path / "open"
+    open_to_all.mkdir()
+    open_to_all.chmod(0o777)
+    with pytest.raises(service.StartError, match="nobody else can write"):
+        service.bind(str(open_to_all))
+    good = tmp_path / "good"
+    good.mkdir(mode=0o755)
+    for _ in range(2):  # in place of what a predecessor left
+        with service.bind(str(good)):
+            assert (good / "sock").stat().st_mode & 0o777 == 0o666
