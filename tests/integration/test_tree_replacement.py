@@ -146,9 +146,11 @@ def test_a_keeper_that_is_killed_is_back_with_its_role(plant: Plant, ordinary: b
         keeper, process = role_process(tree, role, name)
         os.kill(keeper, signal.SIGKILL)
         tree.wait_for(lambda process=process: state(process) in "XZ")  # type: ignore[misc]
-        tree.wait_for(
-            lambda role=role, name=name, keeper=keeper: role_process(tree, role, name)[0] != keeper, 20.0
-        )  # type: ignore[misc]
+
+        def is_another(role: str = role, name: str = name, keeper: int = keeper) -> bool:
+            return role_process(tree, role, name)[0] != keeper
+
+        tree.wait_for(is_another, 20.0)
         tree.wait_for(lambda: all_ready(tree), 20.0)
         for host in ("static.localhost", "wsgi.localhost"):
             tree.wait_for(lambda host=host: tree.get(host).status == 200, 20.0)  # type: ignore[misc]

@@ -11,7 +11,7 @@ import contextlib
 import os
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
@@ -220,15 +220,14 @@ class Stage:
                 self.loop.stop()
 
         def tick() -> None:
-            nonlocal timer
-            timer = self.loop.call_later(0.01, tick)
+            timers[0] = self.loop.call_later(0.01, tick)
 
-        timer = self.loop.call_later(0.0, tick)
+        timers = [self.loop.call_later(0.0, tick)]
         self.loop.after_turn.append(look)
         try:
             self.loop.run()
         finally:
-            timer.cancel()
+            timers[0].cancel()
             self.loop.after_turn.remove(look)
         assert done, f"not within {within} s; the log:\n" + "".join(self.lines[-30:])
 
@@ -321,8 +320,7 @@ class Stage:
         )
         service._report = self.unconfined
         self.keeper = keeper
-        self.stack.callback(lambda: [link.close() for link in service._links.values()])
-        self.stack.callback(lambda: [link._door.close() for link in service._links.values() if link._door])
+        self.stack.callback(lambda: _close_links(service._links.values()))
         return service
 
     def knock(self, directory: Directory, role: str, name: str) -> Callable[..., Visitor]:
@@ -353,8 +351,7 @@ class Stage:
             )
             visitor.link.start()
             self.stack.callback(visitor.record.close)
-            self.stack.callback(lambda: visitor.link._door and visitor.link._door.close())
-            self.stack.callback(visitor.link.close)
+            self.stack.callback(_close_links, [visitor.link])
             return visitor
 
         return visit
@@ -364,6 +361,13 @@ class Stage:
         with contextlib.suppress(BlockingIOError):
             return self.keeper.recv(1024)
         return b""
+
+
+def _close_links(links: Iterable[Link]) -> None:
+    for link in links:
+        link.close()
+        if link._door is not None:
+            link._door.close()
 
 
 @contextlib.contextmanager

@@ -54,7 +54,7 @@ def test_a_callback_hears_of_events_with_the_time_of_its_turn(loop: Loop) -> Non
 
     with one, other:
         loop.add(one.fileno(), READ, on_event)
-        loop.call_later(0.05, lambda: other.send(b"x"))
+        loop.call_later(0.05, lambda: other.sendall(b"x"))
         before = time.monotonic()
         loop.run()
         ((events, now),) = seen
@@ -96,10 +96,15 @@ def test_hooks_run_after_each_turn(loop: Loop) -> None:
 def test_signals_are_heard_in_the_loop() -> None:
     loop = Loop()
     heard: list[int] = []
+
+    def last() -> None:
+        heard.append(2)
+        loop.stop()
+
     before = signal.getsignal(signal.SIGUSR1), signal.getsignal(signal.SIGUSR2)
     try:
         loop.on_signal(signal.SIGUSR1, lambda: heard.append(1))
-        loop.on_signal(signal.SIGUSR2, lambda: (heard.append(2), loop.stop()))  # type: ignore[func-returns-value]
+        loop.on_signal(signal.SIGUSR2, last)
         os.kill(os.getpid(), signal.SIGUSR1)
         loop.call_later(0.01, lambda: os.kill(os.getpid(), signal.SIGUSR2))
         loop.run()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+
 import pytest
 
 from pyttpd.wire import messages as m
@@ -130,7 +132,7 @@ def test_a_descriptor_too_few_or_too_many_is_refused_on_both_ends(cls: m.Message
         assert not record.fds
 
 
-def pair_kept(on: Stage) -> object:
+def pair_kept(on: Stage) -> socket.socket:
     ours, theirs = pair()
     on.stack.callback(theirs.close)
     return ours

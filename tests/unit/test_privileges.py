@@ -55,7 +55,7 @@ def test_a_root_that_can_be_had_again_is_found_out(monkeypatch: pytest.MonkeyPat
         def only_effective(uid: int, _effective: int, _saved: int) -> None:
             os.seteuid(uid)
 
-        os.setresuid = only_effective  # type: ignore[assignment]
+        os.setresuid = only_effective
         return outcome(privileges.become, UID, UID)
 
     assert play(act) == "PrivilegeError"

@@ -79,7 +79,7 @@ class Front:
             *one._waiting,
             *one._offered.values(),
         ):
-            connection.sock.close()  # type: ignore[union-attr, attr-defined]
+            connection.sock.close()  # type: ignore[attr-defined]
         for sock in one._sockets:
             sock.close()
 

@@ -161,6 +161,12 @@ def dispatched(worker: WorkerState) -> list[int]:
     return [message.id for message in said_by(worker.channel).take() if isinstance(message, Dispatch)]
 
 
+def only(worker: WorkerState) -> int:
+    """Return the id of the one connection that this worker has been given and hasn't taken."""
+    (id_,) = worker.given
+    return id_
+
+
 @pytest.fixture
 def world() -> Iterator[World]:
     one = World()
@@ -273,7 +279,7 @@ def test_what_waits_too_long_is_503(world: World) -> None:
     assert world.heard(source) == [Refuse(old, 503)]
     worker = world.worker(world.supervisor(), credit=1)
     assert len(dispatched(worker)) == 1
-    world.router.taken(worker, *worker.given, world.now)
+    world.router.taken(worker, only(worker), world.now)
     assert world.heard(source) == [Settled((young,))]
 
 
@@ -285,7 +291,7 @@ def test_a_queue_is_served_in_order_as_credit_comes(world: World) -> None:
         world.router.taken(worker, given, world.now)
     assert world.heard(source) == [Settled(tuple(ids[:3]))]
     world.router.credit(worker, 1, world.now)
-    world.router.taken(worker, *dispatched(worker), world.now)
+    world.router.taken(worker, only(worker), world.now)
     assert world.heard(source) == [Settled((ids[3],))]
 
 
@@ -398,7 +404,7 @@ def test_a_worker_found_dead_while_dispatching_leaves_the_offer_to_the_next(worl
     second = world.offer(source)
     assert len(dispatched(well)) == 1
     assert world.heard(source) == [Retry(first)]
-    world.router.taken(well, *well.given, world.now)
+    world.router.taken(well, only(well), world.now)
     assert world.heard(source) == [Settled((second,))]
 
 
@@ -543,7 +549,7 @@ def test_leaving_gives_back_what_is_queued_and_what_still_comes(world: World) ->
     passed = world.pass_on(worker)
     assert world.heard(worker.source)[1:] == [Retry(passed)]  # the first is what it was given before
     assert world.router.travelling == 1
-    world.router.taken(worker, *worker.given, world.now)
+    world.router.taken(worker, only(worker), world.now)
     assert world.heard(source) == [Settled((given,))]
     assert world.router.travelling == 0
 
@@ -573,7 +579,7 @@ def test_what_is_told_to_one_that_is_gone_reaches_the_others() -> None:
     first = giver if giver.given else sibling
     second = sibling if first is giver else giver
     world.pass_on(first)
-    world.router.taken(second, *second.given, world.now)
+    world.router.taken(second, only(second), world.now)
     said_by(first.channel).dead = True  # found out when Settled is told, in the middle of flush()
     assert world.heard(listener) == [Retry(waiting)]
     world.end()
