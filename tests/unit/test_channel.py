@@ -214,8 +214,20 @@ def test_sending_to_a_peer_that_is_gone_says_so_once(on: Stage) -> None:
     theirs.close()
     assert not channel.send(m.Settled((1,)))
     assert not channel.send(m.Settled((1,)))
+    on.until(lambda: record.ends)  # from the loop: nobody who sends has to reckon with it
     assert record.ends == ["peer-gone"]
     channel.close()
+
+
+def test_what_a_peer_said_before_it_was_found_gone_still_counts(on: Stage) -> None:
+    ours, theirs = pair()
+    channel, record = on.channel(ours, Kind.WORKER, Side.BINDER)
+    channel.send(m.Settled((1,)))  # unread when it leaves: its end is a reset
+    send_raw(theirs, m.encode(m.Taken(1)))
+    theirs.close()
+    assert not channel.send(m.Settled((2,)))
+    on.until(lambda: record.ends)
+    assert record.messages == [m.Taken(1)]
 
 
 def test_a_closed_channel_gives_its_place_in_the_budget_back_once(on: Stage) -> None:
