@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import socket
@@ -120,5 +121,5 @@ def test_delays_grow_and_the_state_says_restarting(tmp_path: Path, monkeypatch: 
     os.kill(pid, signal.SIGTERM)  # while nothing runs, or something just begins
     assert ended(pid) == 0
     born = [float(text) for text in times.read_text().split()][:4]
-    for number, (before, after) in enumerate(zip(born, born[1:], strict=False)):
+    for number, (before, after) in enumerate(itertools.pairwise(born)):
         assert after - before >= 0.05 * 2 ** (number + 1) - 0.02
