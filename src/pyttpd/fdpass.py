@@ -29,6 +29,7 @@ DONT_WAIT = int(socket.MSG_DONTWAIT)
 _SEND = int(socket.MSG_NOSIGNAL) | DONT_WAIT
 _RECEIVE = int(socket.MSG_CMSG_CLOEXEC) | DONT_WAIT
 
+_SCM_PIDFD = 4  # linux/socket.h; since Linux 6.5
 _IPPROTO_MPTCP = 262  # linux/in.h; accepted connections of an MPTCP listener
 
 
@@ -63,15 +64,22 @@ def recv_fd(sock: socket.socket, size: int) -> tuple[bytes, int | None]:
     if not ancillary and not flags & _CUT:
         return data, None
     fds: list[int] = []
+    foreign = False
     for level, kind, payload in ancillary:
-        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+        # Who has made our end can have the kernel add to it what nobody has sent (SO_PASSPIDFD, SO_PASSCRED,
+        # SO_TIMESTAMP): a pidfd is one more descriptor, and what is longer cuts off the one that belongs here.
+        foreign |= kind != socket.SCM_RIGHTS or level != socket.SOL_SOCKET
+        if level == socket.SOL_SOCKET and kind in (socket.SCM_RIGHTS, _SCM_PIDFD):
             whole = array.array("i")
             whole.frombytes(payload[: len(payload) - len(payload) % _FD_SIZE])
             fds.extend(whole)
-    if not flags & _CUT and len(fds) <= 1:
+    if not flags & _CUT and len(fds) <= 1 and not foreign:
         return data, fds[0] if fds else None
     for fd in fds:
-        os.close(fd)
+        if fd >= 0:  # the kernel had no pidfd to give
+            os.close(fd)
+    if foreign:
+        raise RemoteProtocolError("descriptors", "a packet with something beside data and a descriptor")
     if flags & int(socket.MSG_TRUNC):
         raise RemoteProtocolError("oversized", f"a packet of more than {size} bytes")
     if len(fds) > 1:

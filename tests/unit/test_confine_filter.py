@@ -82,6 +82,27 @@ TENANT_CASES: list[Case] = [
     ("setsockopt", (3, socket.IPPROTO_TCP, 31), refused()),
     ("setsockopt", (3, socket.IPPROTO_TCP, 19), refused()),
     ("setsockopt", (3, socket.SOL_SOCKET, 30), ALLOW),
+    ("setsockopt", (3, socket.SOL_SOCKET, socket.SO_LINGER), refused()),
+    (
+        "setsockopt",
+        (3, socket.IPPROTO_TCP, socket.SO_LINGER),
+        ALLOW,
+    ),  # TCP_CONGESTION, which has the same number
+    ("prlimit64", (0, 7), ALLOW),
+    ("prlimit64", (1, 7), refused()),
+    ("prlimit64", (1 << 32, 7), ALLOW),
+    ("sched_setaffinity", (0,), ALLOW),
+    ("sched_setaffinity", (1,), refused()),
+    ("sched_setattr", (1,), refused()),
+    ("sched_setparam", (1,), refused()),
+    ("sched_setscheduler", (0, 3), ALLOW),
+    ("sched_setscheduler", (1, 3), refused()),
+    ("setpriority", (0, 0, 19), ALLOW),
+    ("setpriority", (0, 1, 19), refused()),
+    ("setpriority", (2, 0, 19), refused()),  # PRIO_USER: all of one's uid
+    ("ioprio_set", (1, 0, 0), ALLOW),
+    ("ioprio_set", (1, 1, 0), refused()),
+    ("ioprio_set", (3, 0, 0), refused()),  # IOPRIO_WHO_USER
     ("ioctl", (3, 0x541B), ALLOW),  # FIONREAD
     ("ioctl", (3, 0x5411), ALLOW),  # TIOCOUTQ
     ("ioctl", (3, 0x5412), refused()),

@@ -45,6 +45,26 @@ def test_more_than_one_or_a_longer_packet_is_refused_and_closed(count: int, size
     assert caught.value.reason == ("oversized" if size < 5 else "descriptors")
 
 
+@pytest.mark.parametrize("option", [16, 29, 76], ids=["SO_PASSCRED", "SO_TIMESTAMP", "SO_PASSPIDFD"])
+def test_what_the_kernel_adds_because_the_peer_asked_it_to_is_refused_and_closed(option: int) -> None:
+    """Who has made both ends and kept a copy of ours can set its options: a pidfd with each packet would use us up."""
+    ours, theirs = pair()
+    with ours, theirs, theirs.dup() as kept:
+        try:
+            kept.setsockopt(socket.SOL_SOCKET, option, 1)
+        except OSError as error:
+            pytest.skip(f"this kernel has no such option: {error}")
+        for _ in range(4):
+            ours.send(b"hello")
+            free = os.dup(0)
+            os.close(free)
+            with pytest.raises(RemoteProtocolError, match="something beside"):
+                fdpass.recv_fd(theirs, 64)
+            again = os.dup(0)
+            os.close(again)
+            assert again == free
+
+
 KINDS = [DescriptorKind.CONNECTION, DescriptorKind.LISTENER, DescriptorKind.CHANNEL]
 
 

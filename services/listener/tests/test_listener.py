@@ -204,6 +204,40 @@ def test_in_two_segments(make: Make, cut: int) -> None:
     assert front.offered().authority == "a.example"
 
 
+def test_a_long_head_in_many_pieces_is_not_scanned_anew_with_each(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Scanning costs by length: a client that adds byte after byte to a long head would take all our time."""
+    scanned: list[int] = []
+    scan = module.head.scan
+
+    def count(data: bytes, limit: int) -> object:
+        scanned.append(len(data))
+        return scan(data, limit)
+
+    monkeypatch.setattr(module.head, "scan", count)
+    front = make()
+    client = front.connect(HEAD[:-2] + b"x: " + b"x" * 2000)
+    front.on.until(lambda: scanned)
+    for _ in range(100):
+        client.sendall(b"x")
+        front.on.turns(0.002)
+    assert len(scanned) == 1
+    for byte in b"\r\n\r\n":
+        client.sendall(bytes((byte,)))
+        front.on.turns(0.002)
+    assert front.offered().authority == "a.example"
+    assert len(scanned) == 2
+
+
+def test_a_long_head_that_is_none_is_refused_before_it_ends(make: Make) -> None:
+    front = make()
+    client = front.connect(HEAD[:-2] + b"x: " + b"x" * 1200)
+    front.on.until(lambda: len(front.listener._peeking) == 1)
+    client.sendall(b"\0" * 1300)
+    assert front.answer_to(client).startswith(b"HTTP/1.1 400 ")
+
+
 def test_a_client_that_half_closes_after_its_head_is_handed_on(make: Make) -> None:
     front = make()
     client = front.connect(HEAD)

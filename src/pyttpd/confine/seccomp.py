@@ -65,6 +65,8 @@ MSG_FASTOPEN: Final = 0x20000000
 #: clone().
 CLONE_NEW_NAMESPACE: Final = 0x7E020000
 CLONE_THREAD: Final = 0x00010000
+#: linux/ioprio.h.
+_IOPRIO_WHO_PROCESS: Final = 1
 #: linux/tcp.h. ULP would put kernel TLS or worse under a connection; REPAIR turns it into any other one.
 TCP_REFUSED: Final = {
     "TCP_REPAIR": 19,
@@ -249,8 +251,20 @@ def _unix_only() -> Block:
 
 def _setsockopt() -> Block:
     options = [i for number in TCP_REFUSED.values() for i in _if_equal(number, _refuse())]
-    judged: Block = (*_load_arg(2), *options, *_ALLOW)
-    return (*_load_arg(1), *_if_equal(socket.IPPROTO_TCP, judged), *_ALLOW)
+    of_tcp: Block = (*_load_arg(2), *options, *_ALLOW)
+    # SO_LINGER is the connection's, not the descriptor's: whoever closes it last would wait as long as a tenant likes.
+    of_any: Block = (*_load_arg(2), *_if_equal(socket.SO_LINGER, _refuse()), *_ALLOW)
+    return (
+        *_load_arg(1),
+        *_if_equal(socket.IPPROTO_TCP, of_tcp),
+        *_if_equal(socket.SOL_SOCKET, of_any),
+        *_ALLOW,
+    )
+
+
+def _zero_only(*indices: int) -> Block:
+    """Allow the call if these arguments are all 0."""
+    return (*(i for index in indices for i in (*_load_arg(index), *_unless_equal(0, _refuse()))), *_ALLOW)
 
 
 def _ioctl() -> Block:
@@ -282,6 +296,15 @@ def rules(switches: Switches) -> list[tuple[str, Block]]:
         # clone3 takes its flags by pointer, where no filter sees them. The C library goes back to clone on
         # ENOSYS.
         ("clone3", _refuse(errno.ENOSYS)),
+        # Limits and priorities of others: the kernel asks for the same uid only, which our keepers and supervisors
+        # have (and, for an ordinary user, every role); Landlock isn't asked. A limit of processor time kills.
+        ("prlimit64", _zero_only(0)),
+        ("sched_setaffinity", _zero_only(0)),
+        ("sched_setattr", _zero_only(0)),
+        ("sched_setparam", _zero_only(0)),
+        ("sched_setscheduler", _zero_only(0)),
+        ("setpriority", _zero_only(0, 1)),
+        ("ioprio_set", (*_load_arg(0), *_unless_equal(_IOPRIO_WHO_PROCESS, _refuse()), *_zero_only(1))),
     ]
     table.extend((name, _refuse()) for name in REFUSED)
     if not switches.allow_exec:
