@@ -43,8 +43,7 @@ lock: ## write the hash-pinned locks anew (KEEP=1: only what the projects' depen
 	@scripts/venv lock
 	@KEEP=$(KEEP) .venv-lock/bin/python scripts/lock
 
-bench: ## measure the example application through the tree, and beside other servers
-	@scripts/venv
+bench: ## measure "Hello, world!" through the tree, beside the same worker alone and granian
 	@scripts/venv bench
 	@scripts/bench
 

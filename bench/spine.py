@@ -1,7 +1,7 @@
 """The issue's bar: "Hello, world!" by WSGI through the whole tree, beside the same worker accepting by
 itself, and granian.
 
-    .venv-test/bin/python bench/spine.py [--rounds 5] [--seconds 3] [--close]
+    .venv-bench/bin/python bench/spine.py [--rounds 5] [--seconds 3] [--close]
 
 All servers on core 1 (all processes of the tree as well), the client (wrk, 32 connections) on core 0; one worker, one
 thread each, access logs off, in turns within one run. Answers are checked before they are counted. `--close`

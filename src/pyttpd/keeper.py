@@ -60,6 +60,7 @@ class Child:
     ready: bool = False
     draining: bool = False
     asked_at: float | None = None
+    deaf: bool = False
 
 
 @dataclass(slots=True)
@@ -102,7 +103,9 @@ class Keeper:
             self._start_at = None
             self._start(now)
         try:
-            ready, _, _ = select.select([wake, *(c.beat for c in self.children)], [], [], self._wait(now))
+            ready, _, _ = select.select(
+                [wake, *(child.beat for child in self.children if not child.deaf)], [], [], self._wait(now)
+            )
         except InterruptedError:
             ready = []
         now = time.monotonic()
@@ -172,7 +175,8 @@ class Keeper:
         except (BlockingIOError, ConnectionError):
             return
         if not said:
-            return  # it closed its end; its death, or its silence, is noticed elsewhere
+            child.deaf = True  # it closed its end: its death, or its silence, is noticed elsewhere
+            return
         child.last_beat = now
         child.draining = child.draining or DRAINING in said
         if child.draining:

@@ -202,8 +202,9 @@ def soft_descriptor_limit() -> int:
     return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
 
 
-#: Descriptors that are never given to connections: logs, epoll, timers, a scrape, a share being read, imports.
-RESERVE = 16
+#: Descriptors that are never given to connections: links, epoll, a share being read, imports, and all the scrapers
+#: that are served at a time (metrics.MAX_SCRAPERS).
+RESERVE = 32
 
 
 class Budget:

@@ -126,14 +126,23 @@ class Server:
     def _accept(self, _: int) -> None:
         try:
             sock, _address = self._listener.accept()
+        except (BlockingIOError, ConnectionError):
+            return  # it left again
         except OSError:
-            return  # it left again, or there is no descriptor: the next event tries anew
+            # No descriptor is free, which the kernel would go on saying: try again a little later.
+            self._loop.modify(self._listener.fileno(), 0)
+            self._loop.call_later(READ_TIMEOUT, self._resume)
+            return
         self._open.add(_Scraper(self, sock, self._loop))
         if len(self._open) >= MAX_SCRAPERS:
             self._loop.modify(self._listener.fileno(), 0)
 
     def answer(self) -> bytes:
         return render(self._collect())
+
+    def _resume(self) -> None:
+        if self._listener.fileno() >= 0 and len(self._open) < MAX_SCRAPERS:
+            self._loop.modify(self._listener.fileno(), READ)
 
     def forget(self, scraper: _Scraper) -> None:
         self._open.discard(scraper)
@@ -159,6 +168,7 @@ class _Scraper:
         self._answer = memoryview(b"")
         self._read = 0
         self._started = False
+        self._silent = False
         self._timer: Timer = loop.call_later(READ_TIMEOUT, self._begin)
         loop.add(sock.fileno(), READ, self._on_event)
 
@@ -167,12 +177,16 @@ class _Scraper:
             if events & ~WRITE:
                 data = self._sock.recv(MAX_REQUEST)
                 self._read += len(data)
-                if self._started and (not data or self._read > 2 * MAX_REQUEST):
-                    self.end()
-                    return
+                self._silent = not data
                 if not self._started:
                     self._begin()
                     return
+                if self._read > 2 * MAX_REQUEST or (self._silent and not self._answer):
+                    self.end()
+                    return
+                if self._silent:
+                    # It has closed its half, and still waits for the answer.
+                    self._loop.modify(self._sock.fileno(), WRITE)
             if self._answer:
                 self._write()
         except BlockingIOError:
@@ -193,7 +207,7 @@ class _Scraper:
             while self._answer:
                 self._answer = self._answer[self._sock.send(self._answer, socket.MSG_NOSIGNAL) :]
         except BlockingIOError:
-            self._loop.modify(self._sock.fileno(), READ | WRITE)
+            self._loop.modify(self._sock.fileno(), WRITE if self._silent else READ | WRITE)
             return
         except OSError:
             self.end()

@@ -48,6 +48,10 @@ DEFAULT_GRACE = 30.0
 DEFAULT_MAX_AGE = 86_400.0
 
 
+#: Listening sockets that a role takes from init; it has two.
+MAX_SOCKETS = 8
+
+
 class StartError(Exception):
     """The role can't be started as asked; the message says what would be right."""
 
@@ -364,6 +368,9 @@ class Service:
         if held is not None and held.fileno() >= 0 and os.path.sameopenfile(held.fileno(), fd):
             os.close(fd)
             return
+        if (use, name) not in self._sockets and len(self._sockets) >= MAX_SOCKETS:
+            os.close(fd)
+            raise RemoteProtocolError("too-many", f"more than {MAX_SOCKETS} sockets")
         sock = self._sockets[use, name] = socket.socket(fileno=fd)
         if use == "metrics":
             metrics.Server(self.loop, sock, collect)

@@ -344,6 +344,16 @@ def client_repair(plan: Plan) -> str:
         return "in repair mode"
 
 
+@attempt("client: SO_LINGER", "descriptors", "make whoever closes it last wait")
+def client_linger(plan: Plan) -> str:
+    with plan.take("client") as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 60))
+        sock.setsockopt(
+            socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 0, 0)
+        )  # the last close() is ours
+        return "the last close() would wait for a minute"
+
+
 @attempt("client: TCP_ULP", "descriptors", "put kernel TLS under it")
 def client_ulp(plan: Plan) -> str:
     with plan.take("client") as sock:

@@ -43,7 +43,7 @@ class Served:
 
 
 def collect() -> list[metrics.Metric]:
-    return [*metrics.about("init", "x"), metrics.faults("init", Faults())]
+    return [*metrics.about("init", "x", metrics.About.me()), metrics.faults("init", Faults())]
 
 
 @pytest.fixture

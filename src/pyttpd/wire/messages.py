@@ -56,6 +56,7 @@ class DescriptorKind(enum.Enum):
 
 _CLIENT = struct.Struct("!BH16s")
 CLIENT_SIZE = _CLIENT.size
+_IPV4_REST = bytes(12)
 
 
 class Client(bytes):
@@ -80,6 +81,8 @@ class Client(bytes):
             raise RemoteProtocolError("bad-length", f"{len(raw)} bytes of address")
         if raw[0] != 4 and raw[0] != 6:
             raise RemoteProtocolError("bad-field", f"address family {raw[0]}")
+        if raw[0] == 4 and raw[7:] != _IPV4_REST:
+            raise RemoteProtocolError("bad-field", "an IPv4 address of more than four bytes")
         return bytes.__new__(cls, raw)
 
     @property

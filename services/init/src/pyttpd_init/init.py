@@ -10,6 +10,7 @@ Its metrics are answered by a child without any right, which also asks the kerne
 
 from __future__ import annotations
 
+import contextlib
 import json
 import mmap
 import os
@@ -25,7 +26,7 @@ from pyttpd.log import Log
 from pyttpd.loop import READ, Loop
 from pyttpd.rendezvous import Caller
 from pyttpd.roles import Channel as Directory
-from pyttpd.service import Options, Service
+from pyttpd.service import Options, Service, StartError
 from pyttpd.wire.errors import RemoteProtocolError
 from pyttpd.wire.messages import Hello, Message, Return, Socket, SocketsEnd, Wanted
 
@@ -34,6 +35,10 @@ from pyttpd_init.sockets import AddressInUse, Plan, bind, is_planned, netns_cook
 
 #: In plain mode as root the metrics child becomes this uid; in a container it has no right to, and none to lose.
 METRICS_UID = 10_000
+
+
+#: Who has a socket of our predecessor's brings it back within this (s), or it is tried to bind it anew.
+TAKE_BACK_TIMEOUT = 5.0
 
 
 class Snapshot(NamedTuple):
@@ -103,6 +108,10 @@ class Init:
         self._page = Page()
         self._answered = self._refused = 0
         self._channels: set[Channel] = set()
+        for plan in self._plans:
+            if plan not in self._sockets:
+                with contextlib.suppress(StartError):
+                    self._sockets[plan] = bind(plan)
         with socket.socket() as any_socket:
             self._cookie = netns_cookie(any_socket)
         self._start_metrics_child()
@@ -111,9 +120,18 @@ class Init:
             Directory.INIT, credits=0, authorise=self._authorise, on_open=self._on_open
         )
         entrance.open()
+        if len(self._sockets) < len(self._plans):
+            service.loop.call_later(TAKE_BACK_TIMEOUT, self._give_up)
         service.loop.after_turn.append(self._publish)  # the heartbeat makes a turn every second
         self._tell_ready()
         service.run()
+
+    def _give_up(self) -> None:
+        """Nobody brings back what is missing: who had it may have died with it. Then a new try can bind it."""
+        missing = [str(plan) for plan in self._plans if plan not in self._sockets]
+        if missing:
+            self._service.log.warning("sockets are not brought back: tried anew", missing=", ".join(missing))
+            self._service.leave()
 
     def _tell_ready(self) -> None:
         if len(self._sockets) == len(self._plans):

@@ -225,7 +225,7 @@ class Runner:
             command += ["--name", child.name]
         if child.role in (Role.INIT, Role.MASTER):
             command += ["--config", self._file]
-        if child.role is Role.INIT and child.failures:
+        if child.role is Role.INIT and self._founded:
             command += ["--take-back"]  # the listeners still have what its predecessor bound
         if child.role is not Role.INIT:
             command += ["--max-age", str(self._options.max_age or service.DEFAULT_MAX_AGE)]

@@ -149,7 +149,7 @@ class Pool:
         self.wait_sum = 0.0
         self.wait_counts = [0] * (len(WAIT_BUCKETS) + 1)
         # Workers by credit: shelf n holds those that can take n more. The fullest shelf is the idlest worker.
-        self._shelves: list[dict[WorkerState, None]] = [{} for _ in range(MAX_CREDIT + 1)]
+        self._shelves: dict[int, dict[WorkerState, None]] = {}
         self._highest = 0
 
     @property
@@ -165,15 +165,15 @@ class Pool:
             worker.listed_at = -1
             return
         worker.listed_at = worker.credit
-        self._shelves[worker.credit][worker] = None
+        self._shelves.setdefault(worker.credit, {})[worker] = None
         self._highest = max(self._highest, worker.credit)
 
     def idlest(self, but: Source) -> WorkerState | None:
         """Return the worker with the most credit that isn't the one who offers, or None; equals take turns."""
-        while self._highest and not self._shelves[self._highest]:
+        while self._highest and not self._shelves.get(self._highest):
             self._highest -= 1
         for level in range(self._highest, 0, -1):
-            for worker in self._shelves[level]:
+            for worker in self._shelves.get(level, ()):
                 if worker.source is not but:
                     return worker
         return None

@@ -265,11 +265,12 @@ class Supervisor:
         try:
             # Only of a child of ours does the kernel know an answer; the status stays to be reaped.
             os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-        except (ChildProcessError, OSError):
+        except (OSError, OverflowError):
             raise RemoteProtocolError("bad-field", f"process {pid} is no child of ours") from None
-        if any(other.pid == pid for other in self._workers.values()) or (
-            self._prototype is not None and self._prototype.pid == pid
-        ):
+        taken = {other.pid for other in self._workers.values()} | self._scrapers
+        if self._prototype is not None:
+            taken.add(self._prototype.pid)
+        if pid in taken:
             raise RemoteProtocolError("replayed-id", f"process {pid} is somebody else's")
         worker.pid = pid
 
@@ -325,6 +326,8 @@ class Supervisor:
                         other.replaced_by = worker.number
                         self._retire(other)
                         break
+            case Ready() if worker.state is State.LEAVING:
+                pass  # asked to leave before it was there
             case Beat():
                 self._consider(worker)
             case Detached():
