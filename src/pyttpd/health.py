@@ -8,12 +8,15 @@ other role.
 from __future__ import annotations
 
 import os
+import stat
 import sys
 import time
 
 DEFAULT_FILE = "/run/health/state"
 #: Heartbeats come every second; a role that has missed so many seconds of them is not healthy.
 STALE_AFTER = 15.0
+#: The runner reads this as root in a folder of the tenant's: neither a link nor a FIFO leads it astray.
+_OPEN = os.O_NOFOLLOW | os.O_NONBLOCK
 STATES = ("starting", "ready", "draining", "restarting")
 
 
@@ -25,12 +28,24 @@ class HealthFile:
         self._state = ""
 
     def write(self, state: str) -> None:
-        """Set the state (one of STATES) and the time. Raises OSError if the folder can't be written."""
+        """Set the state (one of STATES) and the time. Raises OSError if the folder can't be written from the start.
+
+        Later that is no reason to end: the folder has the uid of the role, and a tenant's application, which has it
+        too, can take the folder's rights away (Landlock doesn't judge chmod). The file grows old, which says enough.
+        """
         if not self._path:
             return
+        try:
+            self._write(state)
+        except OSError:
+            if not self._state:
+                raise
+
+    def _write(self, state: str) -> None:
         if state != self._state:
             temporary = f"{self._path}.new"
-            with open(temporary, "w", encoding="ascii") as file:
+            flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | _OPEN
+            with open(os.open(temporary, flags, 0o644), "w", encoding="ascii") as file:
                 file.write(state + "\n")
             os.replace(temporary, self._path)
             self._state = state
@@ -41,7 +56,7 @@ class HealthFile:
         if self._path and self._state:
             try:
                 os.unlink(self._path)
-            except FileNotFoundError:
+            except OSError:
                 pass
             self._state = ""
 
@@ -49,9 +64,15 @@ class HealthFile:
 def read(path: str) -> tuple[bool, str]:
     """Return whether the role is ready, and a sentence that says why."""
     try:
-        with open(path, encoding="ascii") as file:
-            state = file.read(64).strip()
-        age = time.time() - os.stat(path).st_mtime
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | _OPEN)
+        try:
+            found = os.fstat(fd)
+            if not stat.S_ISREG(found.st_mode):
+                return False, "no state: not a regular file"
+            state = os.read(fd, 64).decode("ascii").strip()
+        finally:
+            os.close(fd)
+        age = time.time() - found.st_mtime
     except (OSError, UnicodeDecodeError) as error:
         return False, f"no state: {error}"
     if state not in STATES:

@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import socket
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
+from pyttpd.config.loader import load
+from pyttpd.log import Log
+from pyttpd.service import Options, StartError
+
+from pyttpd_init.plain import Runner
+from support.leaks import state
 from support.tree import Tree
 
 HOST = "evil.localhost"
@@ -113,3 +122,105 @@ def test_nobody_elses_limits_are_set(evil: Callable[..., Tree], ordinary: bool) 
     assert tell(tree, OTHERS.replace("PIDS", repr(pids))) == []
     with socket.create_connection(("127.0.0.1", tree.port), 10):
         assert tree.get("neighbour.localhost").status == 200
+
+
+DAEMON = """
+import os, time
+reader, writer = os.pipe()
+if os.fork() == 0:
+    os.setsid()
+    if (pid := os.fork()) != 0:
+        os.write(writer, str(pid).encode())
+        os._exit(0)
+    os.closerange(0, 100)
+    time.sleep(600)
+    os._exit(0)
+os.wait()
+told = int(os.read(reader, 20))
+os.close(reader)
+os.close(writer)
+"""
+
+
+@FORMS
+def test_what_an_application_has_started_dies_with_its_keeper(
+    evil: Callable[..., Tree], ordinary: bool
+) -> None:
+    """A role dies with its keeper; a daemon of the tenant's would live on, confined but nobody's, after the tree."""
+    tree = evil(ordinary=ordinary)
+    daemon = tell(tree, DAEMON)
+    assert isinstance(daemon, int)
+    assert state(daemon) not in "XZ"
+    tree.expect("died", "lost", "away", "ended")
+    os.kill(tree.pids("vhost", "evil")[0], signal.SIGKILL)
+    tree.wait_for(lambda: state(daemon) in "XZ")
+    tree.wait_for(lambda: tree.request("POST", HOST, "/", b"told = 1").status == 200)
+
+
+CHMOD = """
+import os
+told = []
+os.chmod(FOLDER, 0)
+"""
+
+
+@pytest.mark.root
+def test_a_health_folder_that_a_tenant_closes_is_the_end_of_nobody(evil: Callable[..., Tree]) -> None:
+    tree = evil(ordinary=False)
+    before = tree.pids("vhost", "evil")
+    folder = tree.folder / "run" / "health" / "vhost.evil"
+    tell(tree, CHMOD.replace("FOLDER", repr(str(folder))))
+    tree.wait_for(lambda: os.stat(folder).st_mode & 0o777 == 0)
+    for _ in range(20):
+        assert tree.request("POST", HOST, "/", b"import time; time.sleep(0.1); told = 1").status == 200
+    assert tree.pids("vhost", "evil") == before
+
+
+# ---- the runner's directory -----------------------------------------------------------------------------------------
+
+CONFIGURATION = """
+runtime_dir = "{folder}"
+[listen.http]
+address = "127.0.0.1:28999"
+[vhost.a]
+hosts = ["a.example"]
+uid = {uid}
+kind = "static"
+root = "{root}"
+"""
+
+
+def runner(tmp_path: Path, folder: Path) -> Runner:
+    (tmp_path / "root").mkdir(exist_ok=True)
+    file = tmp_path / "pyttpd.toml"
+    file.write_text(CONFIGURATION.format(folder=folder, root=tmp_path / "root", uid=20_001))
+    return Runner(Options(config=str(file)), load(str(file)), Log("init", "run"))
+
+
+def test_cleaning_up_takes_away_what_it_made_and_nothing_else(tmp_path: Path) -> None:
+    """runtime_dir = "/srv" is a mistake that must not cost what is there."""
+    folder = tmp_path / "srv"
+    for name in ("site", "init", "health/vhost.a"):
+        (folder / name).mkdir(parents=True)
+        (folder / name / "precious").write_text("precious")
+    (folder / "health" / "vhost.a" / "state").write_text("ready\n")
+    (folder / "lock").touch()
+    one = runner(tmp_path, folder)
+    one._as_root = False  # no egress rule was set
+    one._clean()
+    left = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+    assert left == ["health/vhost.a/precious", "init/precious", "site/precious"]
+
+
+@pytest.mark.parametrize("kind", ["writable", "link"])
+def test_a_directory_that_others_can_change_is_refused(tmp_path: Path, kind: str) -> None:
+    folder = tmp_path / "run"
+    (tmp_path / "other").mkdir()
+    if kind == "link":
+        folder.symlink_to("other")
+    else:
+        folder.mkdir()
+        folder.chmod(0o777)
+    with pytest.raises(StartError, match="nobody else can write in"):
+        runner(tmp_path, folder).prepare()
+    assert os.listdir(tmp_path / "other") == []

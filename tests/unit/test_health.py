@@ -48,6 +48,43 @@ def test_a_file_that_somebody_else_has_removed_is_no_error(tmp_path: Path) -> No
     file.remove()
 
 
+def test_what_is_put_in_its_place_is_not_healthy_and_holds_nobody_up(tmp_path: Path) -> None:
+    """The runner reads as root what lies in a folder of a tenant's uid."""
+    (tmp_path / "true").write_text("ready\n")
+    (tmp_path / "link").symlink_to("true")
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "folder").mkdir()
+    for name in ("link", "fifo", "folder"):
+        assert not health.read(str(tmp_path / name))[0]
+
+
+def test_a_trap_in_its_way_is_not_stepped_into(tmp_path: Path) -> None:
+    file = HealthFile(str(tmp_path / "state"))
+    file.write("starting")
+    (tmp_path / "precious").write_text("precious")
+    (tmp_path / "state.new").symlink_to("precious")
+    file.write("ready")
+    (tmp_path / "state.new").unlink()
+    os.mkfifo(tmp_path / "state.new")
+    file.write("ready")
+    assert (tmp_path / "precious").read_text() == "precious"
+    assert health.read(str(tmp_path / "state")) == (False, "starting")
+    (tmp_path / "state.new").unlink()
+    file.write("ready")
+    assert health.read(str(tmp_path / "state"))[0]
+
+
+def test_a_folder_that_is_taken_away_later_ends_nobody(tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    file = HealthFile(str(folder / "state"))
+    file.write("starting")
+    folder.rename(tmp_path / "elsewhere")
+    file.write("starting")
+    file.write("ready")
+    file.remove()
+
+
 def test_nobody_asks() -> None:
     file = HealthFile("")
     file.write("ready")

@@ -20,6 +20,7 @@ import enum
 import fcntl
 import hashlib
 import os
+import shutil
 import signal
 import socket
 import stat
@@ -27,13 +28,13 @@ import sys
 import time
 from dataclasses import dataclass, field
 
-from pyttpd import health, service
+from pyttpd import health, privileges, service
 from pyttpd.config import startup
 from pyttpd.config.model import Config
 from pyttpd.confine import python_paths
 from pyttpd.log import Log
 from pyttpd.loop import soft_descriptor_limit
-from pyttpd.rendezvous import Door
+from pyttpd.rendezvous import SOCKET_NAME, Door
 from pyttpd.roles import ROLES, Role
 from pyttpd.service import Options, StartError, door_argument
 
@@ -152,6 +153,7 @@ class Runner:
         self._until = float("inf")
         self._status = 0
         self._lock = -1
+        self._not_ours: frozenset[int] = frozenset()
         self._doors: list[socket.socket] = []
 
     # ---- before the first child ----
@@ -161,6 +163,7 @@ class Runner:
         old = os.umask(0o022)
         try:
             os.makedirs(self._dir, 0o755, exist_ok=True)
+            self._check_directory()
             self._lock = os.open(
                 f"{self._dir}/lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600
             )
@@ -202,6 +205,19 @@ class Runner:
                 uid=os.geteuid(),
             )
             self._doors = make_doors(self._children)
+
+    def _check_directory(self) -> None:
+        """Raise StartError if anybody else could put something of theirs in the place of what we make here."""
+        found = os.lstat(self._dir)
+        if (
+            not stat.S_ISDIR(found.st_mode)
+            or found.st_uid != os.geteuid()
+            or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+        ):
+            raise StartError(
+                f"{self._dir} must be a directory of uid {os.geteuid()} that nobody else can write in; it belongs to "
+                f"uid {found.st_uid} with mode {stat.S_IMODE(found.st_mode):04o} (runtime_dir)"
+            )
 
     def _owner(self, child: Instance) -> tuple[int, int]:
         return (child.uid, child.gid) if self._as_root else (os.geteuid(), os.getegid())
@@ -305,6 +321,17 @@ class Runner:
                 if child.pid == pid:
                     self._gone(child, os.waitstatus_to_exitcode(status))
 
+    def _end_strays(self) -> bool:
+        """Kill what a keeper that was killed has left behind, and say whether there was any.
+
+        A role dies with its keeper, but not what a tenant's application has started: as the subreaper we get that.
+        """
+        known = self._not_ours | {child.pid for child in self._children}
+        strays = [pid for pid in privileges.children() if pid not in known]
+        for pid in strays:
+            _quietly(_kill_hard, pid)
+        return bool(strays)
+
     def _gone(self, child: Instance, code: int) -> None:
         child.pid = 0
         if self._phase not in (Phase.STARTING, Phase.READY):
@@ -327,11 +354,14 @@ class Runner:
     def run(self) -> int:
         """Run the tree until a signal; return the exit status."""
         signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+        self._not_ours = frozenset(privileges.children())  # of whoever became this program by exec
+        privileges.adopt_orphans()
         while True:
             if self._phase in (Phase.STARTING, Phase.READY):
                 self._start_due()
             info = signal.sigtimedwait(_SIGNALS, self._wait())
             self._reap()
+            self._end_strays()
             if (info is not None and info.si_signo != signal.SIGCHLD) or time.monotonic() >= self._until:
                 self._go_on_leaving()
             match self._phase:
@@ -339,7 +369,7 @@ class Runner:
                     self._look_ready()
                 case Phase.READY:
                     pass
-                case _ if not any(child.pid for child in self._children):
+                case _ if not any(child.pid for child in self._children) and not self._end_strays():
                     break
                 case Phase.LEAVING:
                     self._ask_next()
@@ -415,20 +445,32 @@ class Runner:
                 egress.remove_egress(table=self._table)
             except egress.EgressError as error:
                 self._log.error("egress rule stays behind", error=error)
-        for path, folders, files in os.walk(self._dir, topdown=False):
-            for name in files:
-                if path != self._dir or name == "lock":
-                    _quietly(os.unlink, f"{path}/{name}")
-            for name in folders:
-                _quietly(os.rmdir, f"{path}/{name}")
+        # Only what we have made, each by its name: the directory may hold something of the operator's, and what is in a
+        # tenant's directory may be a trap.
+        for row in ROLES.values():
+            for directory in row.binds:
+                _quietly(os.unlink, f"{self._dir}/{directory.value}/{SOCKET_NAME}")
+                _quietly(os.rmdir, f"{self._dir}/{directory.value}")
+        for child in self._children:
+            for name in (self._health_file(child), f"{self._health_file(child)}.new"):
+                _quietly(os.unlink, name)
+            _quietly(os.rmdir, os.path.dirname(self._health_file(child)))
+            if child.role is Role.VHOST and not self._as_root:
+                _quietly(shutil.rmtree, f"{self._dir}/tmp-{child.name}")
+        _quietly(os.rmdir, f"{self._dir}/health")
+        _quietly(os.unlink, f"{self._dir}/lock")
         _quietly(os.rmdir, self._dir)
         self._log.info("left")
 
 
-def _quietly(function: object, path: str) -> None:
+def _kill_hard(pid: int) -> None:
+    os.kill(pid, signal.SIGKILL)  # a child that we haven't reaped, so the pid is its own
+
+
+def _quietly(function: object, path: str | int) -> None:
     try:
         function(path)  # type: ignore[operator]
-    except OSError:
+    except (OSError, RecursionError):  # a tenant can nest its directories deeper than anybody can walk
         pass
 
 
