@@ -319,6 +319,7 @@ def start(
             tree.wait_for(lambda host=host: tree.get(host).status not in (502, 503), READY_WITHIN)  # type: ignore[misc]
     except BaseException:
         tree.kill()
+        shutil.rmtree(folder, ignore_errors=True)
         raise
     return tree
 
