@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 
 from pyttpd import __version__, confine, keeper, memfd, metrics, privileges
 from pyttpd.channel import Channel, Faults
+from pyttpd.confine.kernel import set_no_new_privs
 from pyttpd.health import DEFAULT_FILE, HealthFile
 from pyttpd.log import Log
 from pyttpd.loop import Budget, Loop
@@ -447,6 +448,8 @@ def main(program: Program, arguments: list[str]) -> int:
         program.prepare(options, log)
         if options.uid is not None:
             privileges.become(options.uid, options.uid if options.gid is None else options.gid)
+        # The role's own processes get this again with all other locks; its keeper, under the same uid, has it from here.
+        set_no_new_privs()
         if options.die_with:
             privileges.die_with_parent(options.die_with)
         privileges.set_process_name(

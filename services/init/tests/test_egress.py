@@ -90,7 +90,9 @@ def test_who_comes_in_is_answered() -> None:
                     ip.link("set", index=there, state="up")
                 with socket.create_connection(("198.51.100.2", 8000), timeout=5) as client:
                     client.sendall(b"request")
-                    os._exit(0 if client.recv(16) == b"answer" else 1)
+                    answered = client.recv(16) == b"answer"
+                    os.read(done[0], 1)  # with this process its interface would go
+                    os._exit(0 if answered else 1)
             finally:
                 os._exit(2)
         os.read(ready[0], 1)
@@ -107,11 +109,12 @@ def test_who_comes_in_is_answered() -> None:
             with connection:
                 request = connection.recv(16).decode()
                 connection.sendall(b"answer")
-                _, status = os.waitpid(pid, 0)
             back = socket.socket()
             back.settimeout(PATIENCE)
             outwards = outcome(back.connect, ("198.51.100.1", 8000))
             back.close()
+            os.write(done[1], b".")
+            _, status = os.waitpid(pid, 0)
         return request, status, outwards
 
     assert play(scene) == ["request", 0, "TimeoutError"]

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from pyttpd import memfd
+from pyttpd import head, memfd
 from pyttpd.config.shares import ListenerShare, LogSettings
 from pyttpd.roles import Channel as Directory
 from pyttpd.roles import Role
@@ -209,13 +209,13 @@ def test_a_long_head_in_many_pieces_is_not_scanned_anew_with_each(
 ) -> None:
     """Scanning costs by length: a client that adds byte after byte to a long head would take all our time."""
     scanned: list[int] = []
-    scan = module.head.scan
+    scan = head.scan
 
     def count(data: bytes, limit: int) -> object:
         scanned.append(len(data))
         return scan(data, limit)
 
-    monkeypatch.setattr(module.head, "scan", count)
+    monkeypatch.setattr(head, "scan", count)
     front = make()
     client = front.connect(HEAD[:-2] + b"x: " + b"x" * 2000)
     front.on.until(lambda: scanned)

@@ -496,6 +496,10 @@ def test_stats(pair: Pair) -> None:
 def test_nothing_leaks(serve: Serve) -> None:
     """Descriptors and connections after all kinds of ends."""
     server = serve(hello)
+    with server.connect() as sock:
+        sock.sendall(GET)
+        assert sock.recv(1)  # from here on the server's thread has opened all that it needs
+    server.wait_closed()
     before = descriptors()
     for ending in (
         b"",
