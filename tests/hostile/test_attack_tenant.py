@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import signal
 import socket
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from pyttpd.log import Log
 from pyttpd.service import Options, StartError
 
 from pyttpd_init.plain import Runner
+from pyttpd_vhost import output
 from support.leaks import state
 from support.tree import Tree
 
@@ -224,3 +227,38 @@ def test_a_directory_that_others_can_change_is_refused(tmp_path: Path, kind: str
     with pytest.raises(StartError, match="nobody else can write in"):
         runner(tmp_path, folder).prepare()
     assert os.listdir(tmp_path / "other") == []
+
+
+PRINT = """
+import os, time
+told = 0
+end = time.monotonic() + 3
+while time.monotonic() < end:
+    told += os.write(1, bytes([10]) * 4096)
+"""
+
+
+@FORMS
+def test_who_prints_without_end_fills_no_log(evil: Callable[..., Tree], ordinary: bool) -> None:
+    """An empty line is one byte for its tenant, and sixty in the log of all."""
+    tree = evil(ordinary=ordinary)
+    log = tree.folder / "log"
+    before = log.stat().st_size
+    tell(tree, PRINT)
+    assert log.stat().st_size - before < 8 * output.MAX_RATE
+    assert tree.get("neighbour.localhost").status == 200
+
+
+@FORMS
+def test_what_its_caller_left_open_reaches_no_role(
+    evil: Callable[..., Tree], monkeypatch: pytest.MonkeyPatch, ordinary: bool
+) -> None:
+    """A descriptor of the operator's shell, a directory say, would lead out of every namespace."""
+    monkeypatch.setattr(subprocess, "Popen", functools.partial(subprocess.Popen, close_fds=False))
+    with open("/etc/hostname", "rb") as left_open:
+        os.set_inheritable(left_open.fileno(), True)
+        tree = evil(ordinary=ordinary)
+        for role, name in (("listener", "http"), ("umaster", ""), ("vhost", "evil")):
+            for pid in tree.pids(role, name):
+                held = [os.readlink(fd) for fd in Path(f"/proc/{pid}/fd").iterdir() if fd.name not in "012"]
+                assert os.path.realpath("/etc/hostname") not in held

@@ -422,6 +422,19 @@ def test_all_queues_together_are_bounded_and_the_longest_makes_room() -> None:
     second = world.offer(source, "b.example")
     assert world.heard(source) == [Refuse(second, 503)] or len(world.router.pools["b", "requests"].queue) == 2
     assert world.router.pools["a", "requests"].refusals["over-share"] >= 2
+
+
+def test_all_queues_together_leave_a_listener_half_of_its_window(monkeypatch: pytest.MonkeyPatch) -> None:
+    """When it is full the listener waits, whomever its next connection is for: some tenants that take nothing suffice."""
+    monkeypatch.setattr(module, "MAX_QUEUED", 4)
+    world = World(limit=100)
+    source = world.listener()
+    many = [world.offer(source, "a.example") for _ in range(4)]
+    over = world.offer(source, "a.example")
+    assert world.heard(source) == [Refuse(over, 503)]
+    world.offer(source, "b.example")
+    assert world.heard(source) == [Refuse(many[-1], 503)]
+    assert len(source.open) == 4
     assert few in source.open
     world.end()
 

@@ -54,6 +54,7 @@ LAST_WORD = 2.0
 FOUNDERS = (Role.INIT, Role.MASTER)
 #: The order of leaving: who accepts goes first, who holds the sockets goes last.
 LEAVING_ORDER = ((Role.LISTENER,), (Role.UMASTER,), (Role.VHOST, Role.MASTER), (Role.INIT,))
+_LAST_DESCRIPTOR = 2**31 - 1
 
 _SIGNALS = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD})
 
@@ -278,8 +279,13 @@ class Runner:
             os.chdir("/")
         environment = {key: os.environ[key] for key in PASSED_ENVIRONMENT if key in os.environ}
         environment["PATH"] = PATH
-        for door in child.doors:
-            os.set_inheritable(door.fd, True)
+        # What our caller left open (a shell's redirections, a directory, an agent's socket) is nobody's business here.
+        first = 3
+        for fd in sorted(door.fd for door in child.doors):
+            os.closerange(first, fd)
+            os.set_inheritable(fd, True)
+            first = fd + 1
+        os.closerange(first, _LAST_DESCRIPTOR)
         command = self._command(child, runner)
         os.execve(command[0], command, environment)
 

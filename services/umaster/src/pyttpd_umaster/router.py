@@ -57,6 +57,8 @@ MAX_SUPERVISORS = 4
 ROUTE_WINDOW = 4096
 #: Of the descriptors that channels leave free, queues get at most this share: the rest keeps connections travelling.
 QUEUE_SHARE = 0.5
+#: A listener waits when its window is full, whomever its next connection is for: all queues together leave half of it.
+MAX_QUEUED = ROUTE_WINDOW // 2
 #: When half of what there is is used up (descriptors; descriptors in flight, which the kernel counts per uid), no vhost
 #: gets more than this share of the whole, or than MIN_SHARE: one that takes all it can get doesn't keep it from others.
 VHOST_SHARE = 1 / 16
@@ -347,13 +349,16 @@ class Router:
             return True
         return False
 
-    def _over_share(self, used: int, of_pool: int) -> bool:
-        """Say whether a vhost that has `of_pool` of the `used` may have no more."""
-        limit = self._budget.limit
+    def _over_share(self, used: int, of_pool: int, limit: int) -> bool:
+        """Say whether a vhost that has `of_pool` of the `used`, of `limit` in all, may have no more."""
         return used >= limit // 2 and of_pool >= max(MIN_SHARE, int(limit * VHOST_SHARE))
 
     def _may_travel(self, pool: Pool) -> bool:
-        return pool.handovers < pool.peer.handovers and not self._over_share(self._travelling, pool.handovers)
+        # What travels takes up descriptors in flight, and its listener's window.
+        limit = min(self._budget.limit, ROUTE_WINDOW)
+        return pool.handovers < pool.peer.handovers and not self._over_share(
+            self._travelling, pool.handovers, limit
+        )
 
     def _enqueue(self, pool: Pool, offer: Offer) -> None:
         if len(pool.queue) >= pool.peer.queue_limit:
@@ -368,7 +373,7 @@ class Router:
     def _make_room(self, pool: Pool) -> bool:
         """Say whether one more may queue for `pool`. Where all queues together are full, the longest makes room."""
         free = self._budget.limit - self._budget.used + self._queued
-        if self._queued < max(1, int(free * QUEUE_SHARE)):
+        if self._queued < min(MAX_QUEUED, max(1, int(free * QUEUE_SHARE))):
             return True
         longest = max(self._queues, key=lambda other: len(other.queue))
         if len(pool.queue) + 1 >= len(longest.queue):
@@ -418,7 +423,7 @@ class Router:
         if len(supervisor.workers) >= MAX_WORKERS:
             raise RemoteProtocolError("too-many", f"{MAX_WORKERS} workers are announced already")
         channels = sum(len(self.pools[supervisor.vhost, work].workers) for work in ("requests", "metrics"))
-        if self._over_share(self._budget.used, channels):
+        if self._over_share(self._budget.used, channels, self._budget.limit):
             raise RemoteProtocolError(
                 "over-share", f"{supervisor.vhost} has {channels} workers, and there is no room"
             )

@@ -222,6 +222,8 @@ class Umaster:
         match message:
             case Taken(id_):
                 self._router.taken(worker, id_, self._loop.now)
+            case Credit(0):
+                raise RemoteProtocolError("bad-field", "a credit of nothing")  # could be said without end
             case Credit(more):
                 self._router.credit(worker, more, self._loop.now)
             case Pass(id_, client, authority):

@@ -150,8 +150,10 @@ class Worker(Loop):
                 elif (callback := callbacks.get(fd)) is not None:
                     with self._lock:
                         callback(event)
-                    while self._fresh:
-                        self._begin(self._fresh.pop(0))
+                        # Ours from here on: the watcher takes what comes while we serve these.
+                        fresh, self._fresh = self._fresh, []
+                    for fresh_one in fresh:
+                        self._begin(fresh_one)
             if self._spent >= CREDIT_PORTION:
                 self._give_credit()
             if self._timers:
