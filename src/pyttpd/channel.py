@@ -143,6 +143,11 @@ class Channel:
 
     # ---- out ----
 
+    @property
+    def backlog(self) -> int:
+        """How many frames wait for the peer to read."""
+        return len(self._outbox)
+
     def send(self, message: Message, fd: int | None = None) -> bool:
         """Send `message`, with a copy of `fd` where it takes one; `fd` stays the caller's.
 

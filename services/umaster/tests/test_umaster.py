@@ -186,6 +186,39 @@ def test_a_listener_that_breaks_the_rules_is_cut_off_and_others_are_served(make:
     assert not any(pool.queue for pool in middle.umaster._router.all_pools())
 
 
+def test_a_worker_that_passes_on_and_on_and_reads_no_answer_is_cut_off(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Answers wait in our memory: with thousands of channels a tenant would take all of it."""
+    monkeypatch.setattr(module, "MIN_BEHIND", 4)
+    monkeypatch.setattr(module, "MAX_BEHIND", 8)
+    middle = make()
+    supervisor = middle.supervisor()
+    ours, theirs = pair()
+    supervisor.send(m.Worker(1, "requests"), theirs.fileno())
+    theirs.close()
+    with ours, connection() as (server, _):
+        ours.setblocking(False)
+        passed = 0
+
+        def cut_off() -> bool:
+            nonlocal passed
+            try:
+                while passed < 20_000:
+                    socket.send_fds(
+                        ours, [m.encode(m.Pass(passed + 1, CLIENT, "a.example"))], [server.fileno()]
+                    )
+                    passed += 1
+            except BlockingIOError:
+                return False
+            except (BrokenPipeError, ConnectionResetError):
+                return True
+            raise AssertionError("never cut off")
+
+        middle.on.until(cut_off)
+    assert middle.service.faults.counts["worker", "does-not-read"] == 1
+
+
 def test_a_worker_that_passes_a_pipe_is_cut_off_and_nobody_else(make: Make) -> None:
     middle = make()
     supervisor = middle.supervisor()

@@ -6,6 +6,7 @@ supervisors. A channel's `owner` is the router's object for who is at its other 
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import Iterable
 
@@ -23,6 +24,9 @@ from pyttpd_umaster.router import ROUTE_WINDOW, WAIT_BUCKETS, Router, Source, Su
 
 #: How often (s) the ages in the queues are looked at.
 SWEEP_INTERVAL = 0.25
+#: Answers that may wait for workers that offer connections and don't read: all of a pool together, and at the least each.
+#: With thousands of channels, each with a full outbox, a tenant would take all our memory.
+MAX_BEHIND, MIN_BEHIND = 32_768, 64
 #: When leaving, what has been dispatched gets so long (s) to be taken; then its listeners decide.
 LEAVE_TIMEOUT = 5.0
 
@@ -228,6 +232,9 @@ class Umaster:
                 self._router.credit(worker, more, self._loop.now)
             case Pass(id_, client, authority):
                 assert fd is not None
+                if channel.backlog > max(MIN_BEHIND, MAX_BEHIND // max(1, len(worker.pool.workers))):
+                    os.close(fd)
+                    raise RemoteProtocolError("does-not-read", f"{channel.backlog} answers wait")
                 self._router.pass_on(worker, id_, client, authority, fd, self._loop.now)
                 self._check_budget(channel)
             case Goodbye():
