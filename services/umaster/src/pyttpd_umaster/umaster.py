@@ -24,7 +24,7 @@ from pyttpd_umaster.router import ROUTE_WINDOW, WAIT_BUCKETS, Router, Source, Su
 
 #: How often (s) the ages in the queues are looked at.
 SWEEP_INTERVAL = 0.25
-#: Answers that may wait for workers that offer connections and don't read: for all of a pool, and at the least for each.
+#: Answers that may wait for workers that offer connections and don't read: for all of a pool, at the least for each.
 #: With thousands of channels, each with a full outbox, a tenant would take all our memory.
 MAX_BEHIND, MIN_BEHIND = 32_768, 64
 #: When leaving, what has been dispatched gets so long (s) to be taken; then its listeners decide.
