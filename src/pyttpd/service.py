@@ -448,7 +448,7 @@ def main(program: Program, arguments: list[str]) -> int:
         program.prepare(options, log)
         if options.uid is not None:
             privileges.become(options.uid, options.uid if options.gid is None else options.gid)
-        # The role's own processes get this again with all other locks; its keeper, under the same uid, has it from here.
+        # The role's own processes get this again with all other locks; its keeper has it from here.
         set_no_new_privs()
         if options.die_with:
             privileges.die_with_parent(options.die_with)

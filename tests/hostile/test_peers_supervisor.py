@@ -230,7 +230,7 @@ def test_hostile_workers(stage: Stage) -> None:
         assert umaster.expect(Gone) == Gone(number), path
         number, worker = tenant.worker(umaster)
         tenant.answers(worker)
-    tenant.role.logs("worker ended worker=1 .*reason=killed")
+    tenant.role.logs("worker ended worker=1 .*reason=(killed|left)")
     assert tenant.role.pid == pid
     wait_for(lambda: len(tenant.role.fds()) <= tenant.role.descriptors, f"descriptors: {tenant.role.fds()}")
 

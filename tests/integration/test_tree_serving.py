@@ -19,7 +19,7 @@ from urllib.parse import urlencode
 import pytest
 
 from support.leaks import arguments, descendants, state
-from support.tree import ANSWER_WITHIN, GONE_WITHIN, Tree, plain_environment
+from support.tree import ANSWER_WITHIN, GONE_WITHIN, READY_WITHIN, Tree, plain_environment
 
 TOP = Path(__file__).resolve().parents[2]
 EXAMPLES = TOP / "examples"
@@ -342,6 +342,9 @@ def test_workers_that_retire_lose_no_request(plant: Plant) -> None:
 def test_a_busy_workers_parked_connections_are_served_by_siblings(plant: Plant) -> None:
     pool = "\n[vhost.wsgi.pool]\nmax_workers = 2\n"
     tree = plant(files={"application/app.py": SLOW}, tenants=ONE_TENANT + pool, **WSGI, ordinary=True)
+    tree.wait_for(
+        lambda: tree.samples("umaster")["pyttpd_umaster_workers", ("vhost", "wsgi")] == 2, READY_WITHIN
+    )
     with contextlib.ExitStack() as stack:
         by_pid: dict[bytes, list[socket.socket]] = {}
         for _ in range(40):

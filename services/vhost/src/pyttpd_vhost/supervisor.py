@@ -70,6 +70,8 @@ SWEEP_INTERVAL = 0.5
 METRICS_WORKER = 0
 #: In `WorkerChild.replaced_by`: somebody is to be, and nobody is yet.
 REPLACEMENT_WANTED = -1
+#: Ends of processes that are remembered until the prototype has said whether one was a worker.
+MAX_REAPED_EARLY = 64
 #: Scrapes answered at a time, each by a child.
 MAX_SCRAPES = 2
 _LAST_DESCRIPTOR = 2**31 - 1
@@ -100,6 +102,7 @@ class WorkerChild:
     pid: int = 0
     replaced_by: int = 0
     killed: bool = False
+    doomed: bool = False
 
 
 @dataclass(slots=True, eq=False)
@@ -162,6 +165,7 @@ class Supervisor:
         self._umaster: Channel | None = None
         self._metrics: Channel | None = None
         self._scrapers: set[int] = set()
+        self._reaped_early: dict[int, int] = {}
 
         self.starts = 0
         self.exits: dict[str, int] = {}
@@ -262,6 +266,10 @@ class Supervisor:
         worker = self._workers.get(number)
         if worker is None or worker.pid:
             raise RemoteProtocolError("forged-id", f"worker {number} was not asked for")
+        if pid in self._reaped_early:
+            worker.pid = pid
+            self._worker_gone(worker, self._reaped_early.pop(pid))
+            return
         try:
             # Only of a child of ours does the kernel know an answer; the status stays to be reaped.
             os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
@@ -273,6 +281,8 @@ class Supervisor:
         if pid in taken:
             raise RemoteProtocolError("replayed-id", f"process {pid} is somebody else's")
         worker.pid = pid
+        if worker.doomed:
+            self._kill(worker)
 
     # ---- workers ----
 
@@ -389,7 +399,9 @@ class Supervisor:
                     self._kill(worker)
 
     def _kill(self, child: PrototypeChild | WorkerChild) -> None:
-        if child.pid and not child.killed:
+        if isinstance(child, WorkerChild) and not child.pid:
+            child.doomed = True  # the prototype has yet to say which process it is
+        elif not child.killed:
             child.killed = True
             try:
                 # Not reaped, so the pid is still the child's; the pidfd makes sure that it stays so.
@@ -420,9 +432,18 @@ class Supervisor:
                 self._scrapers.discard(pid)
                 self._metrics_credit()
             else:
-                for worker in list(self._workers.values()):
-                    if worker.pid == pid:
-                        self._worker_gone(worker, code)
+                self._reaped(pid, code)
+
+    def _reaped(self, pid: int, code: int) -> None:
+        """A worker has ended, or something that one has left behind."""
+        for worker in self._workers.values():
+            if worker.pid == pid:
+                self._worker_gone(worker, code)
+                return
+        # It may be a worker that the prototype hasn't told of yet.
+        self._reaped_early[pid] = code
+        if len(self._reaped_early) > MAX_REAPED_EARLY:
+            del self._reaped_early[next(iter(self._reaped_early))]
 
     def _prototype_gone(self, child: PrototypeChild, code: int) -> None:
         self._prototype = None
