@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import os
@@ -259,6 +260,14 @@ def test_what_its_caller_left_open_reaches_no_role(
         os.set_inheritable(left_open.fileno(), True)
         tree = evil(ordinary=ordinary)
         for role, name in (("listener", "http"), ("umaster", ""), ("vhost", "evil")):
+            looked_at = 0
             for pid in tree.pids(role, name):
-                held = [os.readlink(fd) for fd in Path(f"/proc/{pid}/fd").iterdir() if fd.name not in "012"]
-                assert os.path.realpath("/etc/hostname") not in held
+                with contextlib.suppress(
+                    FileNotFoundError
+                ):  # a prototype forks twice, and the one between ends
+                    held = [
+                        os.readlink(fd) for fd in Path(f"/proc/{pid}/fd").iterdir() if fd.name not in "012"
+                    ]
+                    assert os.path.realpath("/etc/hostname") not in held
+                    looked_at += 1
+            assert looked_at >= 2  # the keeper and the role
