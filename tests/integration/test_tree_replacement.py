@@ -85,14 +85,6 @@ def is_metrics_child(pid: int) -> bool:
         return False
 
 
-def is_back(tree: Tree, role: str, before: int) -> bool:
-    """Say whether the role has a process again, another one than `before`."""
-    try:
-        return role_process(tree, role, ROLES[role])[1] != before
-    except AssertionError:
-        return False
-
-
 def role_process(tree: Tree, role: str, name: str) -> tuple[int, int]:
     """Return the keeper of a role, and the role's process below it."""
     pids = tree.pids(role, name)
@@ -123,7 +115,7 @@ def end_one(tree: Tree, clients: Load, role: str, number: int) -> list[str]:
     clients.more(40)
     os.kill(process, number)
     tree.wait_for(lambda: state(process) in "XZ", 20.0)
-    tree.wait_for(lambda: is_back(tree, role, process), 20.0)
+    tree.wait_for(lambda: role_process(tree, role, name)[1] != process, 20.0)
     tree.wait_for(lambda: all_ready(tree), 20.0)
     clients.more(40)
     assert role_process(tree, role, name)[0] == keeper
