@@ -138,7 +138,6 @@ class Worker(Loop):
         poll = self._epoll.poll
         parked = self._parked
         callbacks = self._callbacks
-        serve = self._serve
         while self._running:
             self._busy_since = 0.0
             events = poll(self._wait(), 256)
@@ -146,7 +145,12 @@ class Worker(Loop):
             for fd, event in events:
                 one = parked.pop(fd, None)
                 if one is not None:
-                    serve(one, event)
+                    connection = one.connection
+                    want = connection.on_writable() if event & WRITE else connection.on_readable()
+                    if want is one.want:
+                        parked[fd] = one
+                    else:
+                        self._settle(one, want)
                 elif (callback := callbacks.get(fd)) is not None:
                     with self._lock:
                         callback(event)
@@ -160,9 +164,8 @@ class Worker(Loop):
                 self._run_timers()
         self._count()
 
-    def _serve(self, one: Parked, event: int) -> None:
-        connection = one.connection
-        want = connection.on_writable() if event & WRITE else connection.on_readable()
+    def _settle(self, one: Parked, want: Want) -> None:
+        """Wait for something else on `one`, which is out of `_parked`, or close it."""
         if want is Want.CLOSED:
             self._close(one)
             return
@@ -198,18 +201,7 @@ class Worker(Loop):
         for _, fd in idle[: max(1, self._room // 32)]:
             one = self._parked.pop(fd, None)
             if one is not None:
-                self._end(one)
-
-    def _end(self, one: Parked) -> None:
-        """Close a connection that is out of `_parked`, unless it has to be waited for."""
-        want = one.connection.close()
-        if want is Want.CLOSED:
-            self._close(one)
-            return
-        if want is not one.want:
-            one.want = want
-            self._epoll.modify(one.fd, _EVENTS[want])
-        self._parked[one.fd] = one
+                self._settle(one, one.connection.close())
 
     def _close(self, one: Parked) -> None:
         # Out of epoll first: while the listener still has its copy, close() alone would leave it registered (epoll(7)).
@@ -226,14 +218,7 @@ class Worker(Loop):
         now = self.now
         for fd, one in list(self._parked.items()):
             if one.connection.deadline <= now and self._parked.pop(fd, None) is not None:
-                want = one.connection.on_timeout()
-                if want is Want.CLOSED:
-                    self._close(one)
-                else:
-                    if want is not one.want:
-                        one.want = want
-                        self._epoll.modify(fd, _EVENTS[want])
-                    self._parked[fd] = one
+                self._settle(one, one.connection.on_timeout())
         if self._leaving:
             self._leave_when_done()
         self.call_later(SWEEP_INTERVAL if not self._leaving else 0.05, self._sweep)
@@ -382,7 +367,7 @@ class Worker(Loop):
                 elif passing:
                     self._parked[fd] = one
                 else:
-                    self._end(one)
+                    self._settle(one, one.connection.close())
             if not self._parked and not self._offered and not self._fresh:
                 self.stop()
 
