@@ -185,25 +185,18 @@ class Keeper:
             child.ready = said.rfind(READY) > said.rfind(NOT_READY)
 
     def _reap(self, now: float) -> None:
-        while True:
-            try:
-                pid, status = os.waitpid(-1, os.WNOHANG)
-            except ChildProcessError:
-                return
-            if pid == 0:
-                return
+        for pid, code in privileges.ended():
             for child in self.children:
                 if child.pid == pid:
-                    self._gone(child, status, now)
+                    self._gone(child, code, now)
                     break
 
-    def _gone(self, child: Child, status: int, now: float) -> None:
+    def _gone(self, child: Child, code: int, now: float) -> None:
         self.children.remove(child)
         child.beat.close()
         self._end_strays(keep={c.pid for c in self.children})
         if self._signals or (child.asked_at is not None and self.children):
             return
-        code = os.waitstatus_to_exitcode(status)
         reason = f"signal {-code}" if code < 0 else f"status {code}"
         self._crashes = 0 if now - child.born > STABLE_AFTER else self._crashes + 1
         delay = min(LAST_DELAY, FIRST_DELAY * 2 ** min(self._crashes, 16)) if self._crashes else 0.0

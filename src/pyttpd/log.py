@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable
 
 LEVELS = ("debug", "info", "warning", "error")
-FORMATS = ("text", "json")
 #: A value longer than this is cut: a log line is no place for a payload.
 MAX_VALUE = 500
 #: A line that a tenant has printed may be longer.

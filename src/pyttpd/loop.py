@@ -21,7 +21,6 @@ from collections.abc import Callable
 
 READ = select.EPOLLIN
 WRITE = select.EPOLLOUT
-GONE = select.EPOLLHUP | select.EPOLLERR
 
 #: Events taken per turn: enough to amortise the turn, few enough that timers stay punctual.
 _MAX_EVENTS = 256

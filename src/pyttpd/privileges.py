@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
+from collections.abc import Iterator
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_NAME = 15
@@ -66,6 +67,18 @@ def die_with_parent(parent: int, number: int = signal.SIGTERM) -> None:
 def adopt_orphans() -> None:
     """Have descendants whose parent ended become our children, so that we can reap and end them."""
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+
+
+def ended() -> Iterator[tuple[int, int]]:
+    """Reap children that have ended; yield each pid and its exit status, negative for a signal (waitpid(2))."""
+    while True:
+        try:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return
+        if pid == 0:
+            return
+        yield pid, os.waitstatus_to_exitcode(status)
 
 
 def children() -> list[int]:

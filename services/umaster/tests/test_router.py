@@ -718,7 +718,7 @@ class Anything(RuleBasedStateMachine):
         self.world.now += seconds
         self.world.router.sweep(self.world.now)
         self._listen()
-        for pool in self.world.router.all_pools():
+        for pool in self.world.router.pools.values():
             if pool.queue and pool.handovers < pool.peer.handovers:
                 for worker in pool.workers:
                     idle = worker.credit and not (worker.leaving or worker.stuck_at or worker.blocked)
@@ -752,14 +752,14 @@ class Anything(RuleBasedStateMachine):
     @invariant()
     def the_books_are_right(self) -> None:
         router = self.world.router
-        queued = [offer for pool in router.all_pools() for offer in pool.queue]
+        queued = [offer for pool in router.pools.values() for offer in pool.queue]
         assert router._queued == len(queued)
-        assert router._queues == {pool for pool in router.all_pools() if pool.queue}
+        assert router._queues == {pool for pool in router.pools.values() if pool.queue}
         assert self.world.budget.used == len(queued)
         for offer in queued:
             os.fstat(offer.fd)
             assert offer.source_id in offer.source.open
-        for pool in router.all_pools():
+        for pool in router.pools.values():
             assert pool.handovers == sum(len(worker.given) for worker in pool.workers) <= 3
             assert sum(pool.wait_counts) == pool.dispatched >= pool.taken
             for worker in pool.workers:

@@ -183,7 +183,7 @@ def test_a_listener_that_breaks_the_rules_is_cut_off_and_others_are_served(make:
     middle.offer(good, 1, "nobody")
     middle.on.until(lambda: good.record.messages)
     assert middle.service.faults.counts == {("listener", "replayed-id"): 1}
-    assert not any(pool.queue for pool in middle.umaster._router.all_pools())
+    assert not any(pool.queue for pool in middle.umaster._router.pools.values())
 
 
 def test_a_worker_that_passes_on_and_on_and_reads_no_answer_is_cut_off(

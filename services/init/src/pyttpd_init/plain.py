@@ -316,16 +316,10 @@ class Runner:
         namespaces.enter_mount_namespace(view)
 
     def _reap(self) -> None:
-        while True:
-            try:
-                pid, status = os.waitpid(-1, os.WNOHANG)
-            except ChildProcessError:
-                return
-            if pid == 0:
-                return
+        for pid, code in privileges.ended():
             for child in self._children:
                 if child.pid == pid:
-                    self._gone(child, os.waitstatus_to_exitcode(status))
+                    self._gone(child, code)
 
     def _end_strays(self) -> bool:
         """Kill what a keeper that was killed has left behind, and say whether there was any.

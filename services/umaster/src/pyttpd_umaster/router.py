@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -565,6 +565,3 @@ class Router:
         for (name, work), pool in self.pools.items():
             if work == "requests":
                 yield name, pool
-
-    def all_pools(self) -> Iterable[Pool]:
-        return self.pools.values()

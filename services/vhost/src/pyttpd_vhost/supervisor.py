@@ -418,14 +418,7 @@ class Supervisor:
     # ---- reaping ----
 
     def _reap(self) -> None:
-        while True:
-            try:
-                pid, status = os.waitpid(-1, os.WNOHANG)
-            except ChildProcessError:
-                return
-            if pid == 0:
-                return
-            code = os.waitstatus_to_exitcode(status)
+        for pid, code in privileges.ended():
             if self._prototype is not None and pid == self._prototype.pid:
                 self._prototype_gone(self._prototype, code)
             elif pid in self._scrapers:
