@@ -177,7 +177,8 @@ def test_a_health_folder_that_a_tenant_closes_is_the_end_of_nobody(evil: Callabl
     tree.wait_for(lambda: os.stat(folder).st_mode & 0o777 == 0)
     for _ in range(20):
         assert tree.request("POST", HOST, "/", b"import time; time.sleep(0.1); told = 1").status == 200
-    assert tree.pids("vhost", "evil") == before
+    # nobody who was there has ended; a worker may have come since
+    assert set(before) <= set(tree.pids("vhost", "evil"))
 
 
 # ---- the runner's directory -----------------------------------------------------------------------------------------
