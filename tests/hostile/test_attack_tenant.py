@@ -261,14 +261,18 @@ def test_what_its_caller_left_open_reaches_no_role(
         os.set_inheritable(left_open.fileno(), True)
         tree = evil(ordinary=ordinary)
         for role, name in (("listener", "http"), ("umaster", ""), ("vhost", "evil")):
-            looked_at = 0
-            for pid in tree.pids(role, name):
-                with contextlib.suppress(
-                    FileNotFoundError
-                ):  # a prototype forks twice, and the one between ends
-                    held = [
-                        os.readlink(fd) for fd in Path(f"/proc/{pid}/fd").iterdir() if fd.name not in "012"
-                    ]
-                    assert os.path.realpath("/etc/hostname") not in held
-                    looked_at += 1
-            assert looked_at >= 2  # the keeper and the role
+            held = {pid: files(pid) for pid in tree.pids(role, name)}
+            assert not any(os.path.realpath("/etc/hostname") in names for names in held.values())
+            assert sum(map(bool, held.values())) >= 2  # the keeper and the role
+
+
+def files(pid: int) -> list[str]:
+    """Return what the process has open beside the standard ones; of one that has ended, nothing."""
+    found = []
+    with contextlib.suppress(FileNotFoundError):
+        for fd in Path(f"/proc/{pid}/fd").iterdir():
+            # descriptors come and go while we look
+            with contextlib.suppress(FileNotFoundError):
+                if fd.name not in "012":
+                    found.append(os.readlink(fd))
+    return found

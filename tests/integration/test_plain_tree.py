@@ -99,8 +99,7 @@ def test_an_idle_tree_is_gone_within_three_seconds_of_ctrl_c(
 def test_a_busy_tree_finishes_what_it_has_in_hand(plant: Callable[..., Tree]) -> None:
     tree = plant(files={"application/app.py": SLOW}, ordinary=True)
     with tree.connect() as client:
-        client.sendall(b"GET /slow?1.5 HTTP/1.1\r\nHost: wsgi.localhost\r\n\r\n")
-        time.sleep(0.3)
+        in_hand(tree, client, b"/slow?1.5")
         tree.process.send_signal(signal.SIGTERM)
         answer = received(client)
     assert answer.startswith(b"HTTP/1.1 200 ")
@@ -111,10 +110,9 @@ def test_a_busy_tree_finishes_what_it_has_in_hand(plant: Callable[..., Tree]) ->
 def test_the_second_signal_ends_a_busy_tree_at_once(plant: Callable[..., Tree]) -> None:
     tree = plant(files={"application/app.py": SLOW}, ordinary=True)
     with tree.connect() as client:
-        client.sendall(b"GET /slow?60 HTTP/1.1\r\nHost: wsgi.localhost\r\n\r\n")
-        time.sleep(0.3)
+        in_hand(tree, client, b"/slow?60")
         tree.process.send_signal(signal.SIGINT)
-        time.sleep(0.3)
+        tree.wait_for(lambda: not tree.pids("listener", "http"))  # it has heard the first signal
         tree.end(signal.SIGINT, GONE_WITHIN)
 
 
@@ -160,6 +158,17 @@ def test_a_keeper_that_is_killed_takes_its_role_along_and_is_started_again(
         tree.wait_for(lambda host=host: tree.get(host).status == 200)  # type: ignore[misc]
     if role != "vhost":
         tree.wait_for(lambda: bool(tree.samples(role)))
+
+
+def in_hand(tree: Tree, client: socket.socket, target: bytes) -> None:
+    """Ask for `target`, and wait until a worker has taken the connection."""
+
+    def taken() -> float:
+        return tree.samples("umaster")["pyttpd_umaster_taken_total", ("vhost", "wsgi")]
+
+    before = taken()
+    client.sendall(b"GET %b HTTP/1.1\r\nHost: wsgi.localhost\r\n\r\n" % target)
+    tree.wait_for(lambda: taken() > before)
 
 
 def parent_of(pid: int) -> int:
