@@ -15,7 +15,7 @@ import socket
 import time
 from pathlib import Path
 
-from pyttpd.config.shares import HttpSettings, LogSettings, PoolSettings, VhostShare
+from pyttpd.config.shares import HttpSettings, LogSettings, PoolSettings, TenantLogs, VhostShare
 from pyttpd.log import Log
 
 from pyttpd_vhost.http.connection import Connection, Want
@@ -43,6 +43,7 @@ def make_site(kind: str, application: str | None, path: Path, root: Path) -> Sit
         writable=(),
         pool=PoolSettings(),
         http=HttpSettings(),
+        logs=TenantLogs(access_log="off"),
         log=LogSettings(),
         grace=30.0,
     )

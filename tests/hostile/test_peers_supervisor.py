@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from pyttpd import memfd
-from pyttpd.config.shares import HttpSettings, PoolSettings, VhostShare
+from pyttpd.config.shares import HttpSettings, PoolSettings, TenantLogs, VhostShare
 from pyttpd.roles import Channel as Directory
 from pyttpd.roles import Role as RoleName
 from pyttpd.wire.messages import (
@@ -140,6 +140,7 @@ class Tenant:
             "writable": (str(marks),),
             "pool": PoolSettings(workers, 0),
             "http": HttpSettings(),
+            "logs": TenantLogs(access_log="off"),
             "log": LOG,
             "grace": 5.0,
         }

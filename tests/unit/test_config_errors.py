@@ -341,6 +341,28 @@ CASES: dict[str, tuple[str, list[str]]] = {
         LISTEN + BLOG + f'env = {{ A = "{"x" * 70000}" }}\n',
         [":8: [vhost.blog] env: must be at most 256 variables and 65536 bytes in all"],
     ),
+    "log_files": (
+        LISTEN
+        + BLOG
+        + 'writable = ["/srv/data"]\naccess_log_file = "/srv/blog/a.log"\nerror_log_file = "/srv/data/e.log"\n'
+        + SHOP
+        + 'access_log = "on"\naccess_log_file = "/var/log/shop"\nerror_log_file = "/var/log/x/../shop"\n',
+        [
+            (
+                ":9: [vhost.blog] access_log_file: must not be in the tenant's own reach (root: /srv/blog): "
+                "it would be served, or read by its code"
+            ),
+            (
+                ":10: [vhost.blog] error_log_file: must not be in the tenant's own reach (writable: /srv/data): "
+                "its code could change it"
+            ),
+            ':16: [vhost.shop] access_log: must be "combined", "json" or "off", not the text "on"',
+            (
+                ":18: [vhost.shop] error_log_file: is the file of [vhost.shop] access_log_file "
+                "(pyttpd.toml:17) as well: each log needs its own"
+            ),
+        ],
+    ),
     "env_no_table": (
         LISTEN + BLOG + 'env = ["A=1"]\n',
         [':8: [vhost.blog] env: must be a table of texts, such as { DEBUG = "0" }, not a list'],

@@ -80,6 +80,42 @@ def test_without_places_the_file_is_named(folder: Path) -> None:
     assert [(error.file, error.line) for error in check_filesystem(config)] == [(config.file, None)]
 
 
+def test_logs(folder: Path) -> None:
+    logs = 'access_log_file = "logs/access.log"\nerror_log_file = "data/error.log"\n'
+    (folder / "pyttpd.toml").write_text(TEXT.replace('writable = ["data"]', logs))
+    missing, *more = _said(folder)
+    assert missing.startswith("pyttpd.toml:10: [vhost.a] access_log_file: logs: must be a folder")
+    assert more == []
+    (folder / "logs").symlink_to("data")
+    (folder / "data/error.log").mkdir()
+    assert _said(folder) == [
+        (
+            "pyttpd.toml:10: [vhost.a] access_log_file: logs/access.log: must not lead through a symbolic link; "
+            "write data/access.log"
+        ),
+        "pyttpd.toml:11: [vhost.a] error_log_file: data/error.log: must be a regular file",
+    ]
+
+
+@pytest.mark.root
+@pytest.mark.skipif(os.geteuid() != 0, reason="looks with the eyes of other uids")
+def test_logs_that_a_tenant_may_not_write(folder: Path) -> None:
+    logs = 'access_log_file = "logs/access.log"\nerror_log_file = "logs/error.log"\n'
+    (folder / "pyttpd.toml").write_text(TEXT + logs)
+    assert _said(folder)[0].endswith(
+        "logs: must be a folder (make it: install -d -o 20001 -g 20001 -m 0750 logs)"
+    )
+    (folder / "logs").mkdir(mode=0o755)
+    (folder / "logs/error.log").touch(0o644)
+    assert _said(folder) == [
+        "pyttpd.toml:11: [vhost.a] access_log_file: logs: uid 20001 (group 20001) may not write and enter it",
+        "pyttpd.toml:12: [vhost.a] error_log_file: logs/error.log: uid 20001 (group 20001) may not write it",
+    ]
+    os.chown(folder / "logs", 20001, 20001)
+    os.chown(folder / "logs/error.log", 20001, 20001)
+    assert _said(folder) == []
+
+
 @pytest.mark.root
 @pytest.mark.skipif(os.geteuid() != 0, reason="looks with the eyes of other uids")
 def test_a_tenant_who_may_not(folder: Path) -> None:

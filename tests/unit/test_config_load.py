@@ -15,7 +15,7 @@ from pyttpd.config.document import document
 from pyttpd.config.loader import load, load_located
 from pyttpd.config.model import Address, foreign_names
 from pyttpd.config.schema import SCHEMA
-from pyttpd.config.shares import HostMap, ListenerShare, UmasterShare, VhostShare
+from pyttpd.config.shares import HostMap, ListenerShare, LogSettings, TenantLogs, UmasterShare, VhostShare
 from pyttpd.roles import ROLES, Role
 
 if TYPE_CHECKING:
@@ -61,6 +61,11 @@ application = "blog.site:app.wsgi"
 python_path = ["//lib", "venv/lib"]
 env = { DEBUG = "0", NAME = "Bj\u00f6rn\\n" }
 writable = ["data"]
+access_log = "json"
+access_log_file = "logs/access.log"
+error_log_file = "/var/log/blog/error.log"
+log_file_limit = 65536
+log_level = "warning"
 
 [vhost.blog.pool]
 max_workers = 8
@@ -152,6 +157,13 @@ def test_everything_that_can_be_written(folder: Path) -> None:
     assert (blog.root, blog.application) == (str(folder.parent / "srv" / "blog"), "blog.site:app.wsgi")
     assert blog.python_path == ("/lib", str(folder / "venv" / "lib"))
     assert blog.writable == (str(folder / "data"),)
+    assert blog.access_log == "json"
+    assert blog.log_files == (str(folder / "logs/access.log"), "/var/log/blog/error.log")
+    assert (blog.log_file_limit, blog.log_level) == (65536, "warning")
+    share = config.share_for_vhost("blog")
+    assert share.logs == TenantLogs("json", *blog.log_files, 65536)
+    assert share.log == LogSettings("warning", "json")
+    assert config.share_for_vhost("shop").log == config.log
     assert blog.env == {"DEBUG": "0", "NAME": "Bj\u00f6rn\n"}
     assert (blog.pool.max_workers, blog.pool.max_requests) == (8, 10000)
     assert (blog.queue.limit, blog.queue.timeout, blog.queue.handovers) == (0, 1.5, 1)

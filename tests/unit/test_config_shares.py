@@ -19,6 +19,7 @@ from pyttpd.config.shares import (
     LogSettings,
     PoolSettings,
     ShareError,
+    TenantLogs,
     UmasterShare,
     VhostPeer,
     VhostShare,
@@ -48,6 +49,7 @@ VHOST = VhostShare(
     writable=("/srv/blog/data",),
     pool=PoolSettings(),
     http=HttpSettings(),
+    logs=TenantLogs("json", "/var/log/blog/access.log", None, 65536),
     log=LogSettings(),
     grace=30.0,
 )

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from pyttpd.config.shares import HttpSettings, LogSettings, PoolSettings, VhostShare
+from pyttpd.config.shares import HttpSettings, LogSettings, PoolSettings, TenantLogs, VhostShare
 
 from pyttpd_vhost.http.connection import Connection, Want
 from pyttpd_vhost.kinds.static import StaticKind
@@ -67,6 +67,7 @@ def make_share(**changes: Any) -> VhostShare:
         writable=(),
         pool=PoolSettings(),
         http=HttpSettings(),
+        logs=TenantLogs(access_log="off"),
         log=LogSettings(),
         grace=30.0,
     )

@@ -41,6 +41,10 @@ def _problems(vhost: Vhost) -> list[tuple[str, str]]:
         message = _folder_problem(path, rights, vhost.uid, vhost.gid)
         if message:
             found.append((key, message))
+    for key, file in (("access_log_file", vhost.access_log_file), ("error_log_file", vhost.error_log_file)):
+        message = _log_problem(file, vhost.uid, vhost.gid) if file is not None else None
+        if message:
+            found.append((key, message))
     if vhost.application is not None and not any(key in ("root", "python_path") for key, _ in found):
         message = _module_problem(vhost)
         if message:
@@ -61,6 +65,27 @@ def _folder_problem(path: str, rights: int, uid: int, gid: int) -> str | None:
             None if os.access(path, rights) else f"{shown}: you ({os.geteuid()}) may not {_words(rights)} it"
         )
     return _permission_problem(os.path.realpath(path), rights, uid, gid)
+
+
+def _log_problem(file: str, uid: int, gid: int) -> str | None:
+    """Say why the tenant's supervisor, who has its uid, couldn't write the log `file`."""
+    folder = os.path.dirname(file)
+    shown = printable(folder, 200)
+    real = os.path.realpath(file)
+    if real != file:
+        return f"{printable(file, 200)}: must not lead through a symbolic link; write {printable(real, 200)}"
+    if not os.path.isdir(folder):
+        make = f" (make it: install -d -o {uid} -g {gid} -m 0750 {shown})" if os.geteuid() == 0 else ""
+        return f"{shown}: must be a folder{make}"
+    if not os.path.lexists(file):
+        return _folder_problem(folder, _WRITE | _SEARCH, uid, gid)
+    if not stat.S_ISREG(os.stat(file).st_mode):
+        return f"{printable(file, 200)}: must be a regular file"
+    if os.geteuid() == 0:
+        return _permission_problem(file, _WRITE, uid, gid)
+    return (
+        None if os.access(file, os.W_OK) else f"{printable(file, 200)}: you ({os.geteuid()}) may not write it"
+    )
 
 
 def _permission_problem(path: str, rights: int, uid: int, gid: int) -> str | None:

@@ -89,10 +89,13 @@ QUEUE = Range(0, 65536)
 #: Longer than a browser waits makes no sense in a queue.
 QUEUE_TIMEOUT = Range(0.1, 300)
 HANDOVERS = Range(1, 4096)
+#: Less than 64 KiB is gone in a moment; a file of a terabyte is no log any more.
+LOG_FILE_LIMIT = Range(65536, 2**40)
 
 # --- choices ------------------------------------------------------------------------------------------------
 LOG_LEVELS = ("debug", "info", "warning", "error")
 LOG_FORMATS = ("text", "json")
+ACCESS_LOGS = ("combined", "json", "off")
 MODES = ("http", "metrics")
 KINDS = ("static", "wsgi")
 ENGINES = ("llhttp",)

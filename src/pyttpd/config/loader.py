@@ -50,6 +50,9 @@ if TYPE_CHECKING:
     #: Takes the path of a table or key, ("vhost", "blog", "root"); returns its file, as shown, and line.
     Locate = Callable[[tuple[str, ...]], tuple[str, int | None]]
 
+#: The keys of a vhost that name files which its supervisor writes.
+LOG_FILES = ("access_log_file", "error_log_file")
+
 #: What `load` reads if it is given a folder.
 MAIN_FILE = "pyttpd.toml"
 
@@ -457,6 +460,7 @@ def _compare(tree: _Tree, errors: _Errors) -> None:
     _compare_hosts(vhosts, errors)
     _compare_defaults(vhosts, errors)
     _compare_uids(vhosts, errors)
+    _compare_log_files(vhosts, errors)
 
 
 def _compute_listeners(tree: _Tree, listeners: list[Record]) -> None:
@@ -544,6 +548,18 @@ def _check_vhost(record: Record, errors: _Errors) -> None:
                     errors.on(record, key, 'is for kind = "wsgi": remove it, or change the kind')
     if values.get("gid", 0) is None and "uid" in values:
         values["gid"] = values["uid"]
+    reach = [("root", values.get("root"))] + [("writable", path) for path in values.get("writable", ())]
+    for key in LOG_FILES:
+        for what, folder in reach:
+            if folder and (values.get(key) or "").startswith(f"{folder}/"):
+                shown = printable(folder)
+                errors.on(
+                    record, key, f"must not be in the tenant's own reach ({what}: {shown}): {_HARM[what]}"
+                )
+
+
+#: What comes of a log below a folder of the tenant's.
+_HARM = {"root": "it would be served, or read by its code", "writable": "its code could change it"}
 
 
 def _compare_hosts(vhosts: list[Record], errors: _Errors) -> None:
@@ -597,6 +613,22 @@ def _compare_uids(vhosts: list[Record], errors: _Errors) -> None:
                 f"{gid} is the gid of {_table(other)} as well ({other.place('gid')}), which has another uid: leave gid "
                 "out (it is then the uid)",
             )
+
+
+def _compare_log_files(vhosts: list[Record], errors: _Errors) -> None:
+    """Two writers would rotate each other's file away."""
+    taken: dict[str, tuple[Record, str]] = {}
+    for record in vhosts:
+        for key in LOG_FILES:
+            file = record.values.get(key)
+            if file is None:
+                continue
+            if file in taken:
+                other, its_key = taken[file]
+                whose = f"{_table(other)} {its_key} ({other.place(its_key)})"
+                errors.on(record, key, f"is the file of {whose} as well: each log needs its own")
+            else:
+                taken[file] = record, key
 
 
 def _table(record: Record) -> str:

@@ -12,6 +12,7 @@ from pyttpd.config.shares import (
     ListenerShare,
     LogSettings,
     PoolSettings,
+    TenantLogs,
     UmasterShare,
     VhostPeer,
     VhostShare,
@@ -100,9 +101,19 @@ class Vhost:
     python_path: tuple[str, ...]
     env: Mapping[str, str]
     writable: tuple[str, ...]
+    access_log: str
+    access_log_file: str | None
+    error_log_file: str | None
+    log_file_limit: int
+    log_level: str | None
     pool: PoolSettings
     queue: QueueSettings
     http: HttpSettings
+
+    @property
+    def log_files(self) -> tuple[str, ...]:
+        """Its log files, as far as there are any: the tenant's supervisor writes them."""
+        return tuple([file for file in (self.access_log_file, self.error_log_file) if file is not None])
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,7 +204,10 @@ class Config:
             writable=vhost.writable,
             pool=vhost.pool,
             http=vhost.http,
-            log=self.log,
+            logs=TenantLogs(
+                vhost.access_log, vhost.access_log_file, vhost.error_log_file, vhost.log_file_limit
+            ),
+            log=LogSettings(vhost.log_level or self.log.level, self.log.format),
             grace=self.grace,
         )
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pyttpd.config import limits
-from pyttpd.config.shares import HttpSettings, LogSettings, PoolSettings
+from pyttpd.config.shares import HttpSettings, LogSettings, PoolSettings, TenantLogs
 from pyttpd.roles import (
     MAX_LISTENERS,
     METRICS_LISTENER_OFFSET,
@@ -97,6 +97,7 @@ class Table:
 _LOG = LogSettings()
 _POOL = PoolSettings()
 _HTTP = HttpSettings()
+_LOGS = TenantLogs()
 _FIRST_LISTENER_UID = ROLES[Role.LISTENER].uid
 _FIRST_LISTENER_PORT = ROLES[Role.LISTENER].metrics_offset
 
@@ -332,6 +333,47 @@ SCHEMA = Table(
                     "Folders below which the tenant may write; everything else is read-only for it.",
                     default_text="none",
                     example='["data"]',
+                ),
+                Key(
+                    "access_log",
+                    Kind.CHOICE,
+                    _LOGS.access_log,
+                    "One line for each request, on the tenant's standard output: as Apache and nginx write it, or as a "
+                    "JSON object.",
+                    choices=limits.ACCESS_LOGS,
+                ),
+                Key(
+                    "access_log_file",
+                    Kind.PATH,
+                    _LOGS.access_log_file,
+                    "A file for the access log instead; it is opened under the tenant's uid, and opened anew when it "
+                    "has been renamed.",
+                    default_text="none",
+                    example='"/var/log/pyttpd/blog/access.log"',
+                ),
+                Key(
+                    "error_log_file",
+                    Kind.PATH,
+                    _LOGS.error_log_file,
+                    "A file for what the tenant's processes print, tracebacks among it, instead of the role's log.",
+                    default_text="none",
+                    example='"/var/log/pyttpd/blog/error.log"',
+                ),
+                _count(
+                    "log_file_limit",
+                    _LOGS.log_file_limit,
+                    "What each of the two files may grow to; what comes then is counted, told, and lost until the "
+                    "file is renamed.",
+                    limits.LOG_FILE_LIMIT,
+                    "bytes",
+                ),
+                Key(
+                    "log_level",
+                    Kind.CHOICE,
+                    None,
+                    "The least severe level that is logged of this tenant.",
+                    choices=limits.LOG_LEVELS,
+                    default_text="`level` of `[log]`",
                 ),
             ),
             (

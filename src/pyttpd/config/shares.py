@@ -84,6 +84,10 @@ def _path(value: object, where: str) -> str:
     return value
 
 
+def _path_or_none(value: object, where: str) -> str | None:
+    return None if value is None else _path(value, where)
+
+
 def _application(value: object, where: str) -> str | None:
     if value is None:
         return None
@@ -248,6 +252,21 @@ class HttpSettings:
         _validate(self, _HTTP_FIELDS)
 
 
+@dataclass(frozen=True, slots=True)
+class TenantLogs:
+    """A vhost's own logs: the access log's form, files instead of the standard output and the role's log, and how many
+    bytes each may grow to.
+    """
+
+    access_log: str = "combined"
+    access_log_file: str | None = None
+    error_log_file: str | None = None
+    log_file_limit: int = 1 << 30
+
+    def __post_init__(self) -> None:
+        _validate(self, _TENANT_LOGS_FIELDS)
+
+
 _LOG_FIELDS: dict[str, Check] = {"level": _choice(limits.LOG_LEVELS), "format": _choice(limits.LOG_FORMATS)}
 _POOL_FIELDS: dict[str, Check] = {
     "max_workers": _integer(limits.WORKERS),
@@ -263,6 +282,12 @@ _HTTP_FIELDS: dict[str, Check] = {
     "max_keepalive_requests": _integer(limits.COUNT),
     "keepalive": _flag,
     "engine": _choice(limits.ENGINES),
+}
+_TENANT_LOGS_FIELDS: dict[str, Check] = {
+    "access_log": _choice(limits.ACCESS_LOGS),
+    "access_log_file": _path_or_none,
+    "error_log_file": _path_or_none,
+    "log_file_limit": _integer(limits.LOG_FILE_LIMIT),
 }
 
 
@@ -369,6 +394,7 @@ class VhostShare:
     writable: tuple[str, ...]
     pool: PoolSettings
     http: HttpSettings
+    logs: TenantLogs
     log: LogSettings
     grace: float
 
@@ -437,6 +463,7 @@ _VHOST_FIELDS: dict[str, Check] = {
     "writable": _tuple(_path, limits.MAX_PATHS),
     "pool": _object(PoolSettings, _POOL_FIELDS),
     "http": _object(HttpSettings, _HTTP_FIELDS),
+    "logs": _object(TenantLogs, _TENANT_LOGS_FIELDS),
     "log": _LOG,
     "grace": _GRACE,
 }
