@@ -291,11 +291,51 @@ CASES: dict[str, tuple[str, list[str]]] = {
         ],
     ),
     "kinds": (
-        LISTEN + BLOG + 'application = "app:app"\npython_path = ["lib"]\n' + SHOP.replace("static", "wsgi"),
+        LISTEN
+        + BLOG
+        + 'application = "app:app"\npython_path = ["lib"]\nvirtualenv = "v"\npreload = false\n'
+        + SHOP.replace("static", "wsgi"),
         [
             ':8: [vhost.blog] application: is for kind = "wsgi": remove it, or change the kind',
             ':9: [vhost.blog] python_path: is for kind = "wsgi": remove it, or change the kind',
-            ':10: [vhost.shop]: application is missing: write, for example, application = "app:application"',
+            ':10: [vhost.blog] virtualenv: is for kind = "wsgi": remove it, or change the kind',
+            ':11: [vhost.blog] preload: is for kind = "wsgi": remove it, or change the kind',
+            ':12: [vhost.shop]: application is missing: write, for example, application = "app:application"',
+        ],
+    ),
+    "proxies": (
+        LISTEN
+        + BLOG
+        + 'trusted_proxies = ["10.0.0.1/8", "*", "proxy.example", 10, "10.0.0.256"]\nproxy_headers = "x"\n',
+        [
+            ':8: [vhost.blog] trusted_proxies: "10.0.0.1/8" is an address within a network: write "10.0.0.0/8"',
+            (
+                ':8: [vhost.blog] trusted_proxies: "*" must be written as networks; everybody is '
+                '["0.0.0.0/0", "::/0"]'
+            ),
+            (
+                ':8: [vhost.blog] trusted_proxies: "proxy.example" must be an IP address or a network, such as '
+                '"10.0.0.5" or "10.0.0.0/8"'
+            ),
+            ":8: [vhost.blog] trusted_proxies: must hold IP addresses and networks, not the number 10",
+            (
+                ':8: [vhost.blog] trusted_proxies: "10.0.0.256" must be an IP address or a network, such as '
+                '"10.0.0.5" or "10.0.0.0/8"'
+            ),
+            ':9: [vhost.blog] proxy_headers: must be "x-forwarded" or "forwarded", not the text "x"',
+        ],
+    ),
+    "proxies_number": (
+        LISTEN + BLOG + f"trusted_proxies = {['10.0.0.1'] * 257}\n",
+        [":8: [vhost.blog] trusted_proxies: must be at most 256 addresses and networks, not 257"],
+    ),
+    "proxies_type": (
+        LISTEN + BLOG + 'trusted_proxies = "10.0.0.1"\n',
+        [
+            (
+                ":8: [vhost.blog] trusted_proxies: must be a list of IP addresses and networks, not the text "
+                '"10.0.0.1" (write ["10.0.0.1"])'
+            ),
         ],
     ),
     "unknown_kind": (

@@ -66,6 +66,10 @@ access_log_file = "logs/access.log"
 error_log_file = "/var/log/blog/error.log"
 log_file_limit = 65536
 log_level = "warning"
+virtualenv = "venv"
+preload = false
+trusted_proxies = ["10.0.0.5", "10.1.0.0/16", "2001:DB8::/32", "::1"]
+proxy_headers = "forwarded"
 
 [vhost.blog.pool]
 max_workers = 8
@@ -164,6 +168,9 @@ def test_everything_that_can_be_written(folder: Path) -> None:
     assert share.logs == TenantLogs("json", *blog.log_files, 65536)
     assert share.log == LogSettings("warning", "json")
     assert config.share_for_vhost("shop").log == config.log
+    assert (blog.virtualenv, blog.preload) == (str(folder / "venv"), False)
+    assert blog.trusted_proxies == ("10.0.0.5/32", "10.1.0.0/16", "2001:db8::/32", "::1/128")
+    assert blog.proxy_headers == "forwarded"
     assert blog.env == {"DEBUG": "0", "NAME": "Bj\u00f6rn\n"}
     assert (blog.pool.max_workers, blog.pool.max_requests) == (8, 10000)
     assert (blog.queue.limit, blog.queue.timeout, blog.queue.handovers) == (0, 1.5, 1)

@@ -52,6 +52,10 @@ VHOST = VhostShare(
     logs=TenantLogs("json", "/var/log/blog/access.log", None, 65536),
     log=LogSettings(),
     grace=30.0,
+    virtualenv="/srv/blog/.venv",
+    preload=False,
+    trusted_proxies=("10.0.0.0/8", "::1/128"),
+    proxy_headers="forwarded",
 )
 SHARES: list[Any] = [LISTENER, UMASTER, VHOST]
 HOSTS = HostMap(
@@ -91,8 +95,8 @@ def test_types(share: Any) -> None:
         for kind, sample in {**samples, type(None): None}.items():
             if type(right) is kind and kind is bool:
                 continue
-            if key == "application" and sample is None:
-                continue  # refused for another reason
+            if key in ("application", "virtualenv") and sample is None:
+                continue  # refused for another reason, or none
             with pytest.raises(ShareError) as caught:
                 type(share).from_json(json.dumps({**value, key: sample}).encode())
             assert "\x1b" not in str(caught.value)
@@ -122,6 +126,12 @@ def test_types(share: Any) -> None:
         ({"kind": "static"}, "application"),
         ({"python_path": ("lib",)}, "python_path"),
         ({"python_path": ("/lib",) * 65}, "python_path"),
+        ({"virtualenv": ".venv"}, "virtualenv"),
+        ({"trusted_proxies": ("10.0.0.1",)}, "trusted_proxies"),
+        ({"trusted_proxies": ("10.0.0.1/8",)}, "trusted_proxies"),
+        ({"trusted_proxies": (10,)}, "trusted_proxies"),
+        ({"trusted_proxies": ("::1/128",) * 257}, "trusted_proxies"),
+        ({"proxy_headers": "any"}, "proxy_headers"),
         ({"env": {"A=B": "x"}}, "env"),
         ({"env": {"A": "\0"}}, "env"),
         ({"env": {"A": "\ud800"}}, "env"),

@@ -59,6 +59,8 @@ MAX_ENV_ENTRIES = 256
 MAX_ENV_BYTES = 64 * 1024
 #: Entries of python_path and writable; each becomes a Landlock rule.
 MAX_PATHS = 64
+#: Entries of trusted_proxies. Content delivery networks publish some twenty.
+MAX_PROXIES = 256
 #: Names that one vhost may have (the whole tree: roles.MAX_NAMES).
 MAX_HOSTS_PER_VHOST = 20_000
 
@@ -98,6 +100,7 @@ LOG_FORMATS = ("text", "json")
 ACCESS_LOGS = ("combined", "json", "off")
 MODES = ("http", "metrics")
 KINDS = ("static", "wsgi")
+PROXY_HEADERS = ("x-forwarded", "forwarded")
 ENGINES = ("llhttp",)
 #: Listeners in umaster's share: the configured ones and the metrics listener.
 MAX_LISTENER_PEERS = MAX_LISTENERS + 1

@@ -543,8 +543,8 @@ def _check_vhost(record: Record, errors: _Errors) -> None:
                     record, "", 'application is missing: write, for example, application = "app:application"'
                 )
         case "static":
-            for key in ("application", "python_path"):
-                if values.get(key):
+            for key in ("application", "python_path", "virtualenv", "preload"):
+                if values.get(key) not in (None, (), True):
                     errors.on(record, key, 'is for kind = "wsgi": remove it, or change the kind')
     if values.get("gid", 0) is None and "uid" in values:
         values["gid"] = values["uid"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from pyttpd.config import limits
 from pyttpd.config.shares import (
     HostMap,
     HttpSettings,
@@ -109,6 +110,10 @@ class Vhost:
     pool: PoolSettings
     queue: QueueSettings
     http: HttpSettings
+    virtualenv: str | None = None
+    preload: bool = True
+    trusted_proxies: tuple[str, ...] = ()
+    proxy_headers: str = limits.PROXY_HEADERS[0]
 
     @property
     def log_files(self) -> tuple[str, ...]:
@@ -209,6 +214,10 @@ class Config:
             ),
             log=LogSettings(vhost.log_level or self.log.level, self.log.format),
             grace=self.grace,
+            virtualenv=vhost.virtualenv,
+            preload=vhost.preload,
+            trusted_proxies=vhost.trusted_proxies,
+            proxy_headers=vhost.proxy_headers,
         )
 
     def host_map(self) -> HostMap:

@@ -36,6 +36,7 @@ class Kind(enum.Enum):
     ADDRESS = "an IP address and a port"
     PATH = "a path"
     PATHS = "a list of paths"
+    NETWORKS = "a list of IP addresses and networks"
     PATTERNS = "a file name pattern, or a list of them"
     HOSTS = "a list of host names"
     APPLICATION = "a module and the application in it"
@@ -314,9 +315,25 @@ SCHEMA = Table(
                     "python_path",
                     Kind.PATHS,
                     (),
-                    "More folders to search for modules, such as a virtual environment's site-packages.",
+                    "More folders to search for modules.",
                     default_text="none",
                     example='["lib"]',
+                ),
+                Key(
+                    "virtualenv",
+                    Kind.PATH,
+                    None,
+                    "A virtual environment, made for the Python that pyttpd runs on, whose packages the application "
+                    "finds; its .pth files count.",
+                    default_text="none",
+                    example='"/srv/blog/.venv"',
+                ),
+                Key(
+                    "preload",
+                    Kind.FLAG,
+                    True,
+                    "Whether the application is imported once and its workers share the memory; false for one that "
+                    "opens sockets, database connections or threads at import: each worker imports it for itself.",
                 ),
                 Key(
                     "env",
@@ -374,6 +391,23 @@ SCHEMA = Table(
                     "The least severe level that is logged of this tenant.",
                     choices=limits.LOG_LEVELS,
                     default_text="`level` of `[log]`",
+                ),
+                Key(
+                    "trusted_proxies",
+                    Kind.NETWORKS,
+                    (),
+                    "Proxies whose word about the client's address, scheme, host and port is believed; from everybody "
+                    "else such headers don't reach the application.",
+                    default_text="none",
+                    example='["10.0.0.5", "2001:db8::/32"]',
+                ),
+                Key(
+                    "proxy_headers",
+                    Kind.CHOICE,
+                    limits.PROXY_HEADERS[0],
+                    "Which headers the trusted proxies write: X-Forwarded-For, -Proto, -Host and -Port, or Forwarded "
+                    "(RFC 7239); the others are nobody's word.",
+                    choices=limits.PROXY_HEADERS,
                 ),
             ),
             (

@@ -88,6 +88,17 @@ def _path_or_none(value: object, where: str) -> str | None:
     return None if value is None else _path(value, where)
 
 
+def _network(value: object, where: str) -> str:
+    from ipaddress import ip_network  # only tenants behind a proxy need it
+
+    try:
+        if isinstance(value, str) and str(ip_network(value)) == value:
+            return value
+    except ValueError:
+        pass
+    raise ShareError(f"{where}: must be a network in normal form")
+
+
 def _application(value: object, where: str) -> str | None:
     if value is None:
         return None
@@ -397,6 +408,10 @@ class VhostShare:
     logs: TenantLogs
     log: LogSettings
     grace: float
+    virtualenv: str | None = None
+    preload: bool = True
+    trusted_proxies: tuple[str, ...] = ()
+    proxy_headers: str = limits.PROXY_HEADERS[0]
 
     def __post_init__(self) -> None:
         _validate(self, _VHOST_FIELDS)
@@ -461,6 +476,10 @@ _VHOST_FIELDS: dict[str, Check] = {
     "python_path": _tuple(_path, limits.MAX_PATHS),
     "env": _env,
     "writable": _tuple(_path, limits.MAX_PATHS),
+    "virtualenv": _path_or_none,
+    "preload": _flag,
+    "trusted_proxies": _tuple(_network, limits.MAX_PROXIES),
+    "proxy_headers": _choice(limits.PROXY_HEADERS),
     "pool": _object(PoolSettings, _POOL_FIELDS),
     "http": _object(HttpSettings, _HTTP_FIELDS),
     "logs": _object(TenantLogs, _TENANT_LOGS_FIELDS),

@@ -152,6 +152,37 @@ def _normal_ip(text: str) -> str | None:
     return None if "%" in text else str(address)
 
 
+def _networks(key: Key, value: object, report: Report) -> object:
+    """Addresses become networks of one, so that there is one form to look in."""
+    if not isinstance(value, list):
+        hint = f' (write ["{printable(value)}"])' if isinstance(value, str) else _such_as(key)
+        report(f"must be a list of IP addresses and networks, not {describe(value)}{hint}", None)
+        return INVALID
+    if len(value) > limits.MAX_PROXIES:
+        report(f"must be at most {limits.MAX_PROXIES} addresses and networks, not {len(value)}", None)
+        return INVALID
+    networks = []
+    for item in value:
+        if not isinstance(item, str):
+            report(f"must hold IP addresses and networks, not {describe(item)}", None)
+            continue
+        try:
+            networks.append(str(ipaddress.ip_network(item)))
+        except ValueError:
+            report(_network_problem(item), item)
+    return tuple(networks) if len(networks) == len(value) else INVALID
+
+
+def _network_problem(text: str) -> str:
+    shown = f'"{printable(text)}"'
+    if text == "*":
+        return f'{shown} must be written as networks; everybody is ["0.0.0.0/0", "::/0"]'
+    try:
+        return f'{shown} is an address within a network: write "{ipaddress.ip_network(text, strict=False)}"'
+    except ValueError:
+        return f'{shown} must be an IP address or a network, such as "10.0.0.5" or "10.0.0.0/8"'
+
+
 def _path(key: Key, value: object, folder: str, report: Report) -> object:
     if not isinstance(value, str):
         report(f"must be a path{_such_as(key)}, not {describe(value)}", None)
@@ -361,6 +392,7 @@ _CONVERSIONS: dict[Kind, Callable[[Key, object, Report], object]] = {
     Kind.ADDRESS: _address,
     Kind.PATTERNS: _patterns,
     Kind.HOSTS: _hosts,
+    Kind.NETWORKS: _networks,
     Kind.APPLICATION: _application,
     Kind.ENV: _env,
 }
