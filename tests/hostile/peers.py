@@ -15,6 +15,7 @@ these is enough, and takes root. Every wait has a bound (`PATIENCE`), and waits 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import http.client
 import os
 import re
@@ -23,9 +24,11 @@ import select
 import shutil
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import tempfile
+import termios
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -148,6 +151,13 @@ class End:
         assert heard is not None, f"closed instead of {cls.__name__}"
         assert isinstance(heard.message, cls), heard
         return heard.message
+
+    def wait_read(self) -> None:
+        """Wait until the other side has read all that was sent (unix(7), SIOCOUTQ)."""
+        wait_for(
+            lambda: not struct.unpack("i", fcntl.ioctl(self.sock, termios.TIOCOUTQ, bytes(4)))[0],
+            "what was sent is read",
+        )
 
     def quiet(self, seconds: float = 0.3) -> bool:
         """Say whether nothing comes for so long."""

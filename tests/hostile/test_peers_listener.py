@@ -225,7 +225,7 @@ def test_goodbye_and_silence(front: Front) -> None:
     umaster = front.umaster()
     first = front.client()
     umaster.expect(Route)
-    umaster.send(Goodbye("leaving"))
+    umaster.send(Goodbye("leaving")).wait_read()
     second = front.client()
     assert umaster.quiet(0.2)
     umaster.close()
