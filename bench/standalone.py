@@ -1,7 +1,7 @@
 """One worker that accepts by itself: the vhost's Connection and Site without the tree, in the smallest epoll
 loop.
 
-    python bench/standalone.py [--kind wsgi] [--app hello:app] [--path bench] [--root .] [--port 8000]
+    python bench/standalone.py [--kind wsgi] [--app hello:app] [--path bench] [--root .] [--port 8000] [--engine h11]
 
 What the tree is compared with (bench/compare_wsgi), and a quick way to look at an application. Not for
 production: no confinement, one process.
@@ -25,7 +25,7 @@ EVENTS = {Want.READ: select.EPOLLIN, Want.WRITE: select.EPOLLOUT}
 TICK = 1.0
 
 
-def make_site(kind: str, application: str | None, path: Path, root: Path) -> Site:
+def make_site(kind: str, application: str | None, path: Path, root: Path, engine: str = "llhttp") -> Site:
     """Return a loaded site for every host."""
     share = VhostShare(
         generation=1,
@@ -42,7 +42,7 @@ def make_site(kind: str, application: str | None, path: Path, root: Path) -> Sit
         env={},
         writable=(),
         pool=PoolSettings(),
-        http=HttpSettings(),
+        http=HttpSettings(engine=engine),
         logs=TenantLogs(access_log="off"),
         log=LogSettings(),
         grace=30.0,
@@ -107,8 +107,9 @@ def main() -> None:
     parser.add_argument("--path", type=Path, default=Path(__file__).parent)
     parser.add_argument("--root", type=Path, default=Path())
     parser.add_argument("--port", type=int, default=8000)
+    parser.add_argument("--engine", default="llhttp", choices=("llhttp", "h11"))
     arguments = parser.parse_args()
-    site = make_site(arguments.kind, arguments.app, arguments.path, arguments.root)
+    site = make_site(arguments.kind, arguments.app, arguments.path, arguments.root, arguments.engine)
     listener = socket.create_server(("127.0.0.1", arguments.port), backlog=1024)
     listener.setblocking(False)
     serve(listener, site, "127.0.0.1")

@@ -275,9 +275,9 @@ CASES = [
 ]
 
 
-@pytest.fixture
-def server(serve: Serve) -> Server:
-    return serve(echo, body_limit=1000, idle_timeout=5.0)
+@pytest.fixture(params=["llhttp", "h11"])
+def server(serve: Serve, request: pytest.FixtureRequest) -> Server:
+    return serve(echo, body_limit=1000, idle_timeout=5.0, engine=request.param)
 
 
 def check(server: Server, case: Case, pieces: Iterable[bytes]) -> None:

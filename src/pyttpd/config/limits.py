@@ -101,6 +101,6 @@ ACCESS_LOGS = ("combined", "json", "off")
 MODES = ("http", "metrics")
 KINDS = ("static", "wsgi")
 PROXY_HEADERS = ("x-forwarded", "forwarded")
-ENGINES = ("llhttp",)
+ENGINES = ("llhttp", "h11")
 #: Listeners in umaster's share: the configured ones and the metrics listener.
 MAX_LISTENER_PEERS = MAX_LISTENERS + 1

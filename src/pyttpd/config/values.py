@@ -364,7 +364,7 @@ def _punycode(host: str) -> str:
     star = "*." if host.startswith("*.") else ""
     try:
         form = host.removeprefix("*.").encode("idna").decode()
-        sure = form.encode().decode("idna") == host.removeprefix("*.").lower()
+        sure = form.isprintable() and form.encode().decode("idna") == host.removeprefix("*.").lower()
     except UnicodeError:
         form, sure = "", False
     return f': "{star}{form}"' if sure else ' (a name that starts with "xn--")'

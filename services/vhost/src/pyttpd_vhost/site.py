@@ -10,7 +10,6 @@ import sys
 from typing import TYPE_CHECKING, Protocol
 
 from pyttpd_vhost.http.heads import HeadReader
-from pyttpd_vhost.http.llhttp import LlhttpEngine
 
 if TYPE_CHECKING:
     from pyttpd.config.shares import VhostShare
@@ -78,7 +77,7 @@ class Site:
         self.stats = Stats()
         self.retiring = False
         self.kind: Kind
-        self.engine: Engine = LlhttpEngine()
+        self.engine = _engine(share.http.engine)
         self.heads = HeadReader(self.engine, share.http.head_limit)
         self.requests_per_connection = (
             1 if not share.http.keepalive else share.http.max_keepalive_requests or sys.maxsize
@@ -118,6 +117,21 @@ class Site:
                 self.kind = StaticKind(self.share.root, self)
             case other:
                 raise ValueError(f"no such kind: {other}")
+
+
+def _engine(name: str) -> Engine:
+    """Return a new engine. Only the one that the vhost chose is imported."""
+    match name:
+        case "llhttp":
+            from pyttpd_vhost.http.llhttp import LlhttpEngine
+
+            return LlhttpEngine()
+        case "h11":
+            from pyttpd_vhost.http.h11 import H11Engine
+
+            return H11Engine()
+        case other:
+            raise ValueError(f"no such engine: {other}")
 
 
 def _split(hosts: tuple[str, ...]) -> tuple[frozenset[str], frozenset[str]]:
