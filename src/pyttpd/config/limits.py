@@ -86,6 +86,12 @@ LINGER = Range(0, 60)
 MAX_CONNECTIONS = Range(1, 1_000_000)
 WORKERS = Range(1, 1024)
 COUNT = Range(0, 1_000_000_000)
+#: All threads of a process share one interpreter lock and three quarters of its descriptors.
+THREADS = Range(1, 256)
+#: Below a millisecond, starting a thread takes longer than what it saves; above a minute no client waits.
+THREAD_WAIT = Range(0.001, 60)
+#: Above an hour nobody waits for an answer.
+REQUEST_AGE = Range(0, 3600)
 #: Each waiting connection is a descriptor in umaster.
 QUEUE = Range(0, 65536)
 #: Longer than a browser waits makes no sense in a queue.

@@ -429,6 +429,39 @@ SCHEMA = Table(
                             limits.COUNT,
                             "requests",
                         ),
+                        _count(
+                            "max_threads",
+                            _POOL.max_threads,
+                            "The most threads of a worker that serve requests; above 1, the application must be "
+                            "thread-safe.",
+                            limits.THREADS,
+                            "threads",
+                        ),
+                        _seconds(
+                            "thread_wait",
+                            _POOL.thread_wait,
+                            "A worker starts another thread when all are busy and a request has waited for so long.",
+                            limits.THREAD_WAIT,
+                        ),
+                        _seconds(
+                            "thread_idle",
+                            _POOL.thread_idle,
+                            "A thread that was added ends when it has had nothing to do for so long.",
+                        ),
+                        _seconds(
+                            "slow_request",
+                            _POOL.slow_request,
+                            "A request that takes longer is logged, with a traceback of the worker's threads; 0: none "
+                            "is. Time in which it waits for its client doesn't count.",
+                            limits.REQUEST_AGE,
+                        ),
+                        _seconds(
+                            "request_timeout",
+                            _POOL.request_timeout,
+                            "A request that takes longer is answered 504 and ends its worker, once the worker's other "
+                            "requests are done; 0: never. Time in which it waits for its client doesn't count.",
+                            limits.REQUEST_AGE,
+                        ),
                     ),
                 ),
                 Table(

@@ -236,10 +236,17 @@ class LogSettings:
 
 @dataclass(frozen=True, slots=True)
 class PoolSettings:
-    """A vhost's workers: how many, and after how many requests one retires (0: never)."""
+    """A vhost's workers: how many, and after how many requests one retires (0: never); its threads, and how long a
+    request may take (s; 0: as long as it likes).
+    """
 
     max_workers: int = 2
     max_requests: int = 0
+    max_threads: int = 1
+    thread_wait: float = 0.01
+    thread_idle: float = 30.0
+    slow_request: float = 5.0
+    request_timeout: float = 60.0
 
     def __post_init__(self) -> None:
         _validate(self, _POOL_FIELDS)
@@ -282,6 +289,11 @@ _LOG_FIELDS: dict[str, Check] = {"level": _choice(limits.LOG_LEVELS), "format": 
 _POOL_FIELDS: dict[str, Check] = {
     "max_workers": _integer(limits.WORKERS),
     "max_requests": _integer(limits.COUNT),
+    "max_threads": _integer(limits.THREADS),
+    "thread_wait": _number(limits.THREAD_WAIT),
+    "thread_idle": _number(limits.TIMEOUT),
+    "slow_request": _number(limits.REQUEST_AGE),
+    "request_timeout": _number(limits.REQUEST_AGE),
 }
 _HTTP_FIELDS: dict[str, Check] = {
     "head_limit": _integer(limits.HEAD_LIMIT),
