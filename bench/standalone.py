@@ -41,6 +41,7 @@ def make_site(kind: str, application: str | None, path: Path, root: Path, engine
         python_path=(str(path.resolve()),),
         env={},
         writable=(),
+        allow=(),
         pool=PoolSettings(),
         http=HttpSettings(engine=engine),
         logs=TenantLogs(access_log="off"),

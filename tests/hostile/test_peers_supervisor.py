@@ -138,6 +138,7 @@ class Tenant:
             "python_path": (),
             "env": {"ATTACK": attack, "MARK": str(marks / "done")},
             "writable": (str(marks),),
+            "allow": (),
             "pool": PoolSettings(workers, 0),
             "http": HttpSettings(),
             "logs": TenantLogs(access_log="off"),

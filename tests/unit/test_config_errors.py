@@ -368,6 +368,51 @@ CASES: dict[str, tuple[str, list[str]]] = {
             ':9: [vhost.blog] writable: must be a list of paths, such as ["data"], not the text "data"',
         ],
     ),
+    "allow": (
+        LISTEN
+        + BLOG.replace("static", "wsgi")
+        + 'application = "a:a"\nallow = ["db:5432", "10.5.0.2", 5432, "10.5.0.2:0", "0.0.0.0:1", "[ff02::1]:1",\n'
+        '    "[::ffff:10.5.0.2]:1", "[fe80::1]:1", "10.5.0.2:1", "10.5.0.2:01"]\n',
+        [
+            ':9: [vhost.blog] allow: must hold IP addresses with ports, such as "10.5.0.2:5432" or "[fd00::2]:5432", '
+            f"not {what}"
+            for what in ('the text "db:5432"', 'the text "10.5.0.2"', "the number 5432")
+        ]
+        + [
+            (
+                ":9: [vhost.blog] allow: must hold IP addresses with ports, such as "
+                '"10.5.0.2:5432" or "[fd00::2]:5432"; the port must be from 1 to 65535, not the text "0"'
+            ),
+            ':9: [vhost.blog] allow: "0.0.0.0:1": the address stands for every address; each must be one machine\'s',
+            ':9: [vhost.blog] allow: "[ff02::1]:1": the address stands for many machines; each must be one machine\'s',
+            (
+                ':10: [vhost.blog] allow: "[::ffff:10.5.0.2]:1": the address must be written "10.5.0.2"; '
+                "each must be one machine's"
+            ),
+            (
+                ':10: [vhost.blog] allow: "[fe80::1]:1": the address means something only on one interface; '
+                "each must be one machine's"
+            ),
+            ':10: [vhost.blog] allow: "10.5.0.2:01" is there twice',
+        ],
+    ),
+    "allow_types": (
+        LISTEN + BLOG + SHOP.replace("static", "wsgi") + 'application = "a:a"\nallow = "10.5.0.2:5432"\n',
+        [
+            (
+                ":14: [vhost.shop] allow: must be a list of IP addresses with ports, not the text "
+                '"10.5.0.2:5432" (write ["10.5.0.2:5432"])'
+            )
+        ],
+    ),
+    "allow_too_many": (
+        LISTEN + BLOG + "allow = [" + ", ".join(f'"10.5.0.2:{port}"' for port in range(1, 18)) + "]\n",
+        [":8: [vhost.blog] allow: must be at most 16 addresses, not 17"],
+    ),
+    "allow_for_static": (
+        LISTEN + BLOG + 'allow = ["10.5.0.2:5432"]\n',
+        [':8: [vhost.blog] allow: is for kind = "wsgi": remove it, or change the kind'],
+    ),
     "env": (
         LISTEN + BLOG + '[vhost.blog.env]\nDEBUG = 0\n"A-B" = "x"\nC = "\\u0000"\nD = []\n',
         [

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from pyttpd.address import Address
 from pyttpd.config.document import document
 from pyttpd.config.loader import load, load_located
-from pyttpd.config.model import Address, foreign_names
+from pyttpd.config.model import foreign_names
 from pyttpd.config.schema import SCHEMA
 from pyttpd.config.shares import HostMap, ListenerShare, LogSettings, TenantLogs, UmasterShare, VhostShare
 from pyttpd.roles import ROLES, Role
@@ -70,6 +71,7 @@ virtualenv = "venv"
 preload = false
 trusted_proxies = ["10.0.0.5", "10.1.0.0/16", "2001:DB8::/32", "::1"]
 proxy_headers = "forwarded"
+allow = ["10.5.0.2:5432", "[FD00::02]:6379"]
 
 [vhost.blog.pool]
 max_workers = 8
@@ -171,6 +173,8 @@ def test_everything_that_can_be_written(folder: Path) -> None:
     assert (blog.virtualenv, blog.preload) == (str(folder / "venv"), False)
     assert blog.trusted_proxies == ("10.0.0.5/32", "10.1.0.0/16", "2001:db8::/32", "::1/128")
     assert blog.proxy_headers == "forwarded"
+    assert blog.allow == (Address("10.5.0.2", 5432), Address("fd00::2", 6379))
+    assert config.share_for_vhost("blog").allow == ("10.5.0.2:5432", "[fd00::2]:6379")
     assert blog.env == {"DEBUG": "0", "NAME": "Bj\u00f6rn\n"}
     assert (blog.pool.max_workers, blog.pool.max_requests) == (8, 10000)
     assert (blog.queue.limit, blog.queue.timeout, blog.queue.handovers) == (0, 1.5, 1)

@@ -65,6 +65,7 @@ def make_share(**changes: Any) -> VhostShare:
         python_path=(),
         env={},
         writable=(),
+        allow=(),
         pool=PoolSettings(),
         http=HttpSettings(),
         logs=TenantLogs(access_log="off"),

@@ -61,6 +61,8 @@ MAX_ENV_BYTES = 64 * 1024
 MAX_PATHS = 64
 #: Entries of trusted_proxies. Content delivery networks publish some twenty.
 MAX_PROXIES = 256
+#: Entries of allow: a database, its replicas, a cache. Each is a rule in two locks, and a hole somebody has to know of.
+MAX_ALLOWED = 16
 #: Names that one vhost may have (the whole tree: roles.MAX_NAMES).
 MAX_HOSTS_PER_VHOST = 20_000
 

@@ -25,10 +25,11 @@ import tomllib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from pyttpd.address import Address
 from pyttpd.config import limits
 from pyttpd.config.errors import ConfigError, ConfigErrors, printable
 from pyttpd.config.lines import LineIndex
-from pyttpd.config.model import Address, Config, Listener, MetricsSettings, QueueSettings, Vhost
+from pyttpd.config.model import Config, Listener, MetricsSettings, QueueSettings, Vhost
 from pyttpd.config.schema import REQUIRED, SCHEMA, Key, Table
 from pyttpd.config.shares import HttpSettings, LogSettings, PoolSettings
 from pyttpd.config.values import INVALID, convert, describe
@@ -543,7 +544,7 @@ def _check_vhost(record: Record, errors: _Errors) -> None:
                     record, "", 'application is missing: write, for example, application = "app:application"'
                 )
         case "static":
-            for key in ("application", "python_path", "virtualenv", "preload"):
+            for key in ("application", "python_path", "virtualenv", "preload", "allow"):
                 if values.get(key) not in (None, (), True):
                     errors.on(record, key, 'is for kind = "wsgi": remove it, or change the kind')
     if values.get("gid", 0) is None and "uid" in values:

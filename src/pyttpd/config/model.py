@@ -23,16 +23,7 @@ from pyttpd.roles import METRICS_LISTENER_OFFSET, ROLES, TENANT_METRICS_OFFSET, 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-
-@dataclass(frozen=True, slots=True)
-class Address:
-    """An IP address and a port to bind: the IP in normal form, IPv6 without brackets."""
-
-    host: str
-    port: int
-
-    def __str__(self) -> str:
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+    from pyttpd.address import Address
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +98,7 @@ class Vhost:
     error_log_file: str | None
     log_file_limit: int
     log_level: str | None
+    allow: tuple[Address, ...]
     pool: PoolSettings
     queue: QueueSettings
     http: HttpSettings
@@ -207,6 +199,7 @@ class Config:
             python_path=vhost.python_path,
             env=vhost.env,
             writable=vhost.writable,
+            allow=tuple([str(address) for address in vhost.allow]),
             pool=vhost.pool,
             http=vhost.http,
             logs=TenantLogs(

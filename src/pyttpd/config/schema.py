@@ -34,6 +34,7 @@ class Kind(enum.Enum):
     CHOICE = "one of a few words"
     IP = "an IP address"
     ADDRESS = "an IP address and a port"
+    ADDRESSES = "a list of IP addresses with ports"
     PATH = "a path"
     PATHS = "a list of paths"
     NETWORKS = "a list of IP addresses and networks"
@@ -408,6 +409,15 @@ SCHEMA = Table(
                     "Which headers the trusted proxies write: X-Forwarded-For, -Proto, -Host and -Port, or Forwarded "
                     "(RFC 7239); the others are nobody's word.",
                     choices=limits.PROXY_HEADERS,
+                ),
+                Key(
+                    "allow",
+                    Kind.ADDRESSES,
+                    (),
+                    "Addresses, such as a database's, to which the tenant may open TCP connections; everything else "
+                    "stays shut. In compose its container has to say so as well: docs/first-tenant.md.",
+                    default_text="none",
+                    example='["10.5.0.2:5432"]',
                 ),
             ),
             (

@@ -21,6 +21,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, TypeAlias, TypeVar
 
+from pyttpd.address import parse
 from pyttpd.config import limits
 from pyttpd.roles import MAX_NAMES, MAX_VHOSTS
 
@@ -97,6 +98,16 @@ def _network(value: object, where: str) -> str:
     except ValueError:
         pass
     raise ShareError(f"{where}: must be a network in normal form")
+
+
+def _address(value: object, where: str) -> str:
+    """An address stays text here: nobody needs it but who opens it, and text is the same in JSON."""
+    try:
+        if isinstance(value, str) and str(parse(value)) == value:
+            return value
+    except ValueError:
+        pass
+    raise ShareError(f"{where}: must be an IP address and a port in normal form")
 
 
 def _application(value: object, where: str) -> str | None:
@@ -415,6 +426,7 @@ class VhostShare:
     python_path: tuple[str, ...]
     env: Mapping[str, str]
     writable: tuple[str, ...]
+    allow: tuple[str, ...]
     pool: PoolSettings
     http: HttpSettings
     logs: TenantLogs
@@ -492,6 +504,7 @@ _VHOST_FIELDS: dict[str, Check] = {
     "preload": _flag,
     "trusted_proxies": _tuple(_network, limits.MAX_PROXIES),
     "proxy_headers": _choice(limits.PROXY_HEADERS),
+    "allow": _tuple(_address, limits.MAX_ALLOWED),
     "pool": _object(PoolSettings, _POOL_FIELDS),
     "http": _object(HttpSettings, _HTTP_FIELDS),
     "logs": _object(TenantLogs, _TENANT_LOGS_FIELDS),

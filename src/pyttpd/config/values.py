@@ -6,15 +6,14 @@ Every function returns the value in its final form, or reports at least one prob
 from __future__ import annotations
 
 import enum
-import ipaddress
 import math
 import os.path
 from collections.abc import Callable
 from typing import TypeAlias
 
+from pyttpd.address import Address, normal_ip, unreachable
 from pyttpd.config import limits
 from pyttpd.config.errors import printable
-from pyttpd.config.model import Address
 from pyttpd.config.schema import Key, Kind
 from pyttpd.head import Refused, authority
 
@@ -119,21 +118,24 @@ def _choice(key: Key, value: object, report: Report) -> object:
 
 
 def _ip(key: Key, value: object, report: Report) -> object:
-    host = _normal_ip(value.removeprefix("[").removesuffix("]")) if isinstance(value, str) else None
+    host = normal_ip(value.removeprefix("[").removesuffix("]")) if isinstance(value, str) else None
     if host is None:
         report(f"must be an IP address{_such_as(key)}, not {describe(value)}", None)
         return INVALID
     return host
 
 
-def _address(key: Key, value: object, report: Report) -> object:
-    wanted = 'must be an IP address and a port, such as "0.0.0.0:80" or "[::]:80"'
+def _address(_key: Key, value: object, report: Report) -> object:
+    return _ip_and_port('must be an IP address and a port, such as "0.0.0.0:80" or "[::]:80"', value, report)
+
+
+def _ip_and_port(wanted: str, value: object, report: Report) -> Address | Invalid:
     if not isinstance(value, str):
         report(f"{wanted}, not {describe(value)}", None)
         return INVALID
     host, colon, port = value.rpartition(":")
     bracketed = host.startswith("[") and host.endswith("]")
-    ip = _normal_ip(host[1:-1] if bracketed else host)
+    ip = normal_ip(host[1:-1] if bracketed else host)
     if not colon or ip is None or (":" in ip) != bracketed:
         report(f"{wanted}, not {describe(value)}", None)
         return INVALID
@@ -143,13 +145,33 @@ def _address(key: Key, value: object, report: Report) -> object:
     return Address(ip, int(port))
 
 
-def _normal_ip(text: str) -> str | None:
-    try:
-        address = ipaddress.ip_address(text)
-    except ValueError:
-        return None
-    # A scope ("fe80::1%eth0") names an interface, which another network namespace doesn't have.
-    return None if "%" in text else str(address)
+def _addresses(key: Key, value: object, report: Report) -> object:
+    if not isinstance(value, list):
+        hint = f' (write ["{printable(value)}"])' if isinstance(value, str) else _such_as(key)
+        report(f"must be a list of IP addresses with ports, not {describe(value)}{hint}", None)
+        return INVALID
+    if len(value) > limits.MAX_ALLOWED:
+        report(f"must be at most {limits.MAX_ALLOWED} addresses, not {len(value)}", None)
+        return INVALID
+    found: list[Address] = []
+    for item in value:
+        text = item if isinstance(item, str) else None
+        address = _ip_and_port(
+            'must hold IP addresses with ports, such as "10.5.0.2:5432" or "[fd00::2]:5432"',
+            item,
+            lambda message, _, text=text: report(message, text),  # type: ignore[misc]
+        )
+        if address is INVALID:
+            continue
+        problem = unreachable(address.host)
+        shown = printable(str(text))
+        if problem:
+            report(f'"{shown}": the address {problem}; each must be one machine\'s', text)
+        elif address in found:
+            report(f'"{shown}" is there twice', text)
+        else:
+            found.append(address)
+    return tuple(found) if len(found) == len(value) else INVALID
 
 
 def _networks(key: Key, value: object, report: Report) -> object:
@@ -327,7 +349,7 @@ def host_problem(host: str) -> str | None:
     if host.startswith("["):
         return _ipv6_problem(host, shown)
     if ":" in host:
-        ip = _normal_ip(host)
+        ip = normal_ip(host)
         return f'{shown} must be written "[{ip}]"' if ip else f"{shown} must be written without the port"
     return _name_problem(host, name, shown)
 
@@ -390,6 +412,7 @@ _CONVERSIONS: dict[Kind, Callable[[Key, object, Report], object]] = {
     Kind.CHOICE: _choice,
     Kind.IP: _ip,
     Kind.ADDRESS: _address,
+    Kind.ADDRESSES: _addresses,
     Kind.PATTERNS: _patterns,
     Kind.HOSTS: _hosts,
     Kind.NETWORKS: _networks,
