@@ -6,6 +6,7 @@ Every function returns the value in its final form, or reports at least one prob
 from __future__ import annotations
 
 import enum
+import ipaddress
 import math
 import os.path
 from collections.abc import Callable
@@ -389,7 +390,7 @@ def _punycode(host: str) -> str:
         sure = form.isprintable() and form.encode().decode("idna") == host.removeprefix("*.").lower()
     except UnicodeError:
         form, sure = "", False
-    return f': "{star}{form}"' if sure else ' (a name that starts with "xn--")'
+    return f': "{star}{printable(form)}"' if sure else ' (a name that starts with "xn--")'
 
 
 # --- phrases ------------------------------------------------------------------------------------------------
