@@ -76,6 +76,11 @@ allow = ["10.5.0.2:5432", "[FD00::02]:6379"]
 [vhost.blog.pool]
 max_workers = 8
 max_requests = 10_000
+max_threads = 4
+thread_wait = 0.02
+thread_idle = 60
+slow_request = 0
+request_timeout = 20.5
 
 [vhost.blog.queue]
 limit = 0
@@ -177,6 +182,8 @@ def test_everything_that_can_be_written(folder: Path) -> None:
     assert config.share_for_vhost("blog").allow == ("10.5.0.2:5432", "[fd00::2]:6379")
     assert blog.env == {"DEBUG": "0", "NAME": "Bj\u00f6rn\n"}
     assert (blog.pool.max_workers, blog.pool.max_requests) == (8, 10000)
+    assert (blog.pool.max_threads, blog.pool.thread_wait, blog.pool.thread_idle) == (4, 0.02, 60.0)
+    assert (blog.pool.slow_request, blog.pool.request_timeout) == (0.0, 20.5)
     assert (blog.queue.limit, blog.queue.timeout, blog.queue.handovers) == (0, 1.5, 1)
     assert (blog.http.head_limit, blog.http.body_limit, blog.http.keepalive) == (65536, 0, False)
     assert (blog.http.read_timeout, blog.http.max_keepalive_requests) == (4.0, 5)
