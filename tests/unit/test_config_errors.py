@@ -86,6 +86,28 @@ CASES: dict[str, tuple[str, list[str]]] = {
         '[[listen]]\naddress = "0.0.0.0:80"\n',
         [":1: [listen]: must be written as [listen.NAME], once for each"],
     ),
+    "a_pool_that_contradicts_itself": (
+        LISTEN
+        + BLOG
+        + "[vhost.blog.pool]\n"
+        + 'mode = "dynamic"\nmax_workers = 4\nstart_workers = 5\nmin_spare = 3\nmax_spare = 2\nmax_age = 60.0\n'
+        + "hard_age = 30.0\nmax_memory = 512\n",
+        [
+            ":11: [vhost.blog.pool] start_workers: must be at most max_workers, which is 4, and not 5",
+            ":13: [vhost.blog.pool] max_spare: must be at least min_spare, which is 3",
+            ":15: [vhost.blog.pool] hard_age: must be at least max_age, which is 60",
+            ":16: [vhost.blog.pool] max_memory: must be 0 or at least 1048576: it counts bytes",
+        ],
+    ),
+    "a_static_pool_that_starts_fewer": (
+        LISTEN + BLOG + "[vhost.blog.pool]\nmax_workers = 4\nstart_workers = 2\n",
+        [
+            (
+                ':10: [vhost.blog.pool] start_workers: mode = "static" starts max_workers: remove it, or write mode = '
+                '"dynamic"'
+            ),
+        ],
+    ),
     "value_for_a_table": (
         LISTEN + BLOG + "pool = 3\n",
         [":8: [vhost.blog.pool]: must be a table, not the number 3"],

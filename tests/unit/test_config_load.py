@@ -16,7 +16,14 @@ from pyttpd.config.document import document
 from pyttpd.config.loader import load, load_located
 from pyttpd.config.model import foreign_names
 from pyttpd.config.schema import SCHEMA
-from pyttpd.config.shares import HostMap, ListenerShare, LogSettings, TenantLogs, UmasterShare, VhostShare
+from pyttpd.config.shares import (
+    HostMap,
+    ListenerShare,
+    LogSettings,
+    TenantLogs,
+    UmasterShare,
+    VhostShare,
+)
 from pyttpd.roles import ROLES, Role
 
 if TYPE_CHECKING:
@@ -81,6 +88,15 @@ thread_wait = 0.02
 thread_idle = 60
 slow_request = 0
 request_timeout = 20.5
+mode = "dynamic"
+start_workers = 3
+min_spare = 2
+max_spare = 4
+idle_timeout = 30
+max_age = 600
+hard_age = 900
+max_memory = 268_435_456
+max_cpu = 60
 
 [vhost.blog.queue]
 limit = 0
@@ -184,6 +200,10 @@ def test_everything_that_can_be_written(folder: Path) -> None:
     assert (blog.pool.max_workers, blog.pool.max_requests) == (8, 10000)
     assert (blog.pool.max_threads, blog.pool.thread_wait, blog.pool.thread_idle) == (4, 0.02, 60.0)
     assert (blog.pool.slow_request, blog.pool.request_timeout) == (0.0, 20.5)
+    assert (blog.pool.mode, blog.pool.start_workers, blog.pool.min_spare) == ("dynamic", 3, 2)
+    assert (blog.pool.max_spare, blog.pool.idle_timeout) == (4, 30.0)
+    assert (blog.pool.max_age, blog.pool.hard_age) == (600.0, 900.0)
+    assert (blog.pool.max_memory, blog.pool.max_cpu) == (268435456, 60.0)
     assert (blog.queue.limit, blog.queue.timeout, blog.queue.handovers) == (0, 1.5, 1)
     assert (blog.http.head_limit, blog.http.body_limit, blog.http.keepalive) == (65536, 0, False)
     assert (blog.http.read_timeout, blog.http.max_keepalive_requests) == (4.0, 5)

@@ -306,3 +306,30 @@ def test_any_bytes_are_refused(data: bytes) -> None:
     for cls in (ListenerShare, UmasterShare, VhostShare, HostMap):
         with pytest.raises(ShareError):
             cls.from_json(data)
+
+
+# ---- pools: what the keys mean together ----
+
+
+@pytest.mark.parametrize(
+    ("settings", "first", "most_spare", "oldest"),
+    [
+        ({}, 2, 2, 7200.0),
+        ({"mode": "dynamic", "max_workers": 8}, 1, 4, 7200.0),
+        ({"mode": "dynamic", "max_workers": 8, "min_spare": 0}, 1, 4, 7200.0),
+        ({"mode": "dynamic", "max_workers": 8, "start_workers": 5, "max_spare": 6}, 5, 6, 7200.0),
+        ({"mode": "ondemand", "max_age": 0}, 0, 2, 7200.0),
+        ({"mode": "ondemand", "start_workers": 1, "max_age": 100.0}, 1, 2, 200.0),
+        ({"max_age": 100.0, "hard_age": 100.0}, 2, 2, 100.0),
+    ],
+)
+def test_what_a_pool_leaves_out_follows_from_the_rest(
+    settings: dict[str, Any], first: int, most_spare: int, oldest: float
+) -> None:
+    pool = PoolSettings(**settings)
+    assert (pool.first, pool.most_spare, pool.oldest) == (first, most_spare, oldest)
+
+
+def test_a_pool_that_contradicts_itself_is_no_share() -> None:
+    with pytest.raises(ShareError, match="must be at least max_age"):
+        PoolSettings(hard_age=1.0)

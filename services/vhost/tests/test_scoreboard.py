@@ -6,9 +6,14 @@ import os
 
 import pytest
 
-from pyttpd_vhost.scoreboard import COUNTERS, Row, Scoreboard
+from pyttpd_vhost.scoreboard import COUNTERS, MAX_NUMBER, NUMBERS, ROW, Row, Scoreboard, printable
 
-ROW = Row(*range(1, 11))
+NUMBER = 18
+WHOLE = Row._make([*range(1, NUMBERS + 1), b"host.example", b"/path"])._replace(number=NUMBER)
+
+
+def padded(row: Row) -> Row:
+    return Row._make(ROW.unpack(ROW.pack(*row)))
 
 
 def test_what_a_worker_writes_its_supervisor_reads() -> None:
@@ -16,10 +21,11 @@ def test_what_a_worker_writes_its_supervisor_reads() -> None:
     slot = board.take()
     pid = os.fork()
     if pid == 0:
-        board.write(slot, ROW)
+        board.write(slot, WHOLE)
         os._exit(0)
     os.waitpid(pid, 0)
-    assert board.read(slot) == ROW
+    assert board.read(slot, NUMBER) == padded(WHOLE)
+    assert printable(board.read(slot, NUMBER).last_host) == "host.example"
 
 
 def test_slots_are_given_once_and_empty() -> None:
@@ -28,21 +34,44 @@ def test_slots_are_given_once_and_empty() -> None:
     assert first != second
     with pytest.raises(IndexError):
         board.take()
-    board.write(first, ROW)
-    board.give_back(first)
+    board.write(first, WHOLE)
+    board.give_back(first, NUMBER)
     assert board.take() == first
-    assert board.read(first) == Row()
+    assert board.read(first, 0) == padded(Row())
 
 
 def test_counters_outlive_their_worker_and_gauges_do_not() -> None:
     board = Scoreboard(3)
     dead, alive = board.take(), board.take()
-    board.write(dead, ROW)
-    board.write(alive, ROW)
-    board.give_back(dead)
-    total = board.total([alive])
-    assert total[:COUNTERS] == tuple(2 * value for value in ROW[:COUNTERS])
-    assert total[COUNTERS:] == ROW[COUNTERS:]
-    board.give_back(alive)
-    assert board.total([])[COUNTERS:] == (0, 0)
+    board.write(dead, WHOLE)
+    board.write(alive, WHOLE)
+    board.give_back(dead, NUMBER)
+    total = board.total([(alive, NUMBER)])
+    assert total[:COUNTERS] == tuple(2 * int(value) for value in WHOLE[:COUNTERS])
+    assert total[COUNTERS:NUMBERS] == WHOLE[COUNTERS:NUMBERS]
+    board.give_back(alive, NUMBER)
+    assert not any(board.total([])[COUNTERS:NUMBERS])
     assert board.total([])[:COUNTERS] == total[:COUNTERS]
+
+
+def test_late_news_of_a_predecessor_is_no_row() -> None:
+    board = Scoreboard(1)
+    slot = board.take()
+    board.give_back(slot, NUMBER)
+    assert board.take() == slot
+    board.write(slot, WHOLE)  # by the predecessor, which nobody has seen end
+    assert board.read(slot, NUMBER + 1) == Row()
+    assert board.total([(slot, NUMBER + 1)]) == Row()
+    board.give_back(slot, NUMBER + 1)
+    assert board.total([]) == Row()
+
+
+def test_junk_is_bounded_and_printable() -> None:
+    board = Scoreboard(1)
+    slot = board.take()
+    junk = Row._make([*[2**64 - 1] * NUMBERS, b"\x1b[2J\xff" * 20, b"\n" * 200])
+    board.write(slot, junk._replace(number=NUMBER))
+    row = board.read(slot, NUMBER)
+    assert all(int(value) <= MAX_NUMBER for value in row[:NUMBERS])
+    assert printable(row.last_host).startswith("?[2J??[2J?")
+    assert printable(row.last_path) == "?" * 128

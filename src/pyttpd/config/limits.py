@@ -94,6 +94,14 @@ THREADS = Range(1, 256)
 THREAD_WAIT = Range(0.001, 60)
 #: Above an hour nobody waits for an answer.
 REQUEST_AGE = Range(0, 3600)
+#: 0 is "none kept free": every new connection may have to wait for a fork.
+SPARE = Range(0, 1024)
+#: Below a tenth of a second a pool does nothing but fork; above 30 days nobody means it.
+AGE = Range(0, 30 * 86_400)
+#: An interpreter with an application takes 10 MB to begin with: less than 1 MiB of its own is a missing unit.
+MEMORY = Range(0, 2**40)
+MIN_MEMORY = 1 << 20
+CPU_SECONDS = Range(0, 30 * 86_400)
 #: Each waiting connection is a descriptor in umaster.
 QUEUE = Range(0, 65536)
 #: Longer than a browser waits makes no sense in a queue.
@@ -110,5 +118,6 @@ MODES = ("http", "metrics")
 KINDS = ("static", "wsgi")
 PROXY_HEADERS = ("x-forwarded", "forwarded")
 ENGINES = ("llhttp", "h11")
+POOL_MODES = ("static", "dynamic", "ondemand")
 #: Listeners in umaster's share: the configured ones and the metrics listener.
 MAX_LISTENER_PEERS = MAX_LISTENERS + 1

@@ -458,6 +458,7 @@ def _compare(tree: _Tree, errors: _Errors) -> None:
     _compare_listener_uids(listeners, errors)
     for record in vhosts:
         _check_vhost(record, errors)
+        _check_pool(record, errors)
     _compare_hosts(vhosts, errors)
     _compare_defaults(vhosts, errors)
     _compare_uids(vhosts, errors)
@@ -561,6 +562,20 @@ def _check_vhost(record: Record, errors: _Errors) -> None:
 
 #: What comes of a log below a folder of the tenant's.
 _HARM = {"root": "it would be served, or read by its code", "writable": "its code could change it"}
+
+
+def _check_pool(record: Record, errors: _Errors) -> None:
+    """What the keys of one vhost's pool demand of each other; where one is wrong by itself, that is said already."""
+    pool = record.table.table("pool")
+    values = record.tables.get("pool", {})
+    if pool is None or len(values) != len(pool.keys):
+        return
+    # Without validation, which would raise at the first.
+    settings = object.__new__(PoolSettings)
+    for name, value in values.items():
+        object.__setattr__(settings, name, value)
+    for key, wrong in settings.contradictions():
+        errors.at(record.source, (*record.path, "pool"), key, wrong)
 
 
 def _compare_hosts(vhosts: list[Record], errors: _Errors) -> None:

@@ -423,14 +423,51 @@ SCHEMA = Table(
             (
                 Table(
                     "pool",
-                    "A tenant's worker processes.",
+                    "A tenant's worker processes: how many, and when one is replaced (docs/pools.md).",
                     (
+                        Key(
+                            "mode",
+                            Kind.CHOICE,
+                            _POOL.mode,
+                            "static: always max_workers; dynamic: as many as the load takes, with some free; ondemand: "
+                            "none until a connection comes, which waits for the first.",
+                            choices=limits.POOL_MODES,
+                        ),
                         _count(
                             "max_workers",
                             _POOL.max_workers,
                             "The most workers at a time.",
                             limits.WORKERS,
                             "processes",
+                        ),
+                        _count(
+                            "start_workers",
+                            _POOL.start_workers,
+                            "Workers that are ready before the first connection is taken; 0: all (static), min_spare "
+                            "(dynamic), none (ondemand).",
+                            limits.SPARE,
+                            "processes",
+                        ),
+                        _count(
+                            "min_spare",
+                            _POOL.min_spare,
+                            "dynamic: so many workers are kept without work, for what comes next.",
+                            limits.SPARE,
+                            "processes",
+                        ),
+                        _count(
+                            "max_spare",
+                            _POOL.max_spare,
+                            "dynamic: with more than so many without work, those idle for idle_timeout leave; 0: "
+                            "min_spare + 3.",
+                            limits.SPARE,
+                            "processes",
+                        ),
+                        _seconds(
+                            "idle_timeout",
+                            _POOL.idle_timeout,
+                            "How long a worker that isn't needed may be without work before it leaves (dynamic, "
+                            "ondemand).",
                         ),
                         _count(
                             "max_requests",
@@ -471,6 +508,32 @@ SCHEMA = Table(
                             "A request that takes longer is answered 504 and ends its worker, once the worker's other "
                             "requests are done; 0: never. Time in which it waits for its client doesn't count.",
                             limits.REQUEST_AGE,
+                        ),
+                        _seconds(
+                            "max_age",
+                            _POOL.max_age,
+                            "A worker retires at this age; 0: never.",
+                            limits.AGE,
+                        ),
+                        _seconds(
+                            "hard_age",
+                            _POOL.hard_age,
+                            "While connections wait for a worker, retirements are postponed, but none beyond this age; "
+                            "0: twice max_age, or two hours where that is off.",
+                            limits.AGE,
+                        ),
+                        _count(
+                            "max_memory",
+                            _POOL.max_memory,
+                            "A worker retires when it has got so much memory of its own; 0: no limit.",
+                            limits.MEMORY,
+                            "bytes",
+                        ),
+                        _seconds(
+                            "max_cpu",
+                            _POOL.max_cpu,
+                            "A worker retires after so many seconds of CPU time; 0: never.",
+                            limits.CPU_SECONDS,
                         ),
                     ),
                 ),

@@ -247,8 +247,9 @@ class LogSettings:
 
 @dataclass(frozen=True, slots=True)
 class PoolSettings:
-    """A vhost's workers: how many, and after how many requests one retires (0: never); its threads, and how long a
-    request may take (s; 0: as long as it likes).
+    """A vhost's workers: how many, when one goes, its threads, and how long a request may take. Times in s, sizes in bytes.
+
+    0 in a criterion is "off"; in `start_workers`, `max_spare` and `hard_age` "as the others say" (properties below).
     """
 
     max_workers: int = 2
@@ -258,9 +259,65 @@ class PoolSettings:
     thread_idle: float = 30.0
     slow_request: float = 5.0
     request_timeout: float = 60.0
+    mode: str = "static"
+    start_workers: int = 0
+    min_spare: int = 1
+    max_spare: int = 0
+    idle_timeout: float = 60.0
+    max_age: float = 3600.0
+    hard_age: float = 0.0
+    max_memory: int = 0
+    max_cpu: float = 0.0
 
     def __post_init__(self) -> None:
         _validate(self, _POOL_FIELDS)
+        for _, wrong in self.contradictions():
+            raise ShareError(f"pool: {wrong}")
+
+    @property
+    def first(self) -> int:
+        """How many workers there are before the vhost registers."""
+        match self.mode:
+            case "static":
+                return self.max_workers
+            case "dynamic":
+                return self.start_workers or max(1, self.min_spare)
+            case _:
+                return self.start_workers
+
+    @property
+    def most_spare(self) -> int:
+        """How many may be without work before some leave."""
+        return self.max_spare or min(self.max_workers, max(1, self.min_spare) + 3)
+
+    @property
+    def oldest(self) -> float:
+        """The age up to which a retirement may be postponed."""
+        return self.hard_age or 2 * self.max_age or 7200.0
+
+    def contradictions(self) -> list[tuple[str, str]]:
+        """Return what can't all be meant: the key to look at, and a sentence."""
+        found = []
+        if self.start_workers and self.mode == "static" and self.start_workers != self.max_workers:
+            found.append(
+                (
+                    "start_workers",
+                    'mode = "static" starts max_workers: remove it, or write mode = "dynamic"',
+                )
+            )
+        for key in ("start_workers", "min_spare", "max_spare"):
+            value = getattr(self, key)
+            if self.mode != "static" and value > self.max_workers:
+                found.append(
+                    (key, f"must be at most max_workers, which is {self.max_workers}, and not {value}")
+                )
+        if self.mode == "dynamic" and 0 < self.max_spare < self.min_spare:
+            found.append(("max_spare", f"must be at least min_spare, which is {self.min_spare}"))
+        if 0 < self.hard_age < self.max_age:
+            found.append(("hard_age", f"must be at least max_age, which is {self.max_age:g}"))
+        if 0 < self.max_memory < limits.MIN_MEMORY:
+            found.append(("max_memory", f"must be 0 or at least {limits.MIN_MEMORY}: it counts bytes"))
+        return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -305,6 +362,15 @@ _POOL_FIELDS: dict[str, Check] = {
     "thread_idle": _number(limits.TIMEOUT),
     "slow_request": _number(limits.REQUEST_AGE),
     "request_timeout": _number(limits.REQUEST_AGE),
+    "mode": _choice(limits.POOL_MODES),
+    "start_workers": _integer(limits.SPARE),
+    "min_spare": _integer(limits.SPARE),
+    "max_spare": _integer(limits.SPARE),
+    "idle_timeout": _number(limits.TIMEOUT),
+    "max_age": _number(limits.AGE),
+    "hard_age": _number(limits.AGE),
+    "max_memory": _integer(limits.MEMORY),
+    "max_cpu": _number(limits.CPU_SECONDS),
 }
 _HTTP_FIELDS: dict[str, Check] = {
     "head_limit": _integer(limits.HEAD_LIMIT),

@@ -175,7 +175,7 @@ class Prototype:
             self.loop.close()
             self._control.close()
             privileges.set_process_name(f"w{number}:{self._share.name}")
-            worker.Worker(self._site, sock, self._scoreboard, slot, self._log).run()
+            worker.Worker(self._site, sock, self._scoreboard, slot, number, self._log).run()
             status = 0
         except BaseException as error:  # noqa: BLE001 - the process ends here, whatever it was
             self._log.error("worker ended by an error", error=repr(error), traceback=traceback.format_exc())

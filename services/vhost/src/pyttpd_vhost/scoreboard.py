@@ -1,7 +1,12 @@
-"""The scoreboard: what each worker has done, in memory that supervisor and workers share.
+"""The scoreboard: what each worker says of itself, in memory that supervisor and workers share.
 
-One row per slot, one writer per row. The supervisor believes none of it beyond its use as numbers for people: a row is
-tenant's memory. What a worker had counted when it ended is added to the totals, so counters survive their worker.
+Rules
+  1. One row per slot, one writer per row: the worker that the slot was given to, which says so in `number`. What
+     somebody else has written there (a predecessor that is late, a tenant that writes junk) is no row: `read` doesn't
+     return it.
+  2. The supervisor believes none of it beyond its use as numbers for people, and for decisions that harm nobody but the
+     tenant itself. Every number is bounded where it is read, every text made printable.
+  3. What a worker had counted when it ended is added to the totals, so counters survive their worker.
 """
 
 from __future__ import annotations
@@ -10,11 +15,21 @@ import mmap
 import struct
 from typing import NamedTuple
 
-ROW = struct.Struct("@10Q")
+#: Bytes of the last host and path that are kept; longer ones are cut.
+HOST_SIZE, PATH_SIZE = 64, 128
+#: The largest number that is believed: above it, sums of rows would be nonsense even for people.
+MAX_NUMBER = 2**53
 
 
 class Row(NamedTuple):
-    """One worker's counters since it began; `connections` and `parked` are what it has open now."""
+    """One worker's row. The counters first (they begin at 0 with the worker), then how it is now.
+
+    slow: requests written to the slow log. timed_out: ended by request_timeout. passed: connections that siblings took.
+    busy_ms: thread-milliseconds in the application: what it grows by in a second, in thousands, is how many threads are
+    busy on average. state: one of the `STATE_` numbers. generation: of the configuration. born: Unix time in ms.
+    memory: bytes resident, as the worker's own kernel statistics say (the peak). threads: those that serve; waiting:
+    connections ready that no thread has yet. last_host, last_path: of the last request begun.
+    """
 
     requests: int = 0
     informational: int = 0
@@ -24,12 +39,36 @@ class Row(NamedTuple):
     server_error: int = 0
     errors: int = 0
     bytes_sent: int = 0
+    slow: int = 0
+    timed_out: int = 0
+    passed: int = 0
+    busy_ms: int = 0
     connections: int = 0
     parked: int = 0
+    threads: int = 0
+    busy_threads: int = 0
+    waiting: int = 0
+    state: int = 0
+    number: int = 0
+    generation: int = 0
+    born: int = 0
+    memory: int = 0
+    last_host: bytes = b""
+    last_path: bytes = b""
 
 
 #: How many of Row's fields only ever grow.
-COUNTERS = 8
+COUNTERS = 12
+#: And how many are numbers at all.
+NUMBERS = len(Row._fields) - 2
+STATE_NONE, STATE_SERVING, STATE_LEAVING = range(3)
+
+ROW = struct.Struct(f"@{NUMBERS}Q{HOST_SIZE}s{PATH_SIZE}s")
+
+
+def printable(raw: bytes) -> str:
+    """Return a row's text as a terminal may see it: printable ASCII, without what pads it."""
+    return "".join([chr(byte) if 0x20 <= byte < 0x7F else "?" for byte in raw.rstrip(b"\0")])
 
 
 class Scoreboard:
@@ -44,8 +83,11 @@ class Scoreboard:
         """For the slot's worker."""
         ROW.pack_into(self._map, slot * ROW.size, *row)
 
-    def read(self, slot: int) -> Row:
-        return Row(*ROW.unpack_from(self._map, slot * ROW.size))
+    def read(self, slot: int, number: int) -> Row:
+        """Return the row of worker `number`, or an empty one if what is there isn't that worker's."""
+        *numbers, host, path = ROW.unpack_from(self._map, slot * ROW.size)
+        row = Row._make([*[min(value, MAX_NUMBER) for value in numbers], host, path])
+        return row if row.number == number else Row()
 
     def take(self) -> int:
         """Return a free slot, empty. Raises IndexError when there is none."""
@@ -53,17 +95,17 @@ class Scoreboard:
         self.write(slot, Row())
         return slot
 
-    def give_back(self, slot: int) -> None:
+    def give_back(self, slot: int, number: int) -> None:
         """The slot's worker has ended: keep what it counted."""
-        for index, value in enumerate(self.read(slot)[:COUNTERS]):
-            self._ended[index] += value
+        for index, value in enumerate(self.read(slot, number)[:COUNTERS]):
+            self._ended[index] += int(value)
         self.write(slot, Row())
         self.free.append(slot)
 
-    def total(self, slots: list[int]) -> Row:
-        """Return the sum over the living workers' slots and all that have ended."""
-        sums = [*self._ended, 0, 0]
-        for slot in slots:
-            for index, value in enumerate(self.read(slot)):
-                sums[index] += value
-        return Row(*sums)
+    def total(self, slots: list[tuple[int, int]]) -> Row:
+        """Return the sum over the living workers (slot and number) and, for the counters, all that have ended."""
+        sums = [*self._ended, *[0] * (NUMBERS - COUNTERS)]
+        for slot, number in slots:
+            for index, value in enumerate(self.read(slot, number)[:NUMBERS]):
+                sums[index] += int(value)
+        return Row._make([*sums, b"", b""])

@@ -352,7 +352,7 @@ class Supervisor:
         most = self._share.pool.max_requests
         if not most or worker.state is not State.SERVING or worker.replaced_by:
             return
-        if self._scoreboard.read(worker.slot).requests >= most:
+        if self._scoreboard.read(worker.slot, worker.number).requests >= most:
             worker.replaced_by = REPLACEMENT_WANTED
             self._fill()
 
@@ -381,7 +381,7 @@ class Supervisor:
         assert self._scoreboard is not None
         del self._workers[worker.number]
         worker.control.close()
-        self._scoreboard.give_back(worker.slot)
+        self._scoreboard.give_back(worker.slot, worker.number)
         self.exits[reason] = self.exits.get(reason, 0) + 1
         if self._umaster is not None:
             self._umaster.send(Gone(worker.number))
@@ -553,7 +553,7 @@ class Supervisor:
         assert self._scoreboard is not None
         name = self._share.name
         yield from self._service.about(who)
-        row = self._scoreboard.total([worker.slot for worker in self._workers.values()])
+        row = self._scoreboard.total([(worker.slot, worker.number) for worker in self._workers.values()])
         counter, gauge = metrics.CounterMetricFamily, metrics.GaugeMetricFamily
         requests = counter("pyttpd_vhost_requests", "Requests answered.", labels=["vhost", "code"])
         for code, count in zip(("1xx", "2xx", "3xx", "4xx", "5xx"), row[1:6], strict=True):

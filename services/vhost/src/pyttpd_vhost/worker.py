@@ -23,6 +23,7 @@ In step with: wire/permits.py (Kind.WORKER), pyttpd_umaster.router.
 from __future__ import annotations
 
 import os
+import resource
 import socket
 import threading
 import time
@@ -52,7 +53,14 @@ from pyttpd.wire.messages import (
 from pyttpd.wire.permits import Kind, Side
 
 from pyttpd_vhost.http.connection import Connection, Want
-from pyttpd_vhost.scoreboard import Row, Scoreboard
+from pyttpd_vhost.scoreboard import (
+    HOST_SIZE,
+    PATH_SIZE,
+    STATE_LEAVING,
+    STATE_SERVING,
+    Row,
+    Scoreboard,
+)
 
 if TYPE_CHECKING:
     from pyttpd_vhost.site import Site
@@ -91,12 +99,23 @@ class Worker(Loop):
     """The worker's process. Owns `control`, its channel to the supervisor."""
 
     def __init__(
-        self, site: Site, control: socket.socket, scoreboard: Scoreboard, slot: int, log: Log
+        self,
+        site: Site,
+        control: socket.socket,
+        scoreboard: Scoreboard,
+        slot: int,
+        number: int,
+        log: Log,
     ) -> None:
         super().__init__()
         self._site = site
         self._scoreboard = scoreboard
         self._slot = slot
+        self._number = number
+        self._counted = time.monotonic()
+        self._born = int(time.time() * 1000)
+        self._passed = 0
+        self._busy_ms = 0
         self._log = log
         self._faults = Faults()
         self._parked: dict[int, Parked] = {}
@@ -274,6 +293,7 @@ class Worker(Loop):
                     one = self._offered.pop(id_, None)
                     if one is not None:
                         one.connection.detach().close()
+                        self._passed += 1
             case Refuse(id_, _):
                 self._pass_pause_until = time.monotonic() + PASS_PAUSE
                 self._take_back(id_, sure=True)
@@ -386,6 +406,7 @@ class Worker(Loop):
                         os._exit(1)  # without a supervisor nobody would end us
             if self._parked or self._busy_since:
                 time.sleep(PASS_AFTER)
+                self._count()
                 busy_since = self._busy_since
                 if busy_since and time.monotonic() - busy_since >= PASS_AFTER:
                     self._help(busy_since)
@@ -420,7 +441,13 @@ class Worker(Loop):
                     self._pass(taken)
 
     def _count(self) -> None:
+        """Write our row, and sample how busy we are: called every PASS_AFTER while there is anything to do."""
         stats = self._site.stats
+        last = self._site.heads.last
+        busy = int(bool(self._busy_since))
+        now = time.monotonic()
+        self._busy_ms += busy * int((now - self._counted) * 1000)
+        self._counted = now
         _, informational, success, redirect, client_error, server_error = stats.responses
         row = Row(
             requests=stats.requests,
@@ -431,7 +458,18 @@ class Worker(Loop):
             server_error=server_error,
             errors=stats.errors,
             bytes_sent=stats.bytes_sent,
-            connections=len(self._parked) + bool(self._busy_since),
+            passed=self._passed,
+            busy_ms=self._busy_ms,
+            connections=len(self._parked) + busy,
             parked=len(self._parked),
+            threads=1,
+            busy_threads=busy,
+            state=STATE_LEAVING if self._leaving else STATE_SERVING,
+            number=self._number,
+            generation=self._site.share.generation,
+            born=self._born,
+            memory=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+            last_host=last.host.encode("latin-1")[:HOST_SIZE] if last is not None else b"",
+            last_path=last.target[:PATH_SIZE] if last is not None else b"",
         )
         self._scoreboard.write(self._slot, row)

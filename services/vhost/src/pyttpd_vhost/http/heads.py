@@ -22,15 +22,19 @@ MAX_MEMORY = 256
 
 
 class HeadReader:
-    """Reads heads for all connections of a thread. Refused and malformed heads are never remembered."""
+    """Reads heads for all connections of a thread. Refused and malformed heads are never remembered.
 
-    __slots__ = ("_engine", "_limit", "_memory", "_once")
+    `last` is the last request, for the scoreboard.
+    """
+
+    __slots__ = ("_engine", "_limit", "_memory", "_once", "last")
 
     def __init__(self, engine: Engine, limit: int) -> None:
         self._engine = engine
         self._limit = limit
         self._memory: dict[bytes, Request] = {}
         self._once: set[bytes] = set()
+        self.last: Request | None = None
 
     def read(self, data: bytes) -> Request | None:
         """Return the request whose head `data` starts with, None if it isn't complete. Raises Refused."""
@@ -38,11 +42,12 @@ class HeadReader:
         if short:
             request = self._memory.get(data)
             if request is not None:
+                self.last = request
                 return request
         head = scan(data, self._limit)
         if head is None:
             return None
-        request = self._engine.read(data, head)
+        request = self.last = self._engine.read(data, head)
         if short and not request.length and request.end == len(data):
             self._remember(data, request)
         return request
