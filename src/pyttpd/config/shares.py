@@ -247,7 +247,7 @@ class LogSettings:
 
 @dataclass(frozen=True, slots=True)
 class PoolSettings:
-    """A vhost's workers: how many, when one goes, its threads, and how long a request may take. Times in s, sizes in bytes.
+    """A vhost's workers: how many, when one goes, its threads, and how long a request may take. Times in s; bytes.
 
     0 in a criterion is "off"; in `start_workers`, `max_spare` and `hard_age` "as the others say" (properties below).
     """
