@@ -20,6 +20,92 @@ SHOP = '[vhost.shop]\nhosts = ["shop.example"]\nuid = 20002\nkind = "static"\nro
 
 #: name: (text, what is said, without the file's name). A text starts with line 1.
 CASES: dict[str, tuple[str, list[str]]] = {
+    "static_tables": (
+        LISTEN
+        + BLOG
+        + 'error_pages = { 200 = "ok.html", 404 = "../404.html", 5xx = 5 }\n'
+        + "[vhost.blog.static]\n"
+        + 'index = ["index.html", "a/b", ".hidden", 3]\n'
+        + "listing = 1\n"
+        + 'precompressed = ["gzip", "gz", "gzip"]\n'
+        + 'charset = "utf 8"\n'
+        + "cache = -1\n"
+        + "[vhost.blog.static.cache_control]\n"
+        + '"*.html" = "no-cache\\r\\nX: y"\n'
+        + "[vhost.blog.static.types]\n"
+        + 'md = "Text/Markdown"\n'
+        + '".md" = "text/markdown"\n'
+        + 'MD = "text/markdown"\n'
+        + '"a b" = "text/plain"\n',
+        [
+            ':8: [vhost.blog] error_pages: "200" must be a status from 400 to 599, or "4xx" or "5xx"',
+            (
+                ":8: [vhost.blog] error_pages: the value of 404 must be a path below the root, such as "
+                '"errors/404.html", not the text "../404.html"'
+            ),
+            (
+                ':8: [vhost.blog] error_pages: the value of "5xx" must be text, such as { 404 = "404.html", 5xx = '
+                '"sorry.html" }, not the number 5'
+            ),
+            ':10: [vhost.blog.static] index: "a/b" must be a file\'s name, without folders',
+            ':10: [vhost.blog.static] index: ".hidden" is hidden: files whose names start with a dot are not served',
+            ":10: [vhost.blog.static] index: must hold names of files, not the number 3",
+            ":11: [vhost.blog.static] listing: must be true or false, not the number 1",
+            ':12: [vhost.blog.static] precompressed: must hold "br", "zstd", "gzip" only, not the text "gz"',
+            ':12: [vhost.blog.static] precompressed: "gzip" is there twice',
+            (
+                ':13: [vhost.blog.static] charset: must be the name of a character set, such as "utf-8", or "", not '
+                'the text "utf 8"'
+            ),
+            ":14: [vhost.blog.static] cache: must be from 0 to 65536 paths, not -1",
+            (
+                ':16: [vhost.blog.static] cache_control: the value for "*.html" must be a value of Cache-Control, '
+                'such as "no-cache" or "max-age=3600", not the text "no-cacheX: y"'
+            ),
+            (
+                ':18: [vhost.blog.static] types: the value of "md" must be a media type in lower case, such as '
+                '"text/markdown", not the text "Text/Markdown"'
+            ),
+            ':20: [vhost.blog.static] types: ".md" is there twice',
+            ':21: [vhost.blog.static] types: "a b" must be the end of a file\'s name, such as ".md"',
+        ],
+    ),
+    "static_tables_of_other_types": (
+        LISTEN
+        + BLOG
+        + "error_pages = []\n"
+        + '[vhost.blog.static]\nindex = "index.html"\nprecompressed = "gzip"\ntypes = 1\n'
+        + 'cache_control = { "" = "a" }\ncharset = 1\n',
+        [
+            (
+                ':8: [vhost.blog] error_pages: must be a table, such as { 404 = "404.html", 5xx = "sorry.html" }, '
+                "not a list"
+            ),
+            (
+                ':10: [vhost.blog.static] index: must be a list of file names, such as ["index.html", "index.htm"], '
+                'not the text "index.html"'
+            ),
+            (
+                ':11: [vhost.blog.static] precompressed: must be a list of "br", "zstd", "gzip", not the text "gzip" '
+                '(write ["gzip"])'
+            ),
+            (
+                ':12: [vhost.blog.static] types: must be a table, such as { ".gpx" = "application/gpx+xml" }, not the '
+                "number 1"
+            ),
+            ":13: [vhost.blog.static] cache_control: a pattern must be 1 to 256 printable characters",
+            (
+                ':14: [vhost.blog.static] charset: must be the name of a character set, such as "utf-8", or "", not '
+                "the number 1"
+            ),
+        ],
+    ),
+    "static_table_of_another_kind": (
+        LISTEN
+        + BLOG.replace('"static"', '"wsgi"')
+        + 'application = "app:app"\n[vhost.blog.static]\nlisting = true\n',
+        [':9: [vhost.blog.static]: is for kind = "static": remove it, or change the kind'],
+    ),
     "syntax": (
         "[listen.http\naddress = 1\n",
         [":1: must be TOML: Expected ']' at the end of a table declaration"],

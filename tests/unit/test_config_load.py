@@ -20,6 +20,7 @@ from pyttpd.config.shares import (
     HostMap,
     ListenerShare,
     LogSettings,
+    StaticSettings,
     TenantLogs,
     UmasterShare,
     VhostShare,
@@ -79,6 +80,7 @@ preload = false
 trusted_proxies = ["10.0.0.5", "10.1.0.0/16", "2001:DB8::/32", "::1"]
 proxy_headers = "forwarded"
 allow = ["10.5.0.2:5432", "[FD00::02]:6379"]
+error_pages = { 404 = "errors/404.html", 5xx = ".sorry.html" }
 
 [vhost.blog.pool]
 max_workers = 8
@@ -122,6 +124,15 @@ uid = 20002
 share_uid = true
 kind = "static"
 root = "site"
+[vhost.shop.static]
+index = ["index.html", "default.htm"]
+listing = true
+precompressed = ["gzip"]
+cache_control = { "assets/**" = "max-age=31536000, immutable", "*.html" = "" }
+types = { gpx = "application/gpx+xml", ".FOO" = "text/foo; charset=ascii" }
+charset = ""
+symlinks = false
+cache = 0
 [vhost.shop-two]
 hosts = ["y.shop.blog.example", "other.example"]
 uid = 20002
@@ -207,6 +218,18 @@ def test_everything_that_can_be_written(folder: Path) -> None:
     assert (blog.queue.limit, blog.queue.timeout, blog.queue.handovers) == (0, 1.5, 1)
     assert (blog.http.head_limit, blog.http.body_limit, blog.http.keepalive) == (65536, 0, False)
     assert (blog.http.read_timeout, blog.http.max_keepalive_requests) == (4.0, 5)
+    assert blog.error_pages == {"404": "errors/404.html", "5xx": ".sorry.html"}
+    assert blog.static == StaticSettings()
+    assert config.vhost("shop").static == StaticSettings(
+        index=("index.html", "default.htm"),
+        listing=True,
+        precompressed=("gzip",),
+        cache_control={"assets/**": "max-age=31536000, immutable", "*.html": ""},
+        types={".gpx": "application/gpx+xml", ".foo": "text/foo; charset=ascii"},
+        charset="",
+        symlinks=False,
+        cache=0,
+    )
     # relative to the file that it is written in
     assert config.vhost("shop").root == str(folder / "conf.d" / "site")
     assert config.vhost("shop").gid == 20002
@@ -229,6 +252,7 @@ def test_defaults_are_the_schema_s(tmp_path: Path) -> None:
     places = {"": config, "log": config.log, "metrics": config.metrics, "listen.NAME": config.listeners[0]}
     places |= {"vhost.NAME": vhost, "vhost.NAME.pool": vhost.pool}
     places |= {"vhost.NAME.queue": vhost.queue, "vhost.NAME.http": vhost.http}
+    places |= {"vhost.NAME.static": vhost.static}
     for path, table in SCHEMA.walk():
         for key in table.keys:
             if isinstance(key.default, str | int | float | bool) and key.name != "default":

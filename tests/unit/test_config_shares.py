@@ -19,6 +19,7 @@ from pyttpd.config.shares import (
     LogSettings,
     PoolSettings,
     ShareError,
+    StaticSettings,
     TenantLogs,
     UmasterShare,
     VhostPeer,
@@ -57,6 +58,17 @@ VHOST = VhostShare(
     preload=False,
     trusted_proxies=("10.0.0.0/8", "::1/128"),
     proxy_headers="forwarded",
+    error_pages={"404": "errors/404.html", "5xx": ".sorry.html"},
+    static=StaticSettings(
+        index=("index.html", "default.htm"),
+        listing=True,
+        precompressed=("gzip",),
+        cache_control={"assets/**": "max-age=31536000, immutable", "*.html": ""},
+        types={".gpx": "application/gpx+xml", ".foo": "text/foo; charset=ascii"},
+        charset="",
+        symlinks=False,
+        cache=0,
+    ),
 )
 SHARES: list[Any] = [LISTENER, UMASTER, VHOST]
 HOSTS = HostMap(
@@ -118,6 +130,12 @@ def test_types(share: Any) -> None:
         ({"hosts": "blog.example"}, "hosts"),
         ({"foreign": ("*",)}, "foreign"),
         ({"kind": "php"}, "kind"),
+        ({"error_pages": {"200": "a"}}, "error_pages"),
+        ({"error_pages": {"404": "/a"}}, "error_pages"),
+        ({"error_pages": {"404": "a/../b"}}, "error_pages"),
+        ({"error_pages": {"404": "a\0"}}, "error_pages"),
+        ({"error_pages": {"404": None}}, "error_pages"),
+        ({"error_pages": {str(code): "a" for code in range(400, 500)}}, "error_pages"),
         ({"root": "srv"}, "root"),
         ({"root": "/a\0b"}, "root"),
         ({"root": "/" + "a" * 4096}, "root"),
@@ -157,6 +175,25 @@ def test_settings_validate_themselves() -> None:
         PoolSettings(max_workers=0)
     with pytest.raises(ShareError):
         HttpSettings(keepalive=1)  # type: ignore[arg-type]
+    for wrong in (
+        {"index": ("a/b",)},
+        {"index": (".a",)},
+        {"index": ("a" * 256,)},
+        {"index": ("a",) * 9},
+        {"listing": 0},
+        {"precompressed": ("gz",)},
+        {"precompressed": ("br", "br")},
+        {"cache_control": {"": "no-cache"}},
+        {"cache_control": {"*": "a\r\nb"}},
+        {"cache_control": {"*": 1}},
+        {"types": {"md": "text/markdown"}},
+        {"types": {".md": "markdown"}},
+        {"charset": "utf 8"},
+        {"symlinks": None},
+        {"cache": -1},
+    ):
+        with pytest.raises(ShareError, match=next(iter(wrong))):
+            StaticSettings(**wrong)
     with pytest.raises(ShareError):
         LogSettings("loud")
     assert HttpSettings(idle_timeout=5).idle_timeout == 5.0

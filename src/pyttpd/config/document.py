@@ -64,6 +64,8 @@ def _value(key: Key) -> str:
     if key.kind is Kind.CHOICE:
         return " or ".join([f'`"{choice}"`' for choice in key.choices])
     text: str = key.kind.value
+    if key.choices:
+        text += ": " + ", ".join([f'`"{choice}"`' for choice in key.choices])
     if key.bounds is not None:
         text += f", {key.bounds.low} to {key.bounds.high}"
     if key.unit not in ("", "uid", "gid", "port", "s"):

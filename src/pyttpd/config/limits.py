@@ -66,6 +66,33 @@ MAX_ALLOWED = 16
 #: Names that one vhost may have (the whole tree: roles.MAX_NAMES).
 MAX_HOSTS_PER_VHOST = 20_000
 
+# --- static files and error pages ---------------------------------------------------------------------------
+#: Names that a folder's request tries, one open(2) each.
+MAX_INDEX_NAMES = 8
+#: A file's name: Linux's NAME_MAX.
+MAX_FILE_NAME = 255
+#: Patterns are tried in turn for each file that isn't in the cache.
+MAX_CACHE_PATTERNS = 64
+MAX_PATTERN_LENGTH = 256
+#: More types than the whole table of those that we know has.
+MAX_TYPES = 512
+#: One for each status that has a name.
+MAX_ERROR_PAGES = 64
+#: What follows the last dot of a name, with it.
+SUFFIX = re.compile(r"\.[^\s./\x00-\x1f\x7f]{1,32}")
+#: RFC 9110 section 8.3.1, with at most a few parameters in their plain form.
+MEDIA_TYPE = re.compile(
+    r"[a-z0-9][a-z0-9!#$&^_.+-]{0,126}/[a-z0-9][a-z0-9!#$&^_.+-]{0,126}(?:; ?[a-z0-9-]{1,32}=[\w.+-]{1,64}){0,4}",
+    re.ASCII,
+)
+CHARSET = re.compile(r"[A-Za-z0-9._:+-]{1,40}")
+#: A header's value: RFC 9110 section 5.5 without what is obsolete.
+HEADER_VALUE = re.compile(r"[\x21-\x7e](?:[\x20-\x7e]{0,510}[\x21-\x7e])?")
+#: A status that is an error, or all of a class.
+ERROR_STATUS = re.compile(r"[45](?:[0-9]{2}|xx)")
+#: Paths kept with their open files and heads in one process: a descriptor, or at most 32 KiB, each.
+STATIC_CACHE = Range(0, 65536)
+
 # --- numbers ------------------------------------------------------------------------------------------------
 GENERATION = Range(1, 2**63 - 1)
 GRACE = Range(0, 3600)
@@ -119,5 +146,7 @@ KINDS = ("static", "wsgi")
 PROXY_HEADERS = ("x-forwarded", "forwarded")
 ENGINES = ("llhttp", "h11")
 POOL_MODES = ("static", "dynamic", "ondemand")
+#: Content codings (RFC 9110 section 8.4.1) for which a packed file may lie beside another.
+CODINGS = ("br", "zstd", "gzip")
 #: Listeners in umaster's share: the configured ones and the metrics listener.
 MAX_LISTENER_PEERS = MAX_LISTENERS + 1

@@ -31,7 +31,7 @@ from pyttpd.config.errors import ConfigError, ConfigErrors, printable
 from pyttpd.config.lines import LineIndex
 from pyttpd.config.model import Config, Listener, MetricsSettings, QueueSettings, Vhost
 from pyttpd.config.schema import REQUIRED, SCHEMA, Key, Table
-from pyttpd.config.shares import HttpSettings, LogSettings, PoolSettings
+from pyttpd.config.shares import HttpSettings, LogSettings, PoolSettings, StaticSettings
 from pyttpd.config.values import INVALID, convert, describe
 from pyttpd.roles import (
     MAX_LISTENERS,
@@ -107,6 +107,8 @@ class _Errors:
         full = (*path, key) if key else path
         table = f"[{'.'.join([printable(part) for part in path])}]" if path else ""
         where = " ".join([part for part in (table, printable(key)) if part])
+        if literal is not None and (*full, literal) in source.lines:  # a key of a table that is a value
+            full, literal = (*full, literal), None
         self._found.append(ConfigError(source.shown, source.lines.find(full, literal), where, message))
 
     def on(self, record: Record, key: str, message: str, literal: str | None = None) -> None:
@@ -544,6 +546,13 @@ def _check_vhost(record: Record, errors: _Errors) -> None:
                 errors.on(
                     record, "", 'application is missing: write, for example, application = "app:application"'
                 )
+            if (*record.path, "static") in record.source.lines:
+                errors.at(
+                    record.source,
+                    (*record.path, "static"),
+                    "",
+                    'is for kind = "static": remove it, or change the kind',
+                )
         case "static":
             for key in ("application", "python_path", "virtualenv", "preload", "allow"):
                 if values.get(key) not in (None, (), True):
@@ -690,6 +699,7 @@ def _vhost(record: Record) -> Vhost:
         pool=PoolSettings(**record.tables["pool"]),
         queue=QueueSettings(**record.tables["queue"]),
         http=HttpSettings(**record.tables["http"]),
+        static=StaticSettings(**record.tables["static"]),
         **record.values,
     )
 

@@ -13,6 +13,7 @@ from pyttpd.config.shares import (
     ListenerShare,
     LogSettings,
     PoolSettings,
+    StaticSettings,
     TenantLogs,
     UmasterShare,
     VhostPeer,
@@ -106,6 +107,8 @@ class Vhost:
     preload: bool = True
     trusted_proxies: tuple[str, ...] = ()
     proxy_headers: str = limits.PROXY_HEADERS[0]
+    error_pages: Mapping[str, str] = field(default_factory=dict)
+    static: StaticSettings = field(default_factory=StaticSettings)
 
     @property
     def log_files(self) -> tuple[str, ...]:
@@ -211,6 +214,8 @@ class Config:
             preload=vhost.preload,
             trusted_proxies=vhost.trusted_proxies,
             proxy_headers=vhost.proxy_headers,
+            error_pages=vhost.error_pages,
+            static=vhost.static,
         )
 
     def host_map(self) -> HostMap:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pyttpd.config import limits
-from pyttpd.config.shares import HttpSettings, LogSettings, PoolSettings, TenantLogs
+from pyttpd.config.shares import HttpSettings, LogSettings, PoolSettings, StaticSettings, TenantLogs
 from pyttpd.roles import (
     MAX_LISTENERS,
     METRICS_LISTENER_OFFSET,
@@ -42,6 +42,12 @@ class Kind(enum.Enum):
     HOSTS = "a list of host names"
     APPLICATION = "a module and the application in it"
     ENV = "a table of texts"
+    CHOICES = "a list of some of a few words"
+    NAMES = "a list of file names"
+    CACHE_CONTROL = "a table of file name patterns, each with a value of Cache-Control"
+    TYPES = "a table of file name suffixes, each with a media type"
+    CHARSET = "the name of a character set"
+    ERROR_PAGES = "a table of statuses, each with a file below the root"
 
 
 class Required(enum.Enum):
@@ -100,6 +106,7 @@ _LOG = LogSettings()
 _POOL = PoolSettings()
 _HTTP = HttpSettings()
 _LOGS = TenantLogs()
+_STATIC = StaticSettings()
 _FIRST_LISTENER_UID = ROLES[Role.LISTENER].uid
 _FIRST_LISTENER_PORT = ROLES[Role.LISTENER].metrics_offset
 
@@ -419,6 +426,16 @@ SCHEMA = Table(
                     default_text="none",
                     example='["10.5.0.2:5432"]',
                 ),
+                Key(
+                    "error_pages",
+                    Kind.ERROR_PAGES,
+                    {},
+                    'The bodies of errors that the server answers itself: a status ("404"), or a class of them '
+                    '("5xx"), and the file below `root` that is sent with it, at most 1 MiB. Such a file may be '
+                    "hidden (`.errors/404.html`): then it can't be asked for by itself.",
+                    default_text="one line of plain text",
+                    example='{ 404 = "404.html", 5xx = "sorry.html" }',
+                ),
             ),
             (
                 Table(
@@ -615,6 +632,76 @@ SCHEMA = Table(
                             _HTTP.engine,
                             "The HTTP parser. `h11` is the strict reference: much slower, a second opinion.",
                             choices=limits.ENGINES,
+                        ),
+                    ),
+                ),
+                Table(
+                    "static",
+                    'For kind "static": how the files below `root` are served.',
+                    (
+                        Key(
+                            "index",
+                            Kind.NAMES,
+                            _STATIC.index,
+                            "What a folder is answered with: the first of these that is in it.",
+                            default_text='`["index.html"]`',
+                            example='["index.html", "index.htm"]',
+                        ),
+                        Key(
+                            "listing",
+                            Kind.FLAG,
+                            _STATIC.listing,
+                            "Whether a folder without one is answered with a list of its files; else with 403.",
+                        ),
+                        Key(
+                            "precompressed",
+                            Kind.CHOICES,
+                            _STATIC.precompressed,
+                            "Packed files that are sent in place of the file beside them (`a.css.br`, `.zst`, `.gz` "
+                            "for `a.css`) to clients that accept them; of equals the first in this list. One that is "
+                            "older than its original by more than 2 seconds is not used.",
+                            choices=limits.CODINGS,
+                            default_text='`["br", "zstd", "gzip"]`',
+                            example='["gzip"]',
+                        ),
+                        Key(
+                            "cache_control",
+                            Kind.CACHE_CONTROL,
+                            {},
+                            "The header Cache-Control of files: the first pattern that fits decides. One without `/` "
+                            "is compared with the name, one with it with the path below `root`; `*` stands for "
+                            "anything but `/`, `**` for anything, `?` for one character, `{a,b}` for a or b.",
+                            default_text="none",
+                            example='{ "assets/**" = "max-age=31536000, immutable", "*.html" = "no-cache" }',
+                        ),
+                        Key(
+                            "types",
+                            Kind.TYPES,
+                            {},
+                            "Content types by suffix, on top of those that are known.",
+                            default_text="none",
+                            example='{ ".gpx" = "application/gpx+xml" }',
+                        ),
+                        Key(
+                            "charset",
+                            Kind.CHARSET,
+                            _STATIC.charset,
+                            'The character set that is named for texts; "": none.',
+                            example='"utf-8"',
+                        ),
+                        Key(
+                            "symlinks",
+                            Kind.FLAG,
+                            _STATIC.symlinks,
+                            "Whether symbolic links below `root` are followed. One that leads out of it never is.",
+                        ),
+                        _count(
+                            "cache",
+                            _STATIC.cache,
+                            "Paths whose open files and heads each worker keeps, and checks before it uses them; 0: "
+                            "none.",
+                            limits.STATIC_CACHE,
+                            "paths",
                         ),
                     ),
                 ),

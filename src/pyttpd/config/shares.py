@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, TypeAlias, TypeVar
@@ -135,6 +136,61 @@ def _env(value: object, where: str) -> dict[str, str]:
     if size > limits.MAX_ENV_BYTES:
         raise ShareError(f"{where}: must be at most {limits.MAX_ENV_BYTES} bytes")
     return dict(value)
+
+
+def _table(check_key: Check, check_value: Check, most: int) -> Check:
+    def check(value: object, where: str) -> dict[str, str]:
+        if not isinstance(value, Mapping) or len(value) > most:
+            raise ShareError(f"{where}: must be an object of at most {most} texts")
+        return {check_key(key, where): check_value(text, where) for key, text in value.items()}
+
+    return check
+
+
+def _matching(pattern: re.Pattern[str], what: str) -> Check:
+    def check(value: object, where: str) -> str:
+        if not isinstance(value, str) or pattern.fullmatch(value) is None:
+            raise ShareError(f"{where}: must be {what}")
+        return value
+
+    return check
+
+
+def _or_empty(check_text: Check) -> Check:
+    return lambda value, where: value if value == "" else check_text(value, where)
+
+
+def _file_name(value: object, where: str) -> str:
+    if (
+        not isinstance(value, str)
+        or not value.isprintable()
+        or "/" in value
+        or value[:1] in ("", ".")
+        or len(_utf8(value, where)) > limits.MAX_FILE_NAME
+    ):
+        raise ShareError(f"{where}: must be a file's name, not hidden, without folders")
+    return value
+
+
+def _below_root(value: object, where: str) -> str:
+    if (
+        not isinstance(value, str)
+        or not value.isprintable()
+        or not {"", ".", ".."}.isdisjoint(value.split("/"))
+        or len(_utf8(value, where)) >= limits.MAX_PATH_LENGTH
+    ):
+        raise ShareError(f"{where}: must be a path below the root, without dots")
+    return value
+
+
+def _pattern(value: object, where: str) -> str:
+    if (
+        not isinstance(value, str)
+        or not value.isprintable()
+        or not 0 < len(value) <= limits.MAX_PATTERN_LENGTH
+    ):
+        raise ShareError(f"{where}: must be a pattern of printable characters")
+    return value
 
 
 def _utf8(value: str, where: str) -> bytes:
@@ -353,6 +409,26 @@ class TenantLogs:
         _validate(self, _TENANT_LOGS_FIELDS)
 
 
+@dataclass(frozen=True, slots=True)
+class StaticSettings:
+    """How a vhost of kind static serves its files; see the schema. `types` by suffix (".md"), `cache_control` by file
+    name pattern, the first that fits; `cache` in paths.
+    """
+
+    index: tuple[str, ...] = ("index.html",)
+    listing: bool = False
+    precompressed: tuple[str, ...] = limits.CODINGS
+    cache_control: Mapping[str, str] = field(default_factory=dict)
+    types: Mapping[str, str] = field(default_factory=dict)
+    charset: str = "utf-8"
+    symlinks: bool = True
+    cache: int = 1024
+
+    def __post_init__(self) -> None:
+        _validate(self, _STATIC_FIELDS)
+        _distinct(list(self.precompressed), "precompressed")
+
+
 _LOG_FIELDS: dict[str, Check] = {"level": _choice(limits.LOG_LEVELS), "format": _choice(limits.LOG_FORMATS)}
 _POOL_FIELDS: dict[str, Check] = {
     "max_workers": _integer(limits.WORKERS),
@@ -388,6 +464,22 @@ _TENANT_LOGS_FIELDS: dict[str, Check] = {
     "access_log_file": _path_or_none,
     "error_log_file": _path_or_none,
     "log_file_limit": _integer(limits.LOG_FILE_LIMIT),
+}
+_STATIC_FIELDS: dict[str, Check] = {
+    "index": _tuple(_file_name, limits.MAX_INDEX_NAMES),
+    "listing": _flag,
+    "precompressed": _tuple(_choice(limits.CODINGS), len(limits.CODINGS)),
+    "cache_control": _table(
+        _pattern, _or_empty(_matching(limits.HEADER_VALUE, "a header's value")), limits.MAX_CACHE_PATTERNS
+    ),
+    "types": _table(
+        _matching(limits.SUFFIX, "a file name's suffix"),
+        _matching(limits.MEDIA_TYPE, "a media type"),
+        limits.MAX_TYPES,
+    ),
+    "charset": _or_empty(_matching(limits.CHARSET, "a character set's name")),
+    "symlinks": _flag,
+    "cache": _integer(limits.STATIC_CACHE),
 }
 
 
@@ -502,6 +594,8 @@ class VhostShare:
     preload: bool = True
     trusted_proxies: tuple[str, ...] = ()
     proxy_headers: str = limits.PROXY_HEADERS[0]
+    error_pages: Mapping[str, str] = field(default_factory=dict)
+    static: StaticSettings = field(default_factory=StaticSettings)
 
     def __post_init__(self) -> None:
         _validate(self, _VHOST_FIELDS)
@@ -576,6 +670,10 @@ _VHOST_FIELDS: dict[str, Check] = {
     "logs": _object(TenantLogs, _TENANT_LOGS_FIELDS),
     "log": _LOG,
     "grace": _GRACE,
+    "error_pages": _table(
+        _matching(limits.ERROR_STATUS, "an error's status"), _below_root, limits.MAX_ERROR_PAGES
+    ),
+    "static": _object(StaticSettings, _STATIC_FIELDS),
 }
 
 

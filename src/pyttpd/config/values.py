@@ -308,6 +308,131 @@ def _env(key: Key, value: object, report: Report) -> object:
     return dict(value) if valid else INVALID
 
 
+# --- lists and tables of texts ------------------------------------------------------------------------------
+def _choices(key: Key, value: object, report: Report) -> object:
+    words = ", ".join([f'"{choice}"' for choice in key.choices])
+    if not isinstance(value, list):
+        hint = f" (write [{value!r:.100}])".replace("'", '"') if value in key.choices else _such_as(key)
+        report(f"must be a list of {words}, not {describe(value)}{hint}", None)
+        return INVALID
+    valid = True
+    for number, item in enumerate(value):
+        if not isinstance(item, str) or item not in key.choices:
+            report(f"must hold {words} only, not {describe(item)}", item if isinstance(item, str) else None)
+            valid = False
+        elif item in value[:number]:
+            report(f'"{item}" is there twice', item)
+            valid = False
+    return tuple(value) if valid else INVALID
+
+
+def _names(key: Key, value: object, report: Report) -> object:
+    if not isinstance(value, list):
+        report(f"must be a list of file names{_such_as(key)}, not {describe(value)}", None)
+        return INVALID
+    if len(value) > limits.MAX_INDEX_NAMES:
+        report(f"must be at most {limits.MAX_INDEX_NAMES} names, not {len(value)}", None)
+        return INVALID
+    valid = True
+    for item in value:
+        problem = _name_of_file_problem(item)
+        if problem:
+            report(problem, item if isinstance(item, str) else None)
+            valid = False
+    return tuple(value) if valid else INVALID
+
+
+def _name_of_file_problem(item: object) -> str | None:
+    if not isinstance(item, str) or not item.isprintable() or not item:
+        return f"must hold names of files, not {describe(item)}"
+    if "/" in item:
+        return f'"{printable(item)}" must be a file\'s name, without folders'
+    if item.startswith("."):
+        return f'"{printable(item)}" is hidden: files whose names start with a dot are not served'
+    if len(item.encode()) > limits.MAX_FILE_NAME:
+        return f"a file's name must be at most {limits.MAX_FILE_NAME} bytes"
+    return None
+
+
+#: Takes a table's key and its value (text): returns what is wrong with them, or None; and the key in its final form.
+_Rule: TypeAlias = Callable[[str, str], tuple[str | None, str]]
+
+
+def _texts(rule: _Rule, most: int) -> Callable[[Key, object, Report], object]:
+    """Return the conversion of a table of texts, each of which `rule` judges."""
+
+    def conversion(key: Key, value: object, report: Report) -> object:
+        if not isinstance(value, dict):
+            report(f"must be a table{_such_as(key)}, not {describe(value)}", None)
+            return INVALID
+        if len(value) > most:
+            report(f"must have at most {most} entries, not {len(value)}", None)
+            return INVALID
+        table: dict[str, str] = {}
+        valid = True
+        for name, text in value.items():
+            if not isinstance(text, str):
+                problem: str | None = (
+                    f'the value of "{printable(name)}" must be text{_such_as(key)}, not {describe(text)}'
+                )
+                final = name
+            else:
+                problem, final = rule(name, text)
+                if problem is None and final in table:
+                    problem = f'"{printable(final)}" is there twice'
+            if problem:
+                report(problem, name)
+                valid = False
+            else:
+                table[final] = text
+        return table if valid else INVALID
+
+    return conversion
+
+
+def _cache_rule(pattern: str, text: str) -> tuple[str | None, str]:
+    if not pattern.isprintable() or not 0 < len(pattern) <= limits.MAX_PATTERN_LENGTH:
+        return f"a pattern must be 1 to {limits.MAX_PATTERN_LENGTH} printable characters", pattern
+    if text and limits.HEADER_VALUE.fullmatch(text) is None:
+        return (
+            (
+                f'the value for "{printable(pattern)}" must be a value of Cache-Control, such as "no-cache" or '
+                f'"max-age=3600", not {describe(text)}'
+            ),
+            pattern,
+        )
+    return None, pattern
+
+
+def _type_rule(suffix: str, text: str) -> tuple[str | None, str]:
+    final = ("." + suffix.removeprefix(".")).lower()
+    if limits.SUFFIX.fullmatch(final) is None:
+        return f'"{printable(suffix)}" must be the end of a file\'s name, such as ".md"', final
+    if limits.MEDIA_TYPE.fullmatch(text) is None:
+        rule = 'must be a media type in lower case, such as "text/markdown"'
+        return f'the value of "{printable(suffix)}" {rule}, not {describe(text)}', final
+    return None, final
+
+
+def _page_rule(status: str, text: str) -> tuple[str | None, str]:
+    if limits.ERROR_STATUS.fullmatch(status) is None:
+        return f'"{printable(status)}" must be a status from 400 to 599, or "4xx" or "5xx"', status
+    parts = text.split("/")
+    if not text.isprintable() or not {"", ".", ".."}.isdisjoint(parts):
+        rule = 'must be a path below the root, such as "errors/404.html"'
+        return f"the value of {status} {rule}, not {describe(text)}", status
+    if len(text.encode()) >= limits.MAX_PATH_LENGTH:
+        return f"the value of {status} must be a path of fewer than {limits.MAX_PATH_LENGTH} bytes", status
+    return None, status
+
+
+def _charset(key: Key, value: object, report: Report) -> object:
+    if value == "" or (isinstance(value, str) and limits.CHARSET.fullmatch(value) is not None):
+        return value
+    report(f'must be the name of a character set{_such_as(key)}, or "", not {describe(value)}', None)
+    return INVALID
+
+
 # --- host names ---------------------------------------------------------------------------------------------
 def _hosts(key: Key, value: object, report: Report) -> object:
     if not isinstance(value, list):
@@ -419,6 +544,12 @@ _CONVERSIONS: dict[Kind, Callable[[Key, object, Report], object]] = {
     Kind.NETWORKS: _networks,
     Kind.APPLICATION: _application,
     Kind.ENV: _env,
+    Kind.CHOICES: _choices,
+    Kind.NAMES: _names,
+    Kind.CACHE_CONTROL: _texts(_cache_rule, limits.MAX_CACHE_PATTERNS),
+    Kind.TYPES: _texts(_type_rule, limits.MAX_TYPES),
+    Kind.CHARSET: _charset,
+    Kind.ERROR_PAGES: _texts(_page_rule, limits.MAX_ERROR_PAGES),
 }
 _WITH_FOLDER: dict[Kind, Callable[[Key, object, str, Report], object]] = {
     Kind.PATH: _path,
