@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import venv
 from typing import TYPE_CHECKING
 
 import pytest
 
 from pyttpd.config.filesystem import check_filesystem
 from pyttpd.config.loader import load_located
+from pyttpd.virtualenv import version
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -70,7 +72,7 @@ def test_what_is_not_there(folder: Path) -> None:
 def test_no_such_module(folder: Path) -> None:
     (folder / "pyttpd.toml").write_text(TEXT.replace("my_app", "no_such_app"))
     assert _said(folder) == [
-        'pyttpd.toml:8: [vhost.a] application: there is no module "no_such_app" in root and python_path'
+        'pyttpd.toml:8: [vhost.a] application: there is no module "no_such_app" in root, python_path'
     ]
 
 
@@ -140,3 +142,97 @@ def test_an_ordinary_user_has_one_uid(folder: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     monkeypatch.setattr(os, "access", lambda path, _rights: not str(path).endswith("root"))
     assert _said(folder) == ["pyttpd.toml:7: [vhost.a] root: root: you (1000) may not read and enter it"]
+
+
+# ---- virtual environments ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def environment(folder: Path) -> Path:
+    """A virtual environment, as the standard library makes it, that is configured and has the application in it."""
+    venv.create(folder / "venv", with_pip=False, symlinks=True)
+    packages = folder / "venv" / f"lib/python{version()}/site-packages"
+    (folder / "root" / "my_app").rename(packages / "my_app")
+    (folder / "pyttpd.toml").write_text(TEXT + 'virtualenv = "venv"\n')
+    return packages
+
+
+@pytest.fixture
+def config(environment: Path) -> Path:
+    return environment.parents[2] / "pyvenv.cfg"
+
+
+def test_a_virtual_environment_holds_the_application(folder: Path, environment: Path) -> None:
+    assert _said(folder) == []
+    (environment / "my_app").rename(folder / "root" / "other")
+    assert _said(folder) == [
+        'pyttpd.toml:8: [vhost.a] application: there is no module "my_app" in root, python_path and virtualenv'
+    ]
+
+
+def test_a_virtual_environment_that_is_none(folder: Path, config: Path) -> None:
+    make = f"(python{version()} -m venv venv)"
+    assert config.read_text()
+    config.unlink()
+    start = "pyttpd.toml:11: [vhost.a] virtualenv: venv: "
+    assert _said(folder) == [f"{start}is no virtual environment, it has no pyvenv.cfg: make one {make}"]
+    (folder / "venv").rename(folder / "old")
+    assert _said(folder) == [f"{start}there is no such folder: make it {make}"]
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("version = 3.9.1", "is for Python 3.9; pyttpd runs on"),
+        ("version_info = 3.9.1.final.0", "is for Python 3.9; pyttpd runs on"),
+        ("implementation = PyPy", "is for PyPy; pyttpd runs on CPython: make it anew"),
+        (f"version_info = {version()}.0.final.0", ""),
+        ("", ""),
+        ("\0\xff=\n=", ""),
+    ],
+)
+def test_a_virtual_environment_for_another_python(folder: Path, config: Path, text: str, says: str) -> None:
+    config.write_text(text)
+    said = _said(folder)
+    assert len(said) == bool(says)
+    assert says in "".join(said)
+
+
+def test_a_virtual_environment_without_packages(folder: Path, environment: Path) -> None:
+    (environment / "my_app").rename(folder / "root" / "my_app")
+    environment.rename(folder / "elsewhere")
+    assert "venv: has no lib/python" in "".join(_said(folder))
+
+
+def test_folders_that_pth_files_name(folder: Path, environment: Path) -> None:
+    """Nothing of them is run, and what the tenant couldn't read is told."""
+    (folder / "shared").mkdir()
+    (environment / "my_app").rename(folder / "shared" / "my_app")
+    lines = [
+        "# comment",
+        "import os; os._exit(3)",
+        "",
+        str(folder / "shared"),
+        "nowhere",
+        str(folder / "root"),
+        "/usr/lib",
+    ]
+    (environment / "x.pth").write_text("\n".join(lines))
+    (told,) = _said(folder)
+    assert told == (
+        f"pyttpd.toml:11: [vhost.a] virtualenv: venv/lib/python{version()}/site-packages/x.pth names shared, which the "
+        "tenant can't read: add that to python_path"
+    )
+    (folder / "pyttpd.toml").write_text(
+        TEXT.replace('["lib"]', '["lib", "shared"]') + 'virtualenv = "venv"\n'
+    )
+    assert _said(folder) == []
+
+
+@pytest.mark.root
+@pytest.mark.skipif(os.geteuid() != 0, reason="looks with the eyes of other uids")
+def test_a_virtual_environment_of_somebody_else(folder: Path, environment: Path) -> None:
+    (folder / "venv").chmod(0o700)
+    assert _said(folder) == [
+        "pyttpd.toml:11: [vhost.a] virtualenv: venv: uid 20001 (group 20001) may not enter it"
+    ]

@@ -14,6 +14,8 @@ from pyttpd.wire.errors import RemoteProtocolError
 from pyttpd_vhost import supervisor as module
 from pyttpd_vhost.supervisor import Supervisor, WorkerChild
 
+from .conftest import make_share
+
 NUMBER = 7
 
 
@@ -67,3 +69,17 @@ def test_what_others_leave_behind_is_forgotten_after_a_while(books: Any) -> None
 def test_a_process_that_is_no_child_is_not_believed(books: Any) -> None:
     with pytest.raises(RemoteProtocolError, match="no child of ours"):
         books._spawned(NUMBER, 1)
+
+
+def test_patience_with_a_worker_that_imports(books: Supervisor) -> None:
+    """Without preload it says nothing before it has imported; a stuck one is noticed all the same."""
+    made: Any = books
+    worker = made._workers[NUMBER]
+    for preload, state, patience in (
+        (True, module.State.SPAWNING, module.BEAT_LIMIT),
+        (False, module.State.SPAWNING, module.LOAD_TIMEOUT),
+        (False, module.State.SERVING, module.BEAT_LIMIT),
+    ):
+        made._share = make_share(preload=preload)
+        worker.state = state
+        assert made._patience(worker) == patience

@@ -15,7 +15,7 @@ import pytest
 
 from pyttpd_vhost.kinds.wsgi import Application, Input, load_application
 
-from .conftest import HOST, Answer, Client, Serve, Server, make_share
+from .conftest import HOST, Answer, Client, ListLog, Serve, Server, make_share
 
 TEXT = [("Content-Type", "text/plain")]
 
@@ -120,10 +120,10 @@ def test_load_application(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setenv("X_TENANT", "before")
     monkeypatch.setattr(sys, "path", [*sys.path])
     share = make_share(root=str(tmp_path), application="some_tenants_module:Box.app", env={"X_TENANT": "set"})
-    application: Any = load_application(share)
+    application: Any = load_application(share, ListLog())
     assert application({}, None) == "set"
     with pytest.raises(TypeError):
-        load_application(make_share(root=str(tmp_path), application="some_tenants_module:os"))
+        load_application(make_share(root=str(tmp_path), application="some_tenants_module:os"), ListLog())
     del sys.modules["some_tenants_module"]
 
 

@@ -10,6 +10,8 @@ from importlib.machinery import PathFinder
 from typing import TYPE_CHECKING
 
 from pyttpd.config.errors import ConfigError, printable
+from pyttpd.confine.policy import PROGRAMS
+from pyttpd.virtualenv import VirtualenvError, linked, look
 
 if TYPE_CHECKING:
     from pyttpd.config.loader import Locate
@@ -45,10 +47,39 @@ def _problems(vhost: Vhost) -> list[tuple[str, str]]:
         message = _log_problem(file, vhost.uid, vhost.gid) if file is not None else None
         if message:
             found.append((key, message))
-    if vhost.application is not None and not any(key in ("root", "python_path") for key, _ in found):
-        message = _module_problem(vhost)
+    packages: list[str] = []
+    if vhost.virtualenv is not None:
+        found += [
+            ("virtualenv", message) for message in _virtualenv_problems(vhost, vhost.virtualenv, packages)
+        ]
+    searched = ("root", "python_path", "virtualenv")
+    if vhost.application is not None and not any(key in searched for key, _ in found):
+        message = _module_problem(vhost, packages)
         if message:
             found.append(("application", message))
+    return found
+
+
+def _virtualenv_problems(vhost: Vhost, path: str, packages: list[str]) -> list[str]:
+    """Say what is wrong with a tenant's virtual environment; gather in `packages` where modules may be found."""
+    try:
+        environment = look(path)
+    except VirtualenvError as error:
+        return [f"{printable(path, 200)}: {printable(str(error), 1000)}"]
+    found = []
+    for folder in environment.packages:
+        packages.append(folder)
+        message = _folder_problem(folder, _READ | _SEARCH, vhost.uid, vhost.gid)
+        if message:
+            found.append(message)
+    open_to_tenant = [os.path.realpath(each) for each in (vhost.root, path, *vhost.python_path, *PROGRAMS)]
+    for file, folder in linked(environment):
+        packages.append(folder)
+        if not any(folder == each or folder.startswith(f"{each}/") for each in open_to_tenant):
+            found.append(
+                f"{printable(file, 200)} names {printable(folder, 200)}, which the tenant can't read: add that to "
+                "python_path"
+            )
     return found
 
 
@@ -108,11 +139,12 @@ def _words(rights: int) -> str:
     return " and ".join(words) if len(words) < 3 else f"{', '.join(words[:-1])} and {words[-1]}"
 
 
-def _module_problem(vhost: Vhost) -> str | None:
+def _module_problem(vhost: Vhost, packages: list[str]) -> str | None:
     """Look for the application's first package without importing anything."""
     module = (vhost.application or "").partition(":")[0].partition(".")[0]
-    if PathFinder.find_spec(module, [vhost.root, *vhost.python_path]) is not None:
+    if PathFinder.find_spec(module, [vhost.root, *vhost.python_path, *packages]) is not None:
         return None
     if PathFinder.find_spec(module) is not None:  # installed beside pyttpd
         return None
-    return f'there is no module "{printable(module)}" in {printable(vhost.root, 200)} and python_path'
+    places = f"python_path{' and virtualenv' if vhost.virtualenv else ''}"
+    return f'there is no module "{printable(module)}" in {printable(vhost.root, 200)}, {places}'

@@ -282,7 +282,7 @@ class Detached(NamedTuple):
 
 
 class Failed(NamedTuple):
-    """A prototype could not load the application; the reason is in the tenant's log, its first line here."""
+    """Who imports the application could not load it; the reason is in the tenant's log, its first line here."""
 
     reason: str
 

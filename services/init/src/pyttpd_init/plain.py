@@ -301,7 +301,7 @@ class Runner:
             view = namespaces.tenant_view(
                 vhost.root,
                 channels=channels,
-                python_path=vhost.python_path,
+                python_path=(*vhost.python_path, *((vhost.virtualenv,) if vhost.virtualenv else ())),
                 writable=(*vhost.writable, *own),
                 hidden=(os.path.dirname(self._file),)
                 if not _inside(vhost.root, os.path.dirname(self._file))

@@ -14,7 +14,9 @@ import signal
 import socket
 import struct
 import sys
+import threading
 import traceback
+from collections.abc import Callable
 from typing import NoReturn
 
 from pyttpd import confine, privileges
@@ -64,6 +66,23 @@ def main(
         os._exit(status)
 
 
+def load(site: Site, log: Log, tell: Callable[[Message], bool]) -> None:
+    """Import the application; if that fails, say why in the log and to the supervisor, and end the process."""
+    try:
+        site.load()
+    except BaseException as error:  # noqa: BLE001 - the process ends here, whatever it was
+        reason = describe(error)
+        log.error("application failed to load", error=reason, traceback=traceback.format_exc())
+        tell(Failed(reason))
+        sys.stdout.flush()
+        os._exit(1)
+
+
+def describe(error: BaseException) -> str:
+    """Return an exception's name and text, also of one whose str() fails."""
+    return traceback.format_exception_only(error)[-1].strip()
+
+
 class Prototype:
     """See the module's text. Owns `control`."""
 
@@ -94,7 +113,7 @@ class Prototype:
         share = self._share
         policy = confine.tenant_policy(
             share.root,
-            python_path=share.python_path,
+            python_path=(*share.python_path, *((share.virtualenv,) if share.virtualenv else ())),
             writable=share.writable,
             tmp=(tmp,),
             allow_connect=not one_uid,
@@ -107,17 +126,20 @@ class Prototype:
         os.environ.update(kept | {"HOME": share.root, "TMPDIR": tmp})
 
     def load(self) -> None:
-        """Import the application and tell the supervisor; if that fails, say why, and end."""
+        """Import the application, unless each worker is to do that, and tell the supervisor; if that fails, say why,
+        and end.
+        """
         share = self._share
         os.chdir(share.root)
-        if share.kind != "static":
-            sys.path.insert(0, share.root)
-        try:
-            self._site.load()
-        except BaseException as error:  # noqa: BLE001 - the process ends here, whatever it was
-            self._log.error("application failed to load", error=repr(error), traceback=traceback.format_exc())
-            self._control.send(Failed(f"{type(error).__name__}: {error}"))
-            os._exit(1)
+        if share.preload:
+            load(self._site, self._log, self._control.send)
+            if (threads := threading.enumerate()[1:]) and share.kind != "static":
+                names = ", ".join(thread.name for thread in threads)
+                self._log.warning(
+                    "threads that the application has started at import are missing in its workers: preload = false "
+                    "helps",
+                    threads=names,
+                )
         gc.collect()
         gc.freeze()
         self._control.send(Ready())
@@ -175,7 +197,10 @@ class Prototype:
             self.loop.close()
             self._control.close()
             privileges.set_process_name(f"w{number}:{self._share.name}")
-            worker.Worker(self._site, sock, self._scoreboard, slot, number, self._log).run()
+            process = worker.Worker(self._site, sock, self._scoreboard, slot, number, self._log)
+            if not self._share.preload:
+                load(self._site, self._log, process.tell)
+            process.run()
             status = 0
         except BaseException as error:  # noqa: BLE001 - the process ends here, whatever it was
             self._log.error("worker ended by an error", error=repr(error), traceback=traceback.format_exc())

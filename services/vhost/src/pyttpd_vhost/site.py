@@ -110,7 +110,7 @@ class Site:
             case "wsgi":
                 from pyttpd_vhost.kinds.wsgi import WsgiKind, load_application
 
-                self.kind = WsgiKind(load_application(self.share), self)
+                self.kind = WsgiKind(load_application(self.share, self.log), self)
             case "static":
                 from pyttpd_vhost.kinds.static import StaticKind
 

@@ -259,8 +259,11 @@ class Supervisor:
             case Spawned(number, pid):
                 self._spawned(number, pid)
             case Failed(reason):
-                self._failure = reason
-                self._log.error("application does not load", reason=reason)
+                self._failed(reason)
+
+    def _failed(self, reason: str) -> None:
+        self._failure = reason
+        self._log.error("application does not load", reason=reason)
 
     def _spawned(self, number: int, pid: int) -> None:
         worker = self._workers.get(number)
@@ -328,6 +331,7 @@ class Supervisor:
         match message:
             case Ready() if worker.state is State.SPAWNING:
                 worker.state = State.SERVING
+                self._failure = ""
                 self._worker_crashes = 0
                 self._attach(worker)
                 self._service.ready()
@@ -338,6 +342,8 @@ class Supervisor:
                         break
             case Ready() if worker.state is State.LEAVING:
                 pass  # asked to leave before it was there
+            case Failed(reason) if worker.state is State.SPAWNING:
+                self._failed(reason)  # without preload it is the workers who import
             case Beat():
                 self._consider(worker)
             case Detached():
@@ -594,13 +600,19 @@ class Supervisor:
         for worker in list(self._workers.values()):
             if not worker.pid and now - worker.born > SPAWN_TIMEOUT:
                 self._bury(worker, "never-started")
-            elif now - worker.last_beat > BEAT_LIMIT and not worker.killed:
+            elif now - worker.last_beat > self._patience(worker) and not worker.killed:
                 self._log.error("worker gives no sign of life and is killed", worker=worker.number)
                 self._kill(worker)
             elif worker.state is State.LEAVING and now - worker.born > self._service.options.grace:
                 self._kill(worker)
         self._fill()
         self._loop.call_later(SWEEP_INTERVAL, self._sweep)
+
+    def _patience(self, worker: WorkerChild) -> float:
+        """How long `worker` may give no sign of life (s): without preload it imports before its first one."""
+        assert self._share is not None
+        loads = worker.state is State.SPAWNING and not self._share.preload
+        return LOAD_TIMEOUT if loads else BEAT_LIMIT
 
     def _drain(self) -> None:
         for worker in self._workers.values():

@@ -145,6 +145,10 @@ class Worker(Loop):
             on_close=self._supervisor_gone,
         )
 
+    def tell(self, message: Message) -> bool:
+        """Say something to the supervisor before `run`."""
+        return self._control.send(message)
+
     # ---- the main thread ----
 
     def run(self) -> None:

@@ -21,6 +21,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote_to_bytes
 
+from pyttpd import virtualenv
+
 from pyttpd_vhost.http.body import Body
 from pyttpd_vhost.http.engine import Request
 from pyttpd_vhost.http.errors import ClientGone, RequestError, ResponseError
@@ -30,7 +32,7 @@ from pyttpd_vhost.http.response import Fields, status_code
 if TYPE_CHECKING:
     from pyttpd.config.shares import VhostShare
 
-    from pyttpd_vhost.site import Site
+    from pyttpd_vhost.site import Site, SiteLog
 
 Environ = dict[str, Any]
 ExcInfo = tuple[type[BaseException], BaseException, TracebackType] | tuple[None, None, None]
@@ -50,13 +52,17 @@ _MAX_KEYS = 1024
 _NOTHING = State.NOTHING
 
 
-def load_application(share: VhostShare) -> Application:
-    """Import the application of `share`: "module:attr", attr may have dots; below its root and python_path.
+def load_application(share: VhostShare, log: SiteLog) -> Application:
+    """Import the application of `share`: "module:attr", attr may have dots; from its root, python_path and virtualenv.
 
-    Sets its environment. Raises whatever the import raises.
+    Sets its environment. Raises whatever the import raises, and VirtualenvError.
     """
-    os.environ.update(share.env)
     sys.path[:0] = [share.root, *share.python_path]
+    if share.virtualenv is not None:
+        virtualenv.activate(virtualenv.look(share.virtualenv))
+        for folder in virtualenv.unreadable():
+            log.warning("not to be read by the tenant: add it to python_path, if it is needed", folder=folder)
+    os.environ.update(share.env)
     module, _, attribute = (share.application or "").partition(":")
     application: Any = import_module(module)
     for name in (attribute or "application").split("."):
