@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pyttpd import head
 
 LIMIT = 32768
-EXPRESSION = head._HEAD  # noqa: SLF001  what a scan costs at least
+EXPRESSION = head.DEFAULT_BOUNDS.head  # what a scan costs at least
 
 WRK = b"GET / HTTP/1.1\r\nHost: 127.0.0.1:8080\r\n\r\n"
 CURL = b"GET /a/b?c=d HTTP/1.1\r\nHost: blog.example:8080\r\nUser-Agent: curl/8.5.0\r\nAccept: */*\r\n\r\n"

@@ -17,7 +17,8 @@ There are two readings of one grammar, built from the same fragments:
   is refused as well. (Tests hold the two against each other; this does not happen.)
 
 `_OPEN` is `_HEAD` cut off anywhere: a head that is only not finished costs a match or two, and not a walk in Python
-for each segment that a slow client sends.
+for each segment that a slow client sends. The three hold the number of fields that is allowed, so they are made (once)
+for each configured number: they are `head`, `many` and `open` of `Bounds`.
 
 **Order.** The verdict on a prefix is the verdict on the whole: once refused, no further byte changes status or reason;
 as long as a head can still become valid, it is None. So every fault belongs to an offset, and the lowest one counts.
@@ -57,6 +58,8 @@ from typing import NamedTuple
 REQUEST_LINE_LIMIT = 8192
 #: Field lines of a head. Browsers send about twenty, proxies add ten; Apache and nginx stop at about a hundred.
 FIELDS_LIMIT = 128
+#: Both are defaults (`bounds_of`); no request line is longer than the largest head (config.limits.HEAD_LIMIT).
+LONGEST_LINE = 65536
 #: Bytes of a method. The longest that anybody registered has 17 (UPDATEREDIRECTREF).
 METHOD_LIMIT = 32
 #: Characters of a host name and of one of its labels (RFC 1035 section 2.3.4, without the root's dot).
@@ -112,7 +115,7 @@ _OWS = rb"[ \t]*+"
 _ORIGIN = rb"/[%b]*+(?>(?:%%[0-9A-Fa-f]{2}[%b]*+){0,%d})(?:\?[%b]*+)?" % (
     _PATH,
     _PATH,
-    REQUEST_LINE_LIMIT // 3,
+    LONGEST_LINE // 3,
     _QUERY,
 )  # RFC 9112 section 3.2.1
 # The other forms start otherwise; _target_authority() looks into them, off the hot path.
@@ -137,15 +140,34 @@ def _fields(run: int) -> bytes:
     return rb"%b(?:%b(?:%b)?|%b(?:%b)?)?" % (plain, host, framing, framing, host)
 
 
-#: Groups: method, target, the 1 of HTTP/1.1, Host before the framing field, Host after it.
-_HEAD = re.compile(
-    rb"%b%b\r\n" % (_REQUEST, _fields((FIELDS_LIMIT - 2) // 3))
-)  # never more than FIELDS_LIMIT
-_MANY = re.compile(rb"%b%b\r\n" % (_REQUEST, _fields(FIELDS_LIMIT)))
-#: The same without an end: the request line is whole, and the last line is not, as far as there is one.
-_OPEN = re.compile(
-    rb"%b%b(?:\r?|[%b]++(?::[%b]*+\r?)?)\Z" % (_REQUEST, _fields(FIELDS_LIMIT), _TCHAR, _VALUE)
-)
+class Bounds:
+    """How long a request line and how many fields a head may have, and the grammar with these bounds in it.
+
+    Groups of the expressions: method, target, the 1 of HTTP/1.1, Host before the framing field, Host after it.
+    """
+
+    __slots__ = ("fields", "head", "line", "many", "open")
+
+    def __init__(self, line: int, fields: int) -> None:
+        self.line = line
+        self.fields = fields
+        #: `_HEAD` of the module's text: never more than `fields`.
+        self.head = re.compile(rb"%b%b\r\n" % (_REQUEST, _fields((fields - 2) // 3)))
+        #: `_MANY`: so many that somebody has to count.
+        self.many = re.compile(rb"%b%b\r\n" % (_REQUEST, _fields(fields)))
+        #: `_OPEN`, without an end: the request line is whole, and the last line is not, as far as there is one.
+        self.open = re.compile(
+            rb"%b%b(?:\r?|[%b]++(?::[%b]*+\r?)?)\Z" % (_REQUEST, _fields(fields), _TCHAR, _VALUE)
+        )
+
+
+@lru_cache(maxsize=8)  # a process has one site's or listener's; a reload another
+def bounds_of(line: int, fields: int) -> Bounds:
+    """Return the bounds for heads with request lines of at most `line` bytes, and at most `fields` field lines."""
+    return Bounds(line, fields)
+
+
+DEFAULT_BOUNDS = bounds_of(REQUEST_LINE_LIMIT, FIELDS_LIMIT)
 
 #: For _explain: how far the characters of a line are right, be it whole or not.
 _REQUEST_CHARS = re.compile(
@@ -171,22 +193,24 @@ _NUMBER = re.compile(r"[0-9]++|0x[0-9a-f]*+")
 _SLASH = ord("/")
 
 
-def scan(data: bytes | bytearray, limit: int) -> Head | None:
+def scan(data: bytes | bytearray, limit: int, bounds: Bounds = DEFAULT_BOUNDS) -> Head | None:
     """The head that `data` starts with; None when it is not complete yet and may still become valid.
 
     `limit` is the size in bytes of the largest head, with its empty line; nothing behind it is looked at. Raises
     Refused: 400, 414 (request line too long), 421 (scheme), 431 (head too long or too many fields), 501 or 505.
     """
-    m = _HEAD.match(data, 0, limit)
+    m = bounds.head.match(data, 0, limit)
+    many = False
     if m is None:
         if len(data) < limit:
-            m = _OPEN.match(data)
-            if m is not None and _promising(m, data):
+            m = bounds.open.match(data)
+            if m is not None and _promising(m, data, bounds):
                 return None
-        m = _MANY.match(data, 0, limit)
+        m = bounds.many.match(data, 0, limit)
         if m is None:
-            _explain(bytes(data[:limit]), limit)
+            _explain(bytes(data[:limit]), limit, bounds)
             return None
+        many = True
     method, target, one, host, late_host = m.groups()
     end = m.end()
     try:
@@ -198,12 +222,15 @@ def scan(data: bytes | bytearray, limit: int) -> Head | None:
             raise Refused(400, "no Host")
         if target[0] != _SLASH:
             name, port = _target_authority(method, target) or (name, port)
-        if method in METHODS and ((end <= REQUEST_LINE_LIMIT and m.re is _HEAD) or _in_bounds(m, data, end)):
+        if method in METHODS and (
+            (not many and end <= bounds.line)
+            or (_line_fits(m, bounds) and (not many or _count(m, data, end) <= bounds.fields + 2))
+        ):
             # Head(...) says the same and takes twice as long.
             return tuple.__new__(Head, (method, target, 10 if one is None else 11, name, port, end))
     except Refused:
         pass  # There may be an earlier fault, and the earliest one counts.
-    _explain(bytes(data[:limit]), limit)
+    _explain(bytes(data[:limit]), limit, bounds)
     return None  # Not reached: _explain raises for every head that has its end.
 
 
@@ -252,18 +279,17 @@ def _target_authority(method: bytes, target: bytes) -> tuple[str, int] | None:
     return named
 
 
-def _in_bounds(m: re.Match[bytes], data: bytes | bytearray, end: int) -> bool:
-    """Whether the length of the request line that was matched, and the number of fields up to `end`, are allowed."""
-    start = m.start(1)
-    if m.end(2) - start + len(b" HTTP/1.1\r\n") > REQUEST_LINE_LIMIT:
-        return False
-    if m.re is _HEAD:
-        return True
-    # Request line, fields, and the empty line if it is there. Counting costs as much as matching, hence _HEAD.
-    return data.count(b"\n", start, end) <= 1 + FIELDS_LIMIT + (m.re is _MANY)
+def _line_fits(m: re.Match[bytes], bounds: Bounds) -> bool:
+    """Whether the request line that was matched is short enough."""
+    return m.end(2) - m.start(1) + len(b" HTTP/1.1\r\n") <= bounds.line
 
 
-def _promising(m: re.Match[bytes], data: bytes | bytearray) -> bool:
+def _count(m: re.Match[bytes], data: bytes | bytearray, end: int) -> int:
+    """The lines up to `end`: request line, fields, and the empty one if it is there. As dear as matching."""
+    return data.count(b"\n", m.start(1), end)
+
+
+def _promising(m: re.Match[bytes], data: bytes | bytearray, bounds: Bounds) -> bool:
     """Whether nothing is wrong with an unfinished head that _OPEN matched. (False: _explain has a closer look.)"""
     method, target, _, host, late_host = m.groups()
     raw = host or late_host
@@ -272,19 +298,24 @@ def _promising(m: re.Match[bytes], data: bytes | bytearray) -> bool:
             authority(raw)
     except Refused:
         return False
-    return method in METHODS and target[0] == _SLASH and _in_bounds(m, data, len(data))
+    return (
+        method in METHODS
+        and target[0] == _SLASH
+        and _line_fits(m, bounds)
+        and _count(m, data, len(data)) <= bounds.fields + 1
+    )
 
 
 # --- the refusals ------------------------------------------------------------------------------------------------
 
 
-def _explain(data: bytes, limit: int) -> None:
+def _explain(data: bytes, limit: int, bounds: Bounds) -> None:
     """Raise the Refused for the first fault in `data` (cut off at `limit`). Return only for a head without its end."""
     at = 2 if data[:2] in (b"\r\n", b"\r") else 0
     newline = data.find(b"\n", at)
     line = data[at : newline + 1] if newline >= 0 else data[at:]
-    _check_chars(_REQUEST_CHARS, line[:REQUEST_LINE_LIMIT])
-    if len(line) >= REQUEST_LINE_LIMIT + (newline >= 0) or (newline < 0 and len(data) >= limit):
+    _check_chars(_REQUEST_CHARS, line[: bounds.line])
+    if len(line) >= bounds.line + (newline >= 0) or (newline < 0 and len(data) >= limit):
         raise Refused(414, "request line too long")
     if newline < 0:
         return
@@ -304,7 +335,7 @@ def _explain(data: bytes, limit: int) -> None:
                 raise Refused(400, "no Host")
             raise Refused(400, "malformed head")  # _HEAD would have matched; refuse in any case.
         fields += 1
-        if fields > FIELDS_LIMIT:
+        if fields > bounds.fields:
             raise Refused(431, "too many fields")
         name, _, value = line.partition(b":")
         value = value.strip(b" \t\r\n")

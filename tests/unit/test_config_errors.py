@@ -222,7 +222,7 @@ CASES: dict[str, tuple[str, list[str]]] = {
         ],
     ),
     "bounds": (
-        LISTEN + "head_limit = 65537\nhead_timeout = 0\nlinger_timeout = nan\nbacklog = 1.5\n",
+        LISTEN + "head_limit = 65537\nhead_timeout = 0\nlinger_timeout = nan\nbacklog = 1.5\nstress_factor = 0\n",
         [
             ":3: [listen.http] head_limit: must be from 1024 to 65536 bytes, not 65537",
             ":4: [listen.http] head_timeout: must be from 0.1 to 3600 seconds, not 0",
@@ -231,6 +231,7 @@ CASES: dict[str, tuple[str, list[str]]] = {
                 "such as 2.0, not the number nan"
             ),
             ":6: [listen.http] backlog: must be a whole number from 1 to 65535, such as 1024, not the number 1.5",
+            ":7: [listen.http] stress_factor: must be from 0.01 to 1, not 0",
         ],
     ),
     "far_out_of_bounds": (

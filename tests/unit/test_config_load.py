@@ -50,9 +50,13 @@ address = "0.0.0.0:80"
 backlog = 10
 uid = 10050
 head_limit = 1024
+request_line_limit = 256
+max_headers = 8
 head_timeout = 1
 linger_timeout = 0
 max_connections = 5
+max_unnamed_per_client = 3
+stress_factor = 1
 handover_timeout = 2.5
 metrics_port = 9300
 
@@ -107,11 +111,18 @@ handovers = 1
 
 [vhost.blog.http]
 head_limit = 65536
+request_line_limit = 65536
+max_headers = 1000
 body_limit = 0
 head_timeout = 1
 idle_timeout = 2
 write_timeout = 3
 read_timeout = 4
+min_body_rate = 0
+min_read_rate = 1000
+rate_grace = 0
+stress_factor = 0.5
+max_connections_per_client = 6
 max_keepalive_requests = 5
 keepalive = false
 engine = "llhttp"
@@ -172,6 +183,8 @@ def test_everything_that_can_be_written(folder: Path) -> None:
         10050,
     )
     assert (http.head_limit, http.head_timeout, http.linger_timeout) == (1024, 1.0, 0.0)
+    assert (http.request_line_limit, http.max_headers) == (256, 8)
+    assert (http.max_unnamed_per_client, http.stress_factor) == (3, 1.0)
     assert (http.max_connections, http.handover_timeout, http.metrics_port) == (5, 2.5, 9300)
     assert (str(six.address), six.uid, six.metrics_port) == ("[::]:80", 10011, 9204)
     assert (metrics.name, metrics.mode, str(metrics.address), metrics.uid) == (
@@ -230,6 +243,9 @@ def test_everything_that_can_be_written(folder: Path) -> None:
         symlinks=False,
         cache=0,
     )
+    assert (blog.http.request_line_limit, blog.http.max_headers) == (65536, 1000)
+    assert (blog.http.min_body_rate, blog.http.min_read_rate, blog.http.rate_grace) == (0, 1000, 0.0)
+    assert (blog.http.stress_factor, blog.http.max_connections_per_client) == (0.5, 6)
     # relative to the file that it is written in
     assert config.vhost("shop").root == str(folder / "conf.d" / "site")
     assert config.vhost("shop").gid == 20002

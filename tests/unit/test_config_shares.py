@@ -26,7 +26,9 @@ from pyttpd.config.shares import (
     VhostShare,
 )
 
-LISTENER = ListenerShare(1, "http", "http", 32768, 10.0, 2.0, 16384, 15.0, LogSettings(), 30.0)
+LISTENER = ListenerShare(
+    1, "http", "http", 32768, 8192, 128, 10.0, 2.0, 16384, 256, 0.2, 15.0, LogSettings(), 30.0
+)
 UMASTER = UmasterShare(
     1,
     (ListenerPeer("http", 10010, "http"), ListenerPeer("metrics", 10009, "metrics")),

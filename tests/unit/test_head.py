@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pyttpd import head
-from pyttpd.head import FIELDS_LIMIT, METHODS, REQUEST_LINE_LIMIT, Head, Refused, authority, scan
+from pyttpd.head import FIELDS_LIMIT, METHODS, REQUEST_LINE_LIMIT, Head, Refused, authority, bounds_of, scan
 
 from conformance.heads import likely_heads, mutants, valid_heads
 
@@ -342,6 +342,32 @@ def test_fields_limit(before: int, framing: bytes) -> None:
     assert verdict(made(FIELDS_LIMIT)[:-2] + b"x:\r\n") == (431, "too many fields")
 
 
+@pytest.mark.parametrize(("line", "fields"), [(256, 8), (1000, 9), (1000, 10), (65536, 128), (8192, 1000)])
+def test_configured_limits(line: int, fields: int) -> None:
+    bounds = bounds_of(line, fields)
+
+    def verdict_of(data: bytes) -> tuple[int, str] | Head | None:
+        try:
+            return scan(data, 70_000, bounds)
+        except Refused as refused:
+            return refused.status, refused.reason
+
+    for extra, expected in ((0, Head), (1, (414, "request line too long"))):
+        target = b"/" + b"a" * (line + extra - len(b"GET / HTTP/1.1\r\n"))
+        found = verdict_of(b"GET " + target + b" HTTP/1.1\r\nHost: a\r\n\r\n")
+        assert isinstance(found, Head) if expected is Head else found == expected
+        assert verdict_of(b"GET " + target + b" HTTP/1.1") in (None, expected)
+    if line == 65536:  # percent-encoded, the longest has the most repetitions
+        target = b"/" + b"%41" * ((line - len(b"GET / HTTP/1.1\r\n")) // 3)
+        assert isinstance(verdict_of(b"GET " + target + b" HTTP/1.1\r\nHost: a\r\n\r\n"), Head)
+    for where in (0, 1, fields // 2, fields - 1):
+        for count in (fields - 1, fields, fields + 1):
+            lines = [b"a:\r\n"] * (count - 1)
+            lines.insert(min(where, count - 1), b"Host: a\r\n")
+            found = verdict_of(b"GET / HTTP/1.1\r\n" + b"".join(lines) + b"\r\n")
+            assert isinstance(found, Head) if count <= fields else found == (431, "too many fields")
+
+
 def test_fields_limit_without_host() -> None:
     line = b"GET / HTTP/1.0\r\n"
     assert isinstance(verdict(line + b"a:\r\n" * FIELDS_LIMIT + b"\r\n"), Head)
@@ -520,9 +546,9 @@ def check(data: bytes) -> None:
         assert data[found.end - 4 : found.end] == b"\r\n\r\n"
         assert found.method in METHODS
         with pytest.raises(Refused, match="malformed head"):  # its way to say that it has nothing to say
-            head._explain(data, LIMIT)
+            head._explain(data, LIMIT, head.DEFAULT_BOUNDS)
     elif found is None:
-        head._explain(data, LIMIT)
+        head._explain(data, LIMIT, head.DEFAULT_BOUNDS)
     final: object = None
     for size in range(len(data) + 1):
         now = verdict(data[:size])
@@ -585,6 +611,6 @@ def test_every_byte_everywhere() -> None:
                     assert changed.lower().count(b"\r\ncontent-length:") <= 1
                     assert found.end in (len(changed), len(changed) - 1)  # the byte came behind the end
                     with pytest.raises(Refused, match="malformed head"):
-                        head._explain(changed, LIMIT)
+                        head._explain(changed, LIMIT, head.DEFAULT_BOUNDS)
                 elif found is None:
-                    head._explain(changed, LIMIT)
+                    head._explain(changed, LIMIT, head.DEFAULT_BOUNDS)

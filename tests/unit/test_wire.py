@@ -238,6 +238,13 @@ def test_an_address_with_a_zone_travels_without_it() -> None:
     assert (V4.host, V4.port) == ("192.0.2.7", 4711)
 
 
+def test_one_client_is_an_address_or_a_network_of_64_bits() -> None:
+    assert V4.network == m.Client("192.0.2.7", 1).network != m.Client("192.0.2.8", 4711).network
+    assert V6.network == m.Client("2001:db8::1:2:3:4", 1).network != m.Client("2001:db8:0:1::7", 1).network
+    assert {len(V4.network), len(V6.network)} == {8}
+    assert m.Client("c000:207::1", 1).network != V4.network  # the same bits at the same place
+
+
 def test_an_address_of_another_length_is_refused() -> None:
     with pytest.raises(RemoteProtocolError):
         m.Client.from_wire(RAW_V4 + b"\0")

@@ -29,9 +29,13 @@ SHARE = ListenerShare(
     name="http",
     mode="http",
     head_limit=4096,
+    request_line_limit=2048,
+    max_headers=64,
     head_timeout=10.0,
     linger_timeout=2.0,
     max_connections=500,
+    max_unnamed_per_client=0,
+    stress_factor=1.0,
     handover_timeout=10.0,
     log=LogSettings(),
     grace=30.0,
@@ -85,8 +89,8 @@ class Front:
 
     # ---- clients ----------------------------------------------------------------------------------------------------
 
-    def connect(self, data: bytes = b"") -> socket.socket:
-        client = socket.create_connection(self.address, PATIENCE)
+    def connect(self, data: bytes = b"", *, source: str = "127.0.0.1") -> socket.socket:
+        client = socket.create_connection(self.address, PATIENCE, (source, 0))
         client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.on.stack.callback(client.close)
         if data:
@@ -211,9 +215,9 @@ def test_a_long_head_in_many_pieces_is_not_scanned_anew_with_each(
     scanned: list[int] = []
     scan = head.scan
 
-    def count(data: bytes, limit: int) -> object:
+    def count(data: bytes, limit: int, bounds: head.Bounds) -> object:
         scanned.append(len(data))
-        return scan(data, limit)
+        return scan(data, limit, bounds)
 
     monkeypatch.setattr(head, "scan", count)
     front = make()
@@ -516,9 +520,109 @@ def test_when_full_who_has_said_nothing_the_longest_makes_room(make: Make) -> No
     front.on.until(lambda: len(front.listener._peeking) == 3)
     front.connect(HEAD)
     front.offered()
-    assert front.listener.evicted == 1
+    assert front.listener.evicted == {"full": 1, "client": 0}
     assert silent[0].recv(100) == b""
     assert front.service.budget.used == 3
+
+
+def test_when_full_of_answered_ones_the_oldest_of_these_makes_room(make: Make) -> None:
+    front = make(max_connections=2)
+    refused = [front.connect(b"no\r\n\r\n") for _ in range(2)]
+    front.on.until(lambda: len(front.listener._lingering) == 2)
+    front.connect(HEAD)
+    front.offered()
+    assert front.listener.evicted == {"full": 1, "client": 0}
+    assert b" 400 " in front.answer_to(refused[0])
+    assert front.service.budget.used == 2
+
+
+# ---- one client's share ----
+
+
+def test_a_client_with_too_many_unnamed_connections_loses_its_oldest(make: Make) -> None:
+    front = make(max_unnamed_per_client=3)
+    silent = [front.connect() for _ in range(3)]
+    front.on.until(lambda: len(front.listener._peeking) == 3)
+    others = [front.connect(source="127.0.0.2") for _ in range(3)]  # somebody else has a share of his own
+    front.on.until(lambda: len(front.listener._peeking) == 6)
+    silent.append(front.connect(HEAD[:10]))
+    front.on.until(lambda: front.listener.evicted["client"] == 1)
+    assert silent[0].recv(100) == b""
+    assert len(front.listener._peeking) == 6
+    # who sends its head at once isn't counted, however many are silent; nor who sends the rest of it
+    front.connect(HEAD)
+    front.offered(1)
+    silent[-1].sendall(HEAD[10:])
+    front.offered(2)
+    assert front.listener.evicted == {"full": 0, "client": 1}
+    assert sorted(len(crowd) for crowd in front.listener._crowds.values()) == [2, 3]
+    for client in (*silent, *others):
+        client.close()
+    front.on.until(lambda: not front.listener._peeking)
+    assert not front.listener._crowds  # the table holds nobody who has no connection
+
+
+def test_connections_that_are_being_refused_count_too(make: Make) -> None:
+    front = make(max_unnamed_per_client=2, linger_timeout=60.0)
+    refused = [front.connect(b"no\r\n\r\n") for _ in range(3)]
+    front.on.until(lambda: front.listener.evicted["client"] == 1)
+    assert all(b" 400 " in front.answer_to(client) for client in refused)
+    assert len(front.listener._lingering) == 2
+
+
+def test_an_unnamed_one_that_is_refused_is_counted_once(make: Make) -> None:
+    front = make(max_unnamed_per_client=2, linger_timeout=60.0)
+    one = front.connect(HEAD[:5])
+    front.on.until(lambda: len(front.listener._peeking) == 1)
+    one.sendall(b"\0")
+    front.on.until(lambda: len(front.listener._lingering) == 1)
+    two = front.connect()
+    front.on.until(lambda: len(front.listener._peeking) == 1)
+    assert front.listener.evicted["client"] == 0
+    one.close()
+    two.close()
+    front.on.until(lambda: not front.listener._crowds)
+
+
+# ---- stress ----
+
+
+def test_stress_mode_shrinks_the_deadlines_and_ends(make: Make) -> None:
+    front = make(max_connections=8, head_timeout=30.0, stress_factor=0.01)
+    silent = [front.connect(HEAD[:5]) for _ in range(5)]
+    front.on.until(lambda: len(front.listener._peeking) == 5)
+    front.on.turns(0.6)  # more than a sweep or two: 5 of 8 is not yet stress
+    assert front.listener.stress_episodes == 0
+    silent.append(front.connect(HEAD[:5]))
+    front.on.until(lambda: front.listener.stress_episodes == 1)
+    # 0.3 s instead of 30: also those that began before
+    assert all(b" 408 " in front.answer_to(client) for client in silent)
+    for client in silent:
+        client.close()
+    front.on.until(lambda: not front.listener._stressed)
+    assert front.listener._peeking.span == 30.0
+    lines = [line for line in front.on.lines if "stress mode" in line]
+    assert ["begins" in line for line in lines] == [True, False]  # a line each, not one for every sweep
+
+
+def test_without_a_factor_stress_shrinks_nothing(make: Make) -> None:
+    front = make(max_connections=4, head_timeout=30.0, stress_factor=1.0)
+    for _ in range(4):
+        front.connect()
+    front.on.until(lambda: front.listener.stress_episodes == 1)
+    assert front.listener._peeking.span == 30.0
+
+
+@pytest.mark.parametrize(
+    ("data", "status"),
+    [
+        (b"GET /" + b"a" * 2048 + b" HTTP/1.1\r\nHost: a.example\r\n\r\n", b" 414 "),
+        (b"GET / HTTP/1.1\r\nHost: a.example\r\n" + b"A: b\r\n" * 64 + b"\r\n", b" 431 "),
+    ],
+)
+def test_configured_head_limits(make: Make, data: bytes, status: bytes) -> None:
+    front = make()
+    assert status in front.answer_to(front.connect(data))
 
 
 def test_when_full_of_connections_on_their_way_new_ones_wait_in_the_kernel(make: Make) -> None:

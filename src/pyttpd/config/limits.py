@@ -108,9 +108,20 @@ VHOST_UID = Range(MIN_VHOST_UID, MAX_UID)
 #: MSG_PEEK with edge-triggered epoll is reliable up to 64 KiB [tried: DESIGN section 3].
 HEAD_LIMIT = Range(1024, 65536)
 BODY_LIMIT = Range(0, 2**40)
+#: No more than the largest head; less than 256 bytes is no address that applications can work with.
+REQUEST_LINE_LIMIT = Range(256, 65536)
+#: Browsers send twenty; a thousand field lines (nginx's bound) are the most that anybody was seen to need.
+MAX_HEADERS = Range(8, 1000)
 #: Below a tenth of a second an honest client on another continent fails; above an hour a stuck one is kept.
 TIMEOUT = Range(0.1, 3600)
 LINGER = Range(0, 60)
+#: Bytes/s; 0: any pace will do. 1 GB/s is more than a client can be asked for.
+RATE = Range(0, 1_000_000_000)
+RATE_GRACE = Range(0, 3600)
+#: 1: no stress mode; a hundredth of a timeout of seconds is as good as none.
+STRESS_FACTOR = Range(0.01, 1)
+#: 0: no limit.
+PER_CLIENT = Range(0, 1_000_000)
 #: One descriptor each (two while a connection is on its way): RLIMIT_NOFILE is the real bound.
 MAX_CONNECTIONS = Range(1, 1_000_000)
 WORKERS = Range(1, 1024)

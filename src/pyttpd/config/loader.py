@@ -713,9 +713,13 @@ def _metrics_listener(metrics: MetricsSettings) -> Listener:
         backlog=128,
         uid=METRICS_LISTENER_UID,
         head_limit=8192,
+        request_line_limit=1024,
+        max_headers=64,
         head_timeout=5.0,
         linger_timeout=1.0,
         max_connections=1024,
+        max_unnamed_per_client=64,
+        stress_factor=0.2,
         handover_timeout=5.0,
         metrics_port=metrics.listener_port,
     )

@@ -62,9 +62,13 @@ class Listener:
     backlog: int
     uid: int
     head_limit: int
+    request_line_limit: int
+    max_headers: int
     head_timeout: float
     linger_timeout: float
     max_connections: int
+    max_unnamed_per_client: int
+    stress_factor: float
     handover_timeout: float
     metrics_port: int
 
@@ -162,9 +166,13 @@ class Config:
             name=name,
             mode=listener.mode,
             head_limit=listener.head_limit,
+            request_line_limit=listener.request_line_limit,
+            max_headers=listener.max_headers,
             head_timeout=listener.head_timeout,
             linger_timeout=listener.linger_timeout,
             max_connections=listener.max_connections,
+            max_unnamed_per_client=listener.max_unnamed_per_client,
+            stress_factor=listener.stress_factor,
             handover_timeout=listener.handover_timeout,
             log=self.log,
             grace=self.grace,

@@ -30,6 +30,7 @@ class Kind(enum.Enum):
 
     INTEGER = "a whole number"
     SECONDS = "a number of seconds"
+    NUMBER = "a number"
     FLAG = "true or false"
     CHOICE = "one of a few words"
     IP = "an IP address"
@@ -218,6 +219,21 @@ SCHEMA = Table(
                     limits.HEAD_LIMIT,
                     "bytes",
                 ),
+                _count(
+                    "request_line_limit",
+                    _HTTP.request_line_limit,
+                    "The longest request line; a longer one is answered 414. RFC 9112 wants 8000 bytes at least.",
+                    limits.REQUEST_LINE_LIMIT,
+                    "bytes",
+                ),
+                _count(
+                    "max_headers",
+                    _HTTP.max_headers,
+                    "The most header fields of a head; more are answered 431. Browsers send about twenty, proxies add "
+                    "ten.",
+                    limits.MAX_HEADERS,
+                    "fields",
+                ),
                 _seconds(
                     "head_timeout", 10.0, "Within this time the head must have come, or the answer is 408."
                 ),
@@ -233,6 +249,23 @@ SCHEMA = Table(
                     "Connections accepted but not yet taken by a worker; above that the listener stops accepting.",
                     limits.MAX_CONNECTIONS,
                     "connections",
+                ),
+                _count(
+                    "max_unnamed_per_client",
+                    256,
+                    "Connections of one client (an IPv4 address, an IPv6 /64) whose head hasn't come, or that are being "
+                    "refused; for one more, its oldest is closed, so that a client can't take up all. 0: no limit.",
+                    limits.PER_CLIENT,
+                    "connections",
+                ),
+                Key(
+                    "stress_factor",
+                    Kind.NUMBER,
+                    _HTTP.stress_factor,
+                    "From three quarters of max_connections on, and until it is half, head_timeout and linger_timeout "
+                    "are multiplied by this, so that who says nothing makes room; 1: never.",
+                    bounds=limits.STRESS_FACTOR,
+                    example=str(_HTTP.stress_factor),
                 ),
                 _seconds(
                     "handover_timeout",
@@ -589,6 +622,20 @@ SCHEMA = Table(
                             "bytes",
                         ),
                         _count(
+                            "request_line_limit",
+                            _HTTP.request_line_limit,
+                            "The longest request line; a longer one gets 414.",
+                            limits.REQUEST_LINE_LIMIT,
+                            "bytes",
+                        ),
+                        _count(
+                            "max_headers",
+                            _HTTP.max_headers,
+                            "The most header fields of a head; more get 431.",
+                            limits.MAX_HEADERS,
+                            "fields",
+                        ),
+                        _count(
                             "body_limit",
                             _HTTP.body_limit,
                             "The longest request body; a longer one gets 413.",
@@ -612,6 +659,47 @@ SCHEMA = Table(
                         ),
                         _seconds(
                             "read_timeout", _HTTP.read_timeout, "How long a client may send none of a body."
+                        ),
+                        _count(
+                            "min_body_rate",
+                            _HTTP.min_body_rate,
+                            "How fast a body must come, over the time that we wait for it, else 408; 0: at any pace. "
+                            "Together with body_limit it bounds how long a client can hold a thread.",
+                            limits.RATE,
+                            "bytes/s",
+                        ),
+                        _count(
+                            "min_read_rate",
+                            _HTTP.min_read_rate,
+                            "How fast a client must take its response, over the time that we wait for it, else the "
+                            "connection is closed; 0: at any pace.",
+                            limits.RATE,
+                            "bytes/s",
+                        ),
+                        _seconds(
+                            "rate_grace",
+                            _HTTP.rate_grace,
+                            "So long we wait for each body and each response before the rates are asked for: who is "
+                            "slow at first may catch up.",
+                            limits.RATE_GRACE,
+                        ),
+                        Key(
+                            "stress_factor",
+                            Kind.NUMBER,
+                            _HTTP.stress_factor,
+                            "While all workers are busy and somebody waits, the timeouts above and rate_grace are "
+                            "multiplied by this and the rates divided; 1: never.",
+                            bounds=limits.STRESS_FACTOR,
+                            example=str(_HTTP.stress_factor),
+                        ),
+                        _count(
+                            "max_connections_per_client",
+                            _HTTP.max_connections_per_client,
+                            "Connections of one client (an IPv4 address, an IPv6 /64) at a time, over all workers; one "
+                            "more gets 429. 0: no limit. Leave it so behind a proxy, and mind that many people share "
+                            "an address.",
+                            limits.PER_CLIENT,
+                            "connections",
                         ),
                         _count(
                             "max_keepalive_requests",

@@ -378,14 +378,23 @@ class PoolSettings:
 
 @dataclass(frozen=True, slots=True)
 class HttpSettings:
-    """A vhost's HTTP: sizes in bytes, times in seconds; `max_keepalive_requests` 0 is unlimited."""
+    """A vhost's HTTP: sizes in bytes, times in seconds, rates in bytes/s; 0 is no limit for rates, requests and
+    connections.
+    """
 
     head_limit: int = 32768
+    request_line_limit: int = 8192
+    max_headers: int = 128
     body_limit: int = 10485760
     head_timeout: float = 10.0
     idle_timeout: float = 60.0
     write_timeout: float = 30.0
     read_timeout: float = 30.0
+    min_body_rate: int = 500
+    min_read_rate: int = 500
+    rate_grace: float = 20.0
+    stress_factor: float = 0.2
+    max_connections_per_client: int = 0
     max_keepalive_requests: int = 0
     keepalive: bool = True
     engine: str = "llhttp"
@@ -450,11 +459,18 @@ _POOL_FIELDS: dict[str, Check] = {
 }
 _HTTP_FIELDS: dict[str, Check] = {
     "head_limit": _integer(limits.HEAD_LIMIT),
+    "request_line_limit": _integer(limits.REQUEST_LINE_LIMIT),
+    "max_headers": _integer(limits.MAX_HEADERS),
     "body_limit": _integer(limits.BODY_LIMIT),
     "head_timeout": _number(limits.TIMEOUT),
     "idle_timeout": _number(limits.TIMEOUT),
     "write_timeout": _number(limits.TIMEOUT),
     "read_timeout": _number(limits.TIMEOUT),
+    "min_body_rate": _integer(limits.RATE),
+    "min_read_rate": _integer(limits.RATE),
+    "rate_grace": _number(limits.RATE_GRACE),
+    "stress_factor": _number(limits.STRESS_FACTOR),
+    "max_connections_per_client": _integer(limits.PER_CLIENT),
     "max_keepalive_requests": _integer(limits.COUNT),
     "keepalive": _flag,
     "engine": _choice(limits.ENGINES),
@@ -487,16 +503,21 @@ _STATIC_FIELDS: dict[str, Check] = {
 @dataclass(frozen=True, slots=True)
 class ListenerShare:
     """A listener's share. Times in seconds, `head_limit` in bytes; `max_connections` counts accepted connections that
-    no worker has taken; `handover_timeout` is how long umaster may be away before clients get 503.
+    no worker has taken; `handover_timeout` is how long umaster may be away before clients get 503;
+    `max_unnamed_per_client` 0 is no limit.
     """
 
     generation: int
     name: str
     mode: str
     head_limit: int
+    request_line_limit: int
+    max_headers: int
     head_timeout: float
     linger_timeout: float
     max_connections: int
+    max_unnamed_per_client: int
+    stress_factor: float
     handover_timeout: float
     log: LogSettings
     grace: float
@@ -620,9 +641,13 @@ _LISTENER_FIELDS: dict[str, Check] = {
     "name": _name,
     "mode": _choice(limits.MODES),
     "head_limit": _integer(limits.HEAD_LIMIT),
+    "request_line_limit": _integer(limits.REQUEST_LINE_LIMIT),
+    "max_headers": _integer(limits.MAX_HEADERS),
     "head_timeout": _number(limits.TIMEOUT),
     "linger_timeout": _number(limits.LINGER),
     "max_connections": _integer(limits.MAX_CONNECTIONS),
+    "max_unnamed_per_client": _integer(limits.PER_CLIENT),
+    "stress_factor": _number(limits.STRESS_FACTOR),
     "handover_timeout": _number(limits.TIMEOUT),
     "log": _LOG,
     "grace": _GRACE,

@@ -71,19 +71,18 @@ def _integer(key: Key, value: object, report: Report) -> object:
     return value
 
 
-def _seconds(key: Key, value: object, report: Report) -> object:
+def _number(key: Key, value: object, report: Report) -> object:
     if (
         not isinstance(value, int | float)
         or isinstance(value, bool)
         or (isinstance(value, float) and math.isnan(value))
     ):
-        report(
-            f"must be a number of seconds{_within(key.bounds)}{_such_as(key)}, not {describe(value)}", None
-        )
+        report(f"must be {key.kind.value}{_within(key.bounds)}{_such_as(key)}, not {describe(value)}", None)
         return INVALID
     if key.bounds is not None and value not in key.bounds:
+        unit = " seconds" if key.kind is Kind.SECONDS else ""
         report(
-            f"must be{_within(key.bounds)} seconds, not {describe(value).removeprefix('the number ')}", None
+            f"must be{_within(key.bounds)}{unit}, not {describe(value).removeprefix('the number ')}", None
         )
         return INVALID
     return float(value)
@@ -533,7 +532,8 @@ def _such_as(key: Key) -> str:
 
 _CONVERSIONS: dict[Kind, Callable[[Key, object, Report], object]] = {
     Kind.INTEGER: _integer,
-    Kind.SECONDS: _seconds,
+    Kind.SECONDS: _number,
+    Kind.NUMBER: _number,
     Kind.FLAG: _flag,
     Kind.CHOICE: _choice,
     Kind.IP: _ip,

@@ -95,6 +95,13 @@ class Client(bytes):
     def port(self) -> int:
         return self[1] << 8 | self[2]
 
+    @property
+    def network(self) -> bytes:
+        """Whom to count as one client, in 8 bytes: an IPv4 address, or an IPv6 /64, which is the least that a customer
+        is given (RFC 6177) and can choose addresses from at will. The two can't be equal: ::/32 is nobody's.
+        """
+        return self[3:11] if self[0] == 6 else b"\0\0\0\0" + self[3:7]
+
     def __repr__(self) -> str:
         return f"Client({self.host!r}, {self.port})"
 

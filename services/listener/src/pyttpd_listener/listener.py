@@ -15,8 +15,11 @@ Theory of operation. A connection is in one of these states, and in one place fo
        │ refused, too slow     └────────────────┼─┘
        └──────────> LINGERING <── REFUSE ───────┘        (if somebody has read from it: closed, unanswered)
 
-Who waits too long in PEEKING gets 408, in WAITING 503. When the process is full, the connection that has been
-PEEKING the longest makes room.
+Who waits too long in PEEKING gets 408, in WAITING 503. PEEKING and LINGERING are what costs a client nothing, so these
+make room: of one client's (`Client.network`) the oldest, when it has more than `max_unnamed_per_client` of them; and
+when the process is full, the one that has been PEEKING (or if there is none, LINGERING) the longest. So whoever sends
+its head at once is served, whatever others do. Before it comes to that there is *stress mode*: when most of
+`max_connections` is used, the deadlines of both states shrink.
 """
 
 from __future__ import annotations
@@ -54,6 +57,8 @@ _HEAD_END = b"\n\r\n"
 #: When draining, a connection that still hasn't sent its head is closed after so long (s).
 DRAIN_HEAD_TIMEOUT = 1.0
 SWEEP_INTERVAL = 0.25
+#: Stress mode begins and ends at these shares of the connections that we may have.
+STRESS_FROM, STRESS_UNTIL = 0.75, 0.5
 # Said with each call on a connection that has been offered: whoever it was given to shares its O_NONBLOCK with us.
 _SEND = int(socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT)
 _RECEIVE = int(socket.MSG_DONTWAIT)
@@ -73,7 +78,18 @@ class State(enum.Enum):
 class Connection:
     """A client's connection. Owns `sock`."""
 
-    __slots__ = ("authority", "client", "head_only", "id", "lingered", "peeked", "scanned", "sock", "state")
+    __slots__ = (
+        "authority",
+        "client",
+        "crowd",
+        "head_only",
+        "id",
+        "lingered",
+        "peeked",
+        "scanned",
+        "sock",
+        "state",
+    )
 
     def __init__(self, sock: socket.socket, client: Client, id_: int) -> None:
         self.sock = sock
@@ -81,6 +97,8 @@ class Connection:
         self.id = id_
         self.state = State.PEEKING
         self.authority = ""
+        # Its client's, while it is in one.
+        self.crowd: dict[Connection, None] | None = None
         self.head_only = False
         self.lingered = 0
         # Bytes that were there when we last looked, and when we last scanned them.
@@ -96,6 +114,7 @@ class Listener:
         self._log = service.log
         self._budget = service.budget
         self._share: ListenerShare | None = None
+        self._bounds = head.DEFAULT_BOUNDS
         self._sockets: list[socket.socket] = []
         self._sealed = False
         self._accepting = False
@@ -106,13 +125,17 @@ class Listener:
         self._lingering = Deadlines(2.0)
         self._waiting_age = Deadlines(15.0)
         self._waiting: deque[Connection] = deque()
+        # The PEEKING and LINGERING connections of each client that has any, oldest first: no more entries than those.
+        self._crowds: dict[bytes, dict[Connection, None]] = {}
+        self._stressed = False
         self._offered: dict[int, Connection] = {}
         self._umaster: Channel | None = None
         self._window = 0
         self._leaving_umaster = False
         # Counters, for the metrics.
-        self.accepted = self.routed = self.settled = self.reoffered = self.dropped = self.evicted = 0
+        self.accepted = self.routed = self.settled = self.reoffered = self.dropped = self.stress_episodes = 0
         self.answers: dict[int, int] = {}
+        self.evicted = {"full": 0, "client": 0}
         self._link = service.link(
             Directory.ROUTE,
             on_open=self._on_umaster,
@@ -132,9 +155,8 @@ class Listener:
         first = self._share is None
         self._share = share
         self._log.level, self._log.format = share.log.level, share.log.format
-        self._peeking.span = share.head_timeout
-        self._lingering.span = share.linger_timeout
-        self._waiting_age.span = share.handover_timeout
+        self._bounds = head.bounds_of(share.request_line_limit, share.max_headers)
+        self._set_deadlines()
         if first:
             self._link.start()
             self._service.when_sealed(self._begin)
@@ -180,7 +202,7 @@ class Listener:
         assert self._share is not None
         for _ in range(MAX_ACCEPTS):
             full = self._budget.exhausted or self._budget.used >= self._share.max_connections
-            if full and not self._peeking:
+            if full and not self._peeking and not self._lingering:
                 self._stop_accepting()
                 return
             try:
@@ -191,8 +213,10 @@ class Listener:
                 # ECONNABORTED and the like: that client left. EMFILE can't be: the budget is below it.
                 self._log.debug("accept", error=error.strerror)
                 return
-            if full:
-                self._evict()  # not before somebody is there to make room for
+            if full:  # not before somebody is there to make room for
+                oldest = self._peeking.oldest() or self._lingering.oldest()
+                assert isinstance(oldest, Connection)
+                self._evict(oldest, "full")
             self.accepted += 1
             self._budget.take()
             sock.setblocking(False)
@@ -202,6 +226,7 @@ class Listener:
             if not self._peek(connection):
                 self._peeking.start(connection, self._loop.now)
                 self._loop.add(sock.fileno(), _PEEK_EVENTS, partial(self._on_peekable, connection))
+                self._join(connection)
 
     def _on_peekable(self, connection: Connection, events: int) -> None:
         if self._peek(connection):
@@ -233,7 +258,7 @@ class Listener:
             return False
         connection.scanned = size
         try:
-            found = head.scan(bytes(self._view[:size]), limit)
+            found = head.scan(bytes(self._view[:size]), limit, self._bounds)
         except head.Refused as refused:
             self._answer(connection, refused.status)
             return True
@@ -249,16 +274,65 @@ class Listener:
         else:
             connection.authority = found.host
         self._loop.remove(connection.sock.fileno())
+        if connection.crowd is not None:
+            self._part(connection)
         self._offer(connection)
         return True
 
-    def _evict(self) -> None:
-        """Let the connection that has been PEEKING the longest make room."""
-        oldest = self._peeking.oldest()
-        assert isinstance(oldest, Connection)
-        self._peeking.stop(oldest)
-        self.evicted += 1
-        self._close(oldest)
+    # ---- who makes room ----
+
+    def _join(self, connection: Connection) -> None:
+        """Count a connection that is PEEKING or LINGERING for its client; one too many costs the client its oldest."""
+        assert self._share is not None
+        most = self._share.max_unnamed_per_client
+        if not most or connection.crowd is not None:
+            return
+        crowd = connection.crowd = self._crowds.setdefault(connection.client.network, {})
+        crowd[connection] = None
+        if len(crowd) > most:
+            self._evict(next(iter(crowd)), "client")
+
+    def _part(self, connection: Connection) -> None:
+        crowd, connection.crowd = connection.crowd, None
+        assert crowd is not None
+        del crowd[connection]
+        if not crowd:
+            del self._crowds[connection.client.network]
+
+    def _evict(self, connection: Connection, reason: str) -> None:
+        """Close a connection that is PEEKING or LINGERING, to make room."""
+        self._peeking.stop(connection)
+        self._lingering.stop(connection)
+        self.evicted[reason] += 1
+        self._close(connection)
+
+    def _weigh(self) -> None:
+        """Begin or end stress mode."""
+        assert self._share is not None
+        limit = min(self._budget.limit, self._share.max_connections)
+        if self._budget.used >= limit * STRESS_FROM:
+            stressed = True
+        elif self._budget.used <= limit * STRESS_UNTIL:
+            stressed = False
+        else:
+            return
+        if stressed != self._stressed:
+            self._stressed = stressed
+            self._set_deadlines()
+            if stressed:
+                self.stress_episodes += 1
+                self._log.warning("stress mode begins", connections=self._budget.used, limit=limit)
+            else:
+                self._log.info("stress mode ends")
+
+    def _set_deadlines(self) -> None:
+        share = self._share
+        assert share is not None
+        factor = share.stress_factor if self._stressed else 1.0
+        most = DRAIN_HEAD_TIMEOUT if self._service.draining else float("inf")
+        self._peeking.span = min(share.head_timeout * factor, most)
+        self._lingering.span = share.linger_timeout * factor
+        self._waiting_age.span = share.handover_timeout
 
     # ---- offering ----
 
@@ -364,6 +438,7 @@ class Listener:
         connection.state = State.LINGERING
         self._lingering.start(connection, self._loop.now)
         self._loop.add(sock.fileno(), READ, lambda _: self._linger(connection))
+        self._join(connection)
 
     def _linger(self, connection: Connection) -> None:
         try:
@@ -387,6 +462,8 @@ class Listener:
 
     def _forget(self, connection: Connection) -> None:
         """Close our copy and nothing more: the connection is somebody else's."""
+        if connection.crowd is not None:
+            self._part(connection)
         # Always out of epoll first: with a copy elsewhere, close() alone would leave it registered (epoll(7)).
         self._loop.remove(connection.sock.fileno())
         connection.sock.close()
@@ -398,6 +475,8 @@ class Listener:
 
     def _sweep(self) -> None:
         now = self._loop.now
+        if self._share is not None:
+            self._weigh()
         for connection in self._peeking.expired(now):
             assert isinstance(connection, Connection)
             if self._service.draining or not _has_sent(connection.sock):
@@ -425,7 +504,8 @@ class Listener:
 
     def _drain(self) -> None:
         self._stop_accepting()
-        self._peeking.span = min(self._peeking.span, DRAIN_HEAD_TIMEOUT)
+        if self._share is not None:
+            self._set_deadlines()
         if not self._open():
             self._service.leave()
 
@@ -450,10 +530,19 @@ class Listener:
         yield counter("pyttpd_listener_settled", "Connections that a worker has taken.", self.settled)
         yield counter("pyttpd_listener_reoffered", "Connections offered again, unread.", self.reoffered)
         yield counter("pyttpd_listener_dropped", "Connections whose worker was lost with them.", self.dropped)
-        yield counter(
+        evicted = counter(
             "pyttpd_listener_evicted",
-            "Connections closed before their head came, to make room.",
-            self.evicted,
+            "Connections closed before their head came, or after our answer, to make room.",
+            labels=["reason"],
+        )
+        for reason, count in self.evicted.items():
+            evicted.add_metric([reason], count)
+        yield evicted
+        yield metrics.GaugeMetricFamily(
+            "pyttpd_listener_stress", "1 while the deadlines are shrunk.", int(self._stressed)
+        )
+        yield counter(
+            "pyttpd_listener_stress_episodes", "Times that stress mode began.", self.stress_episodes
         )
         answers = counter("pyttpd_listener_answers", "Answers that we gave by ourselves.", labels=["status"])
         for status, count in sorted(self.answers.items()):

@@ -9,6 +9,8 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Protocol
 
+from pyttpd.head import bounds_of
+
 from pyttpd_vhost.http.heads import HeadReader
 
 if TYPE_CHECKING:
@@ -78,7 +80,11 @@ class Site:
         self.retiring = False
         self.kind: Kind
         self.engine = _engine(share.http.engine)
-        self.heads = HeadReader(self.engine, share.http.head_limit)
+        self.heads = HeadReader(
+            self.engine,
+            share.http.head_limit,
+            bounds_of(share.http.request_line_limit, share.http.max_headers),
+        )
         self.requests_per_connection = (
             1 if not share.http.keepalive else share.http.max_keepalive_requests or sys.maxsize
         )

@@ -9,7 +9,7 @@ ours here) isn't part of the verdict and is asked every time.
 
 from __future__ import annotations
 
-from pyttpd.head import scan
+from pyttpd.head import DEFAULT_BOUNDS, Bounds, scan
 
 from pyttpd_vhost.http.engine import Engine, Request
 
@@ -27,11 +27,12 @@ class HeadReader:
     `last` is the last request, for the scoreboard.
     """
 
-    __slots__ = ("_engine", "_limit", "_memory", "_once", "last")
+    __slots__ = ("_bounds", "_engine", "_limit", "_memory", "_once", "last")
 
-    def __init__(self, engine: Engine, limit: int) -> None:
+    def __init__(self, engine: Engine, limit: int, bounds: Bounds = DEFAULT_BOUNDS) -> None:
         self._engine = engine
         self._limit = limit
+        self._bounds = bounds
         self._memory: dict[bytes, Request] = {}
         self._once: set[bytes] = set()
         self.last: Request | None = None
@@ -44,7 +45,7 @@ class HeadReader:
             if request is not None:
                 self.last = request
                 return request
-        head = scan(data, self._limit)
+        head = scan(data, self._limit, self._bounds)
         if head is None:
             return None
         request = self.last = self._engine.read(data, head)
