@@ -222,7 +222,8 @@ CASES: dict[str, tuple[str, list[str]]] = {
         ],
     ),
     "bounds": (
-        LISTEN + "head_limit = 65537\nhead_timeout = 0\nlinger_timeout = nan\nbacklog = 1.5\nstress_factor = 0\n",
+        LISTEN
+        + "head_limit = 65537\nhead_timeout = 0\nlinger_timeout = nan\nbacklog = 1.5\nstress_factor = 0\n",
         [
             ":3: [listen.http] head_limit: must be from 1024 to 65536 bytes, not 65537",
             ":4: [listen.http] head_timeout: must be from 0.1 to 3600 seconds, not 0",

@@ -81,9 +81,7 @@ def _number(key: Key, value: object, report: Report) -> object:
         return INVALID
     if key.bounds is not None and value not in key.bounds:
         unit = " seconds" if key.kind is Kind.SECONDS else ""
-        report(
-            f"must be{_within(key.bounds)}{unit}, not {describe(value).removeprefix('the number ')}", None
-        )
+        report(f"must be{_within(key.bounds)}{unit}, not {describe(value).removeprefix('the number ')}", None)
         return INVALID
     return float(value)
 
