@@ -254,7 +254,8 @@ SCHEMA = Table(
                     "max_unnamed_per_client",
                     256,
                     "Connections of one client (an IPv4 address, an IPv6 /64) whose head hasn't come, or that are "
-                    "being refused; for one more, its oldest is closed, so that a client can't take up all. 0: no limit.",
+                    "being refused; for one more, its oldest is closed, so that a client can't take up all; 0: "
+                    "no limit.",
                     limits.PER_CLIENT,
                     "connections",
                 ),
