@@ -16,6 +16,7 @@ from pyttpd_vhost.http.heads import HeadReader
 if TYPE_CHECKING:
     from pyttpd.config.shares import VhostShare
 
+    from pyttpd_vhost.access import AccessLog
     from pyttpd_vhost.http.engine import Engine
     from pyttpd_vhost.kinds.base import Kind
 
@@ -61,6 +62,7 @@ class Site:
         "_foreign",
         "_foreign_suffixes",
         "_suffixes",
+        "access",
         "engine",
         "heads",
         "kind",
@@ -78,6 +80,8 @@ class Site:
         self.log = log
         self.stats = Stats()
         self.retiring = False
+        #: The access log; None: it is off. A worker's is set once its process is there.
+        self.access: AccessLog | None = None
         self.kind: Kind
         self.engine = _engine(share.http.engine)
         self.heads = HeadReader(

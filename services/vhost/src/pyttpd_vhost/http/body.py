@@ -105,6 +105,7 @@ class Body:
         if self._expect:
             self._expect = False
             self._stream.write((CONTINUE,), self._write_timeout)
+            self._stream.sent -= len(CONTINUE)  # no part of the answer
         data = self._stream.wait_received(size, self._timeout)
         if not data:
             raise RequestError(400, "the client closed in the middle of the body")

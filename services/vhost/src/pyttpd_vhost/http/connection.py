@@ -36,6 +36,7 @@ from typing import TYPE_CHECKING
 
 from pyttpd.head import Refused
 
+from pyttpd_vhost.access import CLIENT_GONE
 from pyttpd_vhost.http.body import Body
 from pyttpd_vhost.http.engine import CHUNKED, Request
 from pyttpd_vhost.http.errors import ClientGone
@@ -93,7 +94,9 @@ class Connection:
         "_exchange",
         "_last",
         "_linger_end",
+        "_owed",
         "_served",
+        "_since",
         "_site",
         "_state",
         "_stream",
@@ -112,6 +115,8 @@ class Connection:
         self._last = False  # serve no further request
         self._announced = False  # the client closes too, and has nothing more to say
         self._linger_end = 0.0
+        self._owed = False  # the access log's entry of an answer that isn't sent yet
+        self._since = 0.0  # when that answer's request had come, if the access log wants to know
         #: CLOCK_MONOTONIC, s: when `on_timeout` must be called unless a turn has moved it.
         self.deadline = monotonic() + site.settings.head_timeout
 
@@ -170,6 +175,7 @@ class Connection:
                         self._stream.taken_since()
                         self.deadline = monotonic() + self._site.settings.write_timeout
                     return _WRITE
+                self._note()
                 if not self._exchange.keep:
                     return self._end()
                 self._state = _IDLE
@@ -221,6 +227,10 @@ class Connection:
         alone would leave it registered (epoll(7), Q6).
         """
         if self._state is not _CLOSED:
+            if self._site.access is not None:
+                if self._state is _HEAD and self._stream.ahead:
+                    self._note_refused(CLIENT_GONE)  # in the middle of a head
+                self._note()
             self._state = _CLOSED
             self._stream.forget()
             try:
@@ -243,26 +253,24 @@ class Connection:
         site = self._site
         settings = site.settings
         exchange = self._exchange
+        access = site.access
         for _ in range(PIPELINE_BURST):
             data = stream.ahead
             if not data:
                 return self._rest()
+            request = None
             try:
                 request = site.heads.read(data)
                 if request is None:
                     return self._await_head()
+                if request.host != self._authority and not site.owns(request.host, self._authority):
+                    raise Refused(421, "not a name of this vhost")
+                body = self._body(request) if request.length else None
             except Refused as refused:
-                return self._refuse(refused.status, refused.reason)
-            if request.host != self._authority and not site.owns(request.host, self._authority):
-                return self._refuse(421, "not a name of this vhost")
+                return self._refuse(refused.status, refused.reason, request)
             stream.ahead = data[request.end :]
             self._served += 1
             stream.sent = 0
-            body = None
-            if request.length:
-                if request.length > settings.body_limit:
-                    return self._refuse(413, "body over body_limit")
-                body = self._body(request)
             keep = (
                 request.keep_alive
                 and self._served < site.requests_per_connection
@@ -270,6 +278,9 @@ class Connection:
                 and not self._last
             )
             exchange.start(request, body, keep=keep)
+            if access is not None:
+                self._owed = True
+                self._since = access.clock()
             try:
                 site.kind.handle(request, exchange)
             except ClientGone as gone:
@@ -289,6 +300,8 @@ class Connection:
                 self._state = _SENDING
                 self.deadline = monotonic() + settings.write_timeout
                 return _WRITE
+            if access is not None:
+                self._note()
             if not exchange.keep:
                 return self._end()
             self._state = _IDLE
@@ -316,7 +329,10 @@ class Connection:
         return _READ
 
     def _body(self, request: Request) -> Body:
+        """Make what reads the request's body. Raises Refused."""
         settings = self._site.settings
+        if request.length > settings.body_limit:
+            raise Refused(413, "body over body_limit")
         return Body(
             self._stream,
             request.length,
@@ -327,7 +343,33 @@ class Connection:
             write_timeout=settings.write_timeout,
         )
 
-    def _refuse(self, status: int, reason: str) -> Want:
+    def _note(self) -> None:
+        """Put the answer that was being sent into the access log."""
+        access = self._site.access
+        if access is None or not self._owed:
+            return
+        self._owed = False
+        exchange, sent = self._exchange, self._stream.sent
+        access.add(
+            exchange.client[0],
+            exchange.request,
+            exchange.code if sent else CLIENT_GONE,
+            max(0, sent - exchange.head_size),
+            access.clock() - self._since,
+        )
+
+    def _note_refused(self, status: int, request: Request | None = None, sent: int = 0) -> None:
+        """Put what was never given to the kind into the access log."""
+        access = self._site.access
+        if access is None:
+            return
+        client = self._exchange.client[0]
+        if request is None:
+            access.add_refused(client, self._stream.ahead, status, sent)
+        else:
+            access.add(client, request, status, sent, 0.0)
+
+    def _refuse(self, status: int, reason: str, request: Request | None = None) -> Want:
         """Answer what isn't a request (or isn't ours) and end."""
         site = self._site
         site.stats.refused += 1
@@ -335,6 +377,8 @@ class Connection:
         fields, content = plain_page(status)
         head = f"HTTP/1.1 {STATUS[status]}\r\n{fields.text}Content-Length: {len(content)}\r\n{date_line()}{CLOSE}\r\n"
         site.stats.responses[status // 100] += 1
+        self._note_refused(status, request, len(content))
+        self._state = _SENDING
         try:
             self._stream.send_whole(head.encode("latin-1") + content)
         except ClientGone as gone:
@@ -342,7 +386,6 @@ class Connection:
         self._exchange.keep = False
         self._announced = False
         if self._stream.pending:
-            self._state = _SENDING
             self.deadline = monotonic() + site.settings.write_timeout
             return _WRITE
         return self._end()

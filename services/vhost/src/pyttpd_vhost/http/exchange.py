@@ -61,7 +61,19 @@ class Exchange:
     rules.
     """
 
-    __slots__ = ("_framing", "_left", "_stream", "body", "client", "code", "keep", "request", "site", "state")
+    __slots__ = (
+        "_framing",
+        "_left",
+        "_stream",
+        "body",
+        "client",
+        "code",
+        "head_size",
+        "keep",
+        "request",
+        "site",
+        "state",
+    )
 
     def __init__(self, stream: Stream, site: Site, client: tuple[str, str]) -> None:
         self._stream = stream
@@ -72,6 +84,7 @@ class Exchange:
         self.state = _NOTHING
         self.keep = True
         self.code = 0
+        self.head_size = 0  # bytes of the response's head
         self._framing = _LENGTH
         self._left = 0
 
@@ -115,6 +128,7 @@ class Exchange:
         )
         self.state = _DONE
         self.code = code
+        self.head_size = len(head)
         if length <= JOIN_LIMIT:
             self._stream.send_whole(head + content)
         else:
@@ -222,7 +236,9 @@ class Exchange:
             self._framing = _CLOSE
             self.keep = False
         date = "" if fields.date else date_line()
-        return f"HTTP/1.1 {status}\r\n{fields.text}{framing}{date}{self._connection()}\r\n".encode("latin-1")
+        head = f"HTTP/1.1 {status}\r\n{fields.text}{framing}{date}{self._connection()}\r\n".encode("latin-1")
+        self.head_size = len(head)
+        return head
 
     def _begin(self, status: str, code: int, fields: Fields, length: int | None, first: bytes) -> None:
         head = self._head(status, code, fields, length)

@@ -1,0 +1,300 @@
+r"""The access log: from what a worker has answered to lines that the tenant's supervisor writes.
+
+Theory of operation. A worker makes one line for each request, gathers those of a turn and sends them as one
+record over a socket (SOCK_SEQPACKET) that all workers of the tenant share. The supervisor (output.AccessOutput)
+writes them: to a file, or to its standard output, which no process of the tenant's has. So nothing that the
+tenant's code prints can look like a line of the access log, and no line can stop a worker: what the socket
+doesn't take is kept up to MAX_UNSENT, and then counted as lost, which is told.
+
+What this can't promise: a worker is the tenant's own process. Code of the tenant's that takes over its worker
+can send lines about requests that never were. They have the form of lines, the tenant's name, and a bound; who
+needs more than the tenant's word counts at the listener (its metrics).
+
+Forms. `combined` is Apache's and nginx's; quotes, backslashes and what isn't printable ASCII are written as
+\xHH, as nginx does, so a field ends at the next quote, always. `json` is one object a line, in ASCII. Times are
+UTC in both: the tenant's code can change its process' time zone. Fields are cut so that a line has at most
+MAX_LINE bytes: what is written to a pipe in one piece of PIPE_BUF is not mixed with others' (pipe(7)).
+
+Several threads may add and flush: list.append is atomic, and who finds somebody flushing leaves his lines to him.
+
+In step with: output.py, which takes nothing but lines that `line_pattern` describes.
+"""
+
+from __future__ import annotations
+
+import re
+import select
+import socket
+import threading
+from collections import deque
+from json.encoder import encode_basestring_ascii as _json_string
+from time import gmtime, monotonic, time
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from pyttpd_vhost.http.engine import Request
+
+#: The longest line, its end included. PIPE_BUF on Linux.
+MAX_LINE: Final = 4096
+#: What is left of the parts that a client chooses, in characters as written: more than browsers send, and together less
+#: than MAX_LINE.
+MAX_METHOD: Final = 32
+MAX_TARGET: Final = 1960
+MAX_REFERER: Final = 1000
+MAX_AGENT: Final = 500
+#: The first line of what isn't a request.
+MAX_REQUEST: Final = 2000
+_CUT: Final = "..."
+
+#: The longest record: a quarter of a socket's usual buffer (net.core.wmem_default).
+MAX_RECORD: Final = 49152
+#: What a worker keeps while its supervisor takes nothing: a second of a busy one.
+MAX_UNSENT: Final = 1 << 20
+#: A record that says how many entries were lost, instead of holding some.
+LOST: Final = b"\0"
+#: Requests whose parts are remembered; the heads themselves are (http/heads.py).
+_MAX_REMEMBERED: Final = 256
+
+#: The client has gone before a byte of the answer was sent: nginx's word for it.
+CLIENT_GONE: Final = 499
+
+_MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
+_PLAIN = re.compile(r"[ !#-\[\]-~]*")
+_NOT_PLAIN = re.compile(r"[^ !#-\[\]-~]")
+_BROKEN_ESCAPE = re.compile(r"\\(?:x[0-9A-F]?)?\Z")
+
+
+def line_pattern(form: str, vhost: str) -> re.Pattern[bytes]:
+    """Return what matches any number of whole lines of `form`, of the tenant `vhost`, and nothing else."""
+    client, count = rb"[0-9A-Fa-f.:]{2,45}+", rb"[0-9]{1,18}+"
+    if form == "combined":
+        text = rb'"[ !#-~]*+"'
+        moment = rb"\[[0-9]{2}/[A-Z][a-z]{2}/[0-9]{4}:[0-9]{2}:[0-9]{2}:[0-9]{2} \+0000\]"
+        line = client + rb" - - " + moment + b" " + b" ".join((text, b"[1-5][0-9]{2}", count, text, text))
+    else:
+        text = rb'"[ !#-\[\]-~]*+(?:\\(?:["\\bfnrt]|u[0-9a-f]{4})[ !#-\[\]-~]*+)*+"'
+        parts = (
+            (b"time", rb'"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}\.[0-9]{3}Z"'),
+            (b"vhost", b'"%b"' % vhost.encode()),
+            (b"worker", count),
+            (b"client", b'"%b"' % client),
+            (b"host", text),
+            (b"method", text),
+            (b"target", text),
+            (b"protocol", rb'"(?:HTTP/1\.[01])?"'),
+            (b"status", b"[1-5][0-9]{2}"),
+            (b"bytes", count),
+            (b"duration", rb"[0-9]{1,9}\.[0-9]{6}"),
+            (b"referer", text),
+            (b"agent", text),
+        )
+        line = rb"\{" + b",".join(b'"%b":%b' % part for part in parts) + rb"\}"
+    return re.compile(rb"(?:%b\n)*+" % line)
+
+
+class AccessLog:
+    """A worker's end. `form` is "combined" or "json"; owns `sock`, which it makes non-blocking."""
+
+    __slots__ = (
+        "_flushing",
+        "_json",
+        "_lost",
+        "_memory",
+        "_sock",
+        "_stamp",
+        "_unsent",
+        "_unsent_bytes",
+        "_vhost",
+        "clock",
+        "lines",
+        "worker",
+    )
+
+    def __init__(self, form: str, vhost: str, sock: socket.socket) -> None:
+        sock.setblocking(False)
+        #: What wasn't flushed yet.
+        self.lines: list[str] = []
+        self._json = form == "json"
+        #: Seconds, for `took` of `add`; it stands still where entries don't say how long an answer took.
+        self.clock: Callable[[], float] = monotonic if self._json else float
+        #: The worker's number, for JSON.
+        self.worker = 0
+        self._vhost = vhost
+        self._sock = sock
+        self._flushing = threading.Lock()
+        self._unsent: deque[bytes] = deque()
+        self._unsent_bytes = 0
+        self._lost = 0
+        self._stamp = (0, "")
+        self._memory: dict[Request, tuple[str, str]] = {}
+
+    # Entries
+
+    def add(self, client: str, request: Request, code: int, sent: int, took: float) -> None:
+        """Add the entry of `request`, answered with `code` and `sent` bytes of a body within `took` s."""
+        self._add(client, self._memory.get(request) or self._parts(request), code, sent, took)
+
+    def add_refused(self, client: str, head: bytes, code: int, sent: int) -> None:
+        """Add the entry of what isn't a request: `head` is what has come of it."""
+        line = head.lstrip(b"\r\n").partition(b"\n")[0].rstrip(b"\r").decode("latin-1")
+        if self._json:
+            before = f'"host":"","method":"","target":{_quoted(line, MAX_REQUEST)},"protocol":""'
+            parts = before, '"referer":"","agent":""'
+        else:
+            parts = f'"{_escaped(line, MAX_REQUEST)}"', '"-" "-"'
+        self._add(client, parts, code, sent, 0.0)
+
+    def _add(self, client: str, parts: tuple[str, str], code: int, sent: int, took: float) -> None:
+        now = time()
+        second, stamp = self._stamp
+        if int(now) != second:
+            second = int(now)
+            stamp = _json_stamp(second) if self._json else _combined_stamp(second)
+            self._stamp = second, stamp
+        if self._json:
+            self.lines.append(
+                f'{stamp}.{int((now - second) * 1000):03d}Z","vhost":"{self._vhost}","worker":{self.worker},"client":'
+                f'"{client}",{parts[0]},"status":{code},"bytes":{sent},"duration":{took:.6f},{parts[1]}}}\n'
+            )
+        else:
+            self.lines.append(f"{client}{stamp}{parts[0]} {code} {sent} {parts[1]}\n")
+
+    def _parts(self, request: Request) -> tuple[str, str]:
+        """Return what the head says: as it is written before, and behind, what the answer says."""
+        target = request.target.decode("latin-1")
+        protocol = "HTTP/1.1" if request.version == 11 else "HTTP/1.0"
+        referer = agent = ""
+        for name, value in request.fields:
+            if len(name) == 7 and not referer and name.lower() == b"referer":
+                referer = value.decode("latin-1")
+            elif len(name) == 10 and not agent and name.lower() == b"user-agent":
+                agent = value.decode("latin-1")
+        if self._json:
+            method, target = _quoted(request.method, MAX_METHOD), _quoted(target, MAX_TARGET)
+            parts = (
+                f'"host":"{request.host}","method":{method},"target":{target},"protocol":"{protocol}"',
+                f'"referer":{_quoted(referer, MAX_REFERER)},"agent":{_quoted(agent, MAX_AGENT)}',
+            )
+        else:
+            method, target = _escaped(request.method, MAX_METHOD), _escaped(target, MAX_TARGET)
+            parts = (
+                f'"{method} {target} {protocol}"',
+                f'"{_escaped(referer, MAX_REFERER)}" "{_escaped(agent, MAX_AGENT)}"',
+            )
+        if request.remembered:
+            if len(self._memory) >= _MAX_REMEMBERED:
+                self._memory.clear()
+            self._memory[request] = parts
+        return parts
+
+    # Sending
+
+    def flush(self) -> None:
+        """Send what was added. Never waits."""
+        while self.lines and self._flushing.acquire(blocking=False):
+            try:
+                lines = self.lines
+                count = len(lines)
+                record = "".join(lines[:count]).encode("ascii")
+                del lines[:count]
+                if self._unsent or self._lost or len(record) > MAX_RECORD or not self._sent(record):
+                    self._keep(record)
+                    self._send()
+            finally:
+                self._flushing.release()
+
+    def again(self) -> None:
+        """Try again to send what could not be sent; to be called now and then."""
+        if (self._unsent or self._lost) and self._flushing.acquire(blocking=False):
+            try:
+                self._send()
+            finally:
+                self._flushing.release()
+
+    def finish(self, within: float = 1.0) -> int:
+        """Send all, waiting up to `within` s; return how many entries are lost all the same."""
+        self.flush()
+        end = monotonic() + within
+        writable = select.poll()
+        writable.register(self._sock, select.POLLOUT)
+        while (self._unsent or self._lost) and (left := end - monotonic()) > 0 and writable.poll(left * 1000):
+            self.again()
+        return self._lost + sum(record.count(b"\n") for record in self._unsent)
+
+    def _sent(self, record: bytes) -> bool:
+        try:
+            self._sock.send(record)
+        except BlockingIOError:
+            return False
+        except OSError:
+            # The supervisor is gone, and so are we soon; or the tenant has shut its own log down.
+            self._lost += record.count(b"\n")
+        return True
+
+    def _keep(self, data: bytes) -> None:
+        """Keep `data` as records, as far as there is room."""
+        start = 0
+        while start < len(data):
+            end = (
+                len(data)
+                if len(data) - start <= MAX_RECORD
+                else data.rindex(b"\n", start, start + MAX_RECORD) + 1
+            )
+            record = data[start:end]
+            start = end
+            if self._unsent_bytes + len(record) > MAX_UNSENT:
+                self._lost += record.count(b"\n")
+            else:
+                self._unsent.append(record)
+                self._unsent_bytes += len(record)
+
+    def _send(self) -> None:
+        """Send what was kept, and then how much was lost."""
+        while self._unsent:
+            if not self._sent(self._unsent[0]):
+                return
+            self._unsent_bytes -= len(self._unsent.popleft())
+        if self._lost and self._sent(LOST + b"%d" % self._lost):
+            self._lost = 0
+
+
+def _json_stamp(second: int) -> str:
+    t = gmtime(second)
+    date = f"{t.tm_year:04}-{t.tm_mon:02}-{t.tm_mday:02}"
+    return f'{{"time":"{date}T{t.tm_hour:02}:{t.tm_min:02}:{t.tm_sec:02}'
+
+
+def _combined_stamp(second: int) -> str:
+    t = gmtime(second)
+    date = f"{t.tm_mday:02}/{_MONTHS[t.tm_mon - 1]}/{t.tm_year:04}"
+    return f" - - [{date}:{t.tm_hour:02}:{t.tm_min:02}:{t.tm_sec:02} +0000] "
+
+
+def _escaped(text: str, most: int) -> str:
+    """Return `text` for a field between quotes, "-" if it is empty, cut to `most` characters."""
+    if len(text) <= most and _PLAIN.fullmatch(text):
+        return text or "-"
+    shown = _NOT_PLAIN.sub(lambda match: f"\\x{ord(match[0]):02X}", text[:most])
+    if len(shown) <= most and len(text) <= most:
+        return shown
+    return _BROKEN_ESCAPE.sub("", shown[: most - len(_CUT)]) + _CUT
+
+
+def _quoted(text: str, most: int) -> str:
+    r"""Return the bytes of `text` (ISO-8859-1) as a JSON string, its content cut to `most` characters.
+
+    UTF-8 is read as such; what isn't gets the form \xhh.
+    """
+    if not text.isascii():
+        text = text.encode("latin-1").decode("utf-8", "backslashreplace")
+    shown = _json_string(text)
+    if len(shown) <= most + 2:
+        return shown
+    cut = most - len(_CUT)
+    while len(shown) > most + 2:
+        text = text[:cut]
+        shown = _json_string(text + _CUT)
+        cut = len(text) * most // len(shown)
+    return shown
