@@ -17,6 +17,8 @@ from pyttpd.wire.messages import (
     Attach,
     Beat,
     Credit,
+    Demand,
+    Detail,
     Dispatch,
     Drop,
     Failed,
@@ -36,6 +38,7 @@ from pyttpd.wire.messages import (
     SocketsEnd,
     Spawn,
     Spawned,
+    Standing,
     Stuck,
     Taken,
     Welcome,
@@ -77,6 +80,8 @@ EVERYTHING: tuple[Message, ...] = (
     Worker(9, "requests"),
     Gone(9),
     Stuck(9),
+    Demand(9, 9),
+    Standing("failing"),
     Credit(1),
     Dispatch(1, CLIENT, "a.test"),
     Taken(1),
@@ -87,12 +92,13 @@ EVERYTHING: tuple[Message, ...] = (
     Ready(),
     Beat(),
     Failed("x"),
+    Detail("x"),
 )
 #: What each kind of peer may send to umaster once it is in.
 PERMITTED: dict[str, tuple[type, ...]] = {
     "unknown": (Hello,),
     "listener": (Route, Goodbye),
-    "vhost": (Worker, Gone, Goodbye),
+    "vhost": (Worker, Gone, Standing, Goodbye),
     "worker": (Credit, Taken, Pass, Goodbye),
 }
 #: What carries a descriptor, and what doesn't.
@@ -583,6 +589,23 @@ def test_a_supervisor_that_buries_a_worker(stage: Stage) -> None:
     supervisor.send(Gone(6))
     assert listener.expect(Retry) == Retry(1)
     assert worker.is_closed()
+
+
+def test_a_tenant_that_cannot_make_up_its_mind(stage: Stage) -> None:
+    """Only its own clients feel it, and the log doesn't."""
+    supervisor = stage.supervisor()
+    neighbour = stage.worker(stage.supervisor("b"), "b", 3).send(Credit(1))
+    listener = stage.listener()
+    listener.send(Route(1, CLIENT, "a.test"), stage.connection())
+    assert isinstance(supervisor.expect(Demand), Demand)
+    for _ in range(500):
+        supervisor.send(Standing("failing")).send(Standing("open"))
+    supervisor.send(Standing("failing"))
+    assert listener.expect(Refuse) == Refuse(1, 503)
+    listener.send(Route(2, CLIENT, "a.test"), stage.connection())
+    assert listener.expect(Refuse) == Refuse(2, 503)
+    listener.send(Route(3, CLIENT, "b.test"), stage.connection())
+    neighbour.expect(Dispatch)
 
 
 # ---- what an operator sees -------------------------------------------------------------------------------------------

@@ -52,6 +52,8 @@ SAMPLES: dict[m.MessageType, Message] = {
         m.Worker(1, "requests"),
         m.Gone(1),
         m.Stuck(1),
+        m.Demand(3, 250),
+        m.Standing("failing"),
         m.Credit(4),
         m.Dispatch(1, CLIENT, "a.example"),
         m.Taken(1),
@@ -63,6 +65,7 @@ SAMPLES: dict[m.MessageType, Message] = {
         m.Beat(),
         m.Detached(),
         m.Failed("ImportError"),
+        m.Detail("Traceback"),
     )
 }
 

@@ -63,6 +63,9 @@ CASES: list[tuple[m.Message, int, bool, bytes]] = [
     (m.Worker(0, "metrics"), 40, True, u32(0) + b"\x01\0\0\0"),
     (m.Gone(3), 41, False, u32(3)),
     (m.Stuck(3), 42, False, u32(3)),
+    (m.Demand(7, 250), 43, False, u32(7, 250)),
+    (m.Standing("open"), 44, False, b"\0\0\0\0"),
+    (m.Standing("failing"), 44, False, b"\x01\0\0\0"),
     (m.Credit(4), 50, False, u16(4)),
     (m.Dispatch(ID, V4, "a.example"), 51, True, RAW_V4 + b"a.example"),
     (m.Taken(ID), 52, False, b""),
@@ -74,10 +77,11 @@ CASES: list[tuple[m.Message, int, bool, bytes]] = [
     (m.Beat(), 64, False, b""),
     (m.Detached(), 66, False, b""),
     (m.Failed("ImportError: no module named x"), 65, False, b"ImportError: no module named x"),
+    (m.Detail('  File "app.py", line 3'), 67, False, b'  File "app.py", line 3'),
 ]
 IDS = [f"{type(message).__name__}-{number}" for number, (message, *_) in enumerate(CASES)]
 #: Of these the body may have any length up to a limit, so that a shorter or longer one is another valid message.
-ELASTIC = (m.Goodbye, m.Failed, m.Route, m.Dispatch, m.Pass)
+ELASTIC = (m.Goodbye, m.Failed, m.Detail, m.Route, m.Dispatch, m.Pass)
 
 
 def frame(
@@ -128,7 +132,7 @@ def test_every_shorter_body_of_honest_length_is_refused_or_another_message(
     for end in range(len(body)):
         data = frame(code, int(descriptor), body[:end], id_)
         if isinstance(message, ELASTIC) and (
-            end >= m.CLIENT_SIZE or isinstance(message, m.Goodbye | m.Failed)
+            end >= m.CLIENT_SIZE or isinstance(message, m.Goodbye | m.Failed | m.Detail)
         ):
             assert m.encode(m.decode(data)) == data
         elif isinstance(message, m.Settled) and end and end % 8 == 0:
@@ -315,6 +319,8 @@ ROUND_TRIPS: dict[m.MessageType, st.SearchStrategy[m.Message]] = {
     m.Worker: st.builds(m.Worker, U32, st.sampled_from(m.WORK)),
     m.Gone: st.builds(m.Gone, U32),
     m.Stuck: st.builds(m.Stuck, U32),
+    m.Demand: st.builds(m.Demand, U32, U32),
+    m.Standing: st.builds(m.Standing, st.sampled_from(m.STANDINGS)),
     m.Credit: st.builds(m.Credit, U16),
     m.Dispatch: st.builds(m.Dispatch, U64, CLIENTS, AUTHORITIES),
     m.Taken: st.builds(m.Taken, U64),

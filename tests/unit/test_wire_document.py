@@ -35,6 +35,8 @@ EXAMPLES: tuple[Any, ...] = (
     m.Worker(3, "metrics"),
     m.Gone(4),
     m.Stuck(5),
+    m.Demand(6, 7),
+    m.Standing("failing"),
     m.Credit(8),
     m.Dispatch(2**63, V6, ""),
     m.Taken(9),
@@ -46,6 +48,7 @@ EXAMPLES: tuple[Any, ...] = (
     m.Beat(),
     m.Detached(),
     m.Failed("ImportError: no module named site"),
+    m.Detail("Traceback (most recent call last):"),
 )
 CHOICES = {"role": m.ROLE_NAMES, "use": m.SOCKET_USES, "part": m.SHARE_PARTS, "work": m.WORK}
 

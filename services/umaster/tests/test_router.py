@@ -18,6 +18,7 @@ from pyttpd.wire.errors import RemoteProtocolError
 from pyttpd.wire.messages import (
     MAX_BATCH,
     Client,
+    Demand,
     Dispatch,
     Drop,
     Message,
@@ -408,6 +409,100 @@ def test_a_worker_found_dead_while_dispatching_leaves_the_offer_to_the_next(worl
     assert world.heard(source) == [Settled((second,))]
 
 
+# ---- demand, and vhosts that are failing ----
+
+
+def demands(world: World, supervisor: Supervisor) -> list[Message]:
+    world.router.flush()
+    return [message for message in said_by(supervisor.channel).take() if isinstance(message, Demand)]
+
+
+def test_demand_is_told_when_it_begins_and_while_it_lasts_and_when_it_ends(world: World) -> None:
+    source, supervisor, other = world.listener(), world.supervisor(), world.supervisor("b")
+    world.offer(source)
+    assert demands(world, supervisor) == [Demand(1, 0)]
+    world.offer(source)
+    assert demands(world, supervisor) == []  # the next sweep says it
+    world.now += 0.25
+    world.router.sweep(world.now)
+    assert demands(world, supervisor) == [Demand(2, 250)]
+    worker = world.worker(supervisor, credit=2)
+    world.router.sweep(world.now)
+    assert len(dispatched(worker)) == 2
+    assert demands(world, supervisor) == [Demand(0, 0)]
+    world.router.sweep(world.now)
+    assert demands(world, supervisor) == demands(world, other) == []
+
+
+def test_a_queue_that_comes_and_goes_costs_one_message_a_sweep(world: World) -> None:
+    source, supervisor = world.listener(), world.supervisor()
+    worker = world.worker(supervisor)
+    for _ in range(10):
+        world.offer(source)
+        world.router.credit(worker, 1, world.now)
+        world.router.taken(worker, dispatched(worker)[0], world.now)
+        world.router.flush()
+    assert len(demands(world, supervisor)) <= 1
+    world.router.sweep(world.now)
+    assert demands(world, supervisor) == [Demand(0, 0)]
+
+
+def test_a_supervisor_that_comes_later_hears_of_what_waits(world: World) -> None:
+    source = world.listener()
+    world.offer(source)
+    supervisor = world.supervisor()
+    world.now += 1.0
+    world.router.sweep(world.now)
+    assert demands(world, supervisor) == [Demand(1, 1000)]
+
+
+def test_scrapes_that_wait_are_no_demand(world: World) -> None:
+    source, supervisor = world.listener(), world.supervisor()
+    world.offer(source, "a", metrics=True)
+    world.router.sweep(world.now)
+    assert demands(world, supervisor) == []
+
+
+def test_who_is_failing_has_no_queue_and_is_waited_for_again_when_it_is_not(world: World) -> None:
+    source, supervisor = world.listener(), world.supervisor()
+    waiting = world.offer(source)
+    world.router.standing(supervisor, failing=True)
+    assert world.heard(source) == [Refuse(waiting, 503)]
+    at_once = world.offer(source)
+    assert world.heard(source) == [Refuse(at_once, 503)]
+    neighbour = world.offer(source, "b.example")
+    assert world.heard(source) == []
+    world.router.standing(supervisor, failing=False)
+    kept = world.offer(source)
+    assert world.heard(source) == []
+    worker = world.worker(supervisor, credit=1)
+    world.router.taken(worker, only(worker), world.now)
+    assert world.heard(source) == [Settled((kept,))]
+    assert neighbour
+    assert world.router.pools["a", "requests"].refusals == {"failing": 2}
+
+
+def test_a_worker_that_still_serves_is_used_though_its_supervisor_is_failing(world: World) -> None:
+    source, supervisor = world.listener(), world.supervisor()
+    worker = world.worker(supervisor, credit=1)
+    world.router.standing(supervisor, failing=True)
+    world.offer(source)
+    assert len(dispatched(worker)) == 1
+
+
+def test_a_vhost_is_failing_only_if_all_its_supervisors_are(world: World) -> None:
+    source, old = world.listener(), world.supervisor()
+    world.router.standing(old, failing=True)
+    new = world.supervisor()
+    world.offer(source)
+    assert world.heard(source) == []
+    said_by(new.channel).end()  # only the failing one is left
+    assert [type(message) for message in world.heard(source)] == [Refuse]
+    said_by(old.channel).end()  # nobody is: it is away, which may end soon
+    world.offer(source)
+    assert world.heard(source) == []
+
+
 # ---- shares ----
 
 
@@ -630,13 +725,12 @@ class Anything(RuleBasedStateMachine):
 
     @rule(target=supervisors, vhost=st.sampled_from("ab"))
     def new_supervisor(self, vhost: str) -> Supervisor:
-        if sum(one.vhost == vhost for one in self.world.router.supervisors) >= module.MAX_SUPERVISORS:
+        if len(self.world.router.supervisors.get(vhost, ())) >= module.MAX_SUPERVISORS:
             with fault("too-many"):
                 self.world.supervisor(vhost)
             vhost = "b" if vhost == "a" else "a"
-            for one in list(self.world.router.supervisors):
-                if one.vhost == vhost:
-                    said_by(one.channel).end()
+            for one in list(self.world.router.supervisors.get(vhost, ())):
+                said_by(one.channel).end()
         return self.world.supervisor(vhost)
 
     @rule(target=workers, supervisor=supervisors, credit=st.integers(0, 4))
@@ -695,6 +789,11 @@ class Anything(RuleBasedStateMachine):
     @rule(worker=workers, noticed=st.booleans())
     def worker_dies(self, worker: WorkerState, noticed: bool) -> None:
         self._die(worker.channel, noticed)
+
+    @rule(supervisor=supervisors, failing=st.booleans())
+    def standing(self, supervisor: Supervisor, failing: bool) -> None:
+        if not supervisor.channel.closed:
+            self.world.router.standing(supervisor, failing=failing)
 
     @rule(supervisor=consumes(supervisors))
     def supervisor_dies(self, supervisor: Supervisor) -> None:
@@ -761,6 +860,11 @@ class Anything(RuleBasedStateMachine):
             assert offer.source_id in offer.source.open
         for pool in router.pools.values():
             assert pool.handovers == sum(len(worker.given) for worker in pool.workers) <= 3
+            assert not (pool.failing and pool.queue)
+            known = router.supervisors.get(pool.peer.name, ())
+            if pool.work == "requests":
+                assert pool.failing == (bool(known) and all(one.failing for one in known))
+                assert not pool.told or pool in router._demanding
             assert sum(pool.wait_counts) == pool.dispatched >= pool.taken
             for worker in pool.workers:
                 assert 0 <= worker.credit <= MAX_CREDIT
@@ -771,7 +875,12 @@ class Anything(RuleBasedStateMachine):
         self.world.end()
         router = self.world.router
         assert not (
-            router._slow or router._blocked or router._sources or router._unsent or router.supervisors
+            router._slow
+            or router._blocked
+            or router._sources
+            or router._unsent
+            or router.supervisors
+            or router._to_tell
         )
 
 

@@ -98,6 +98,11 @@ LAYOUT: dict[m.MessageType, tuple[Field, ...]] = {
     m.Worker: (_NUMBER, _choice("work", m.WORK), _padding(3)),
     m.Gone: (_NUMBER,),
     m.Stuck: (_NUMBER,),
+    m.Demand: (
+        _u32("waiting", "connections that wait; 0: none any more"),
+        _u32("oldest_ms", "for how long the first of them has"),
+    ),
+    m.Standing: (_choice("state", m.STANDINGS), _padding(3)),
     m.Credit: (Field("more", "u16", 2, "so many connections more"),),
     m.Dispatch: (_CLIENT, _AUTHORITY),
     m.Taken: (),
@@ -109,6 +114,9 @@ LAYOUT: dict[m.MessageType, tuple[Field, ...]] = {
     m.Beat: (),
     m.Detached: (),
     m.Failed: (_REASON,),
+    m.Detail: (
+        Field("text", "text", None, "0 to 200 bytes of printable ASCII, for the log and the operator"),
+    ),
 }
 
 #: Who is at the two ends of the channels that are socketpairs; the others' are in `pyttpd.roles`.

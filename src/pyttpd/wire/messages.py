@@ -228,6 +228,24 @@ class Stuck(NamedTuple):
     number: int
 
 
+class Demand(NamedTuple):
+    """umaster tells a supervisor how many connections wait for a worker of its vhost, and since when the first does.
+
+    Said when the first begins to wait, then a few times a second for as long as there are any, and once with 0.
+    """
+
+    waiting: int
+    oldest_ms: int
+
+
+class Standing(NamedTuple):
+    """A supervisor says how its vhost stands: "open", or "failing": its application doesn't run, and nobody shall wait
+    for it.
+    """
+
+    state: str
+
+
 class Credit(NamedTuple):
     """The worker can take this many connections more."""
 
@@ -289,9 +307,15 @@ class Detached(NamedTuple):
 
 
 class Failed(NamedTuple):
-    """Who imports the application could not load it; the reason is in the tenant's log, its first line here."""
+    """Who imports the application could not load it, or a worker ends by an error; the first line of why."""
 
     reason: str
+
+
+class Detail(NamedTuple):
+    """A line of the traceback that belongs to the Failed that follows."""
+
+    text: str
 
 
 Message: TypeAlias = (
@@ -312,6 +336,8 @@ Message: TypeAlias = (
     | Worker
     | Gone
     | Stuck
+    | Demand
+    | Standing
     | Credit
     | Dispatch
     | Taken
@@ -323,6 +349,7 @@ Message: TypeAlias = (
     | Beat
     | Detached
     | Failed
+    | Detail
 )
 MessageType: TypeAlias = type[Any]
 
@@ -389,16 +416,19 @@ ROLE_NAMES = ("init", "master", "umaster", "listener", "vhost", "operator")
 SOCKET_USES = ("listen", "metrics")
 SHARE_PARTS = ("share", "map")
 WORK = ("requests", "metrics")
+STANDINGS = ("open", "failing")
 
 _HELLO = struct.Struct(f"!BBBx{NAME_SIZE}s")
 _WELCOME = struct.Struct("!BxxxI")
 _SOCKET = struct.Struct(f"!Bxxx{NAME_SIZE}s")
 _SHARE = struct.Struct("!QBxxxI32s")
 _WORKER = struct.Struct("!IBxxx")
+_STANDING = struct.Struct("!Bxxx")
 _TWO_U32 = struct.Struct("!II")
 _U16 = struct.Struct("!H")
 _U32 = struct.Struct("!I")
 _U64 = struct.Struct("!Q")
+_MOST = 2**32 - 1
 _EMPTY = struct.Struct("!")
 
 
@@ -502,6 +532,18 @@ MESSAGES: tuple[Row, ...] = (
     ),
     Row(41, Gone, lambda m: _U32.pack(m.number), lambda _, b: Gone(*_exactly(b, _U32))),
     Row(42, Stuck, lambda m: _U32.pack(m.number), lambda _, b: Stuck(*_exactly(b, _U32))),
+    Row(
+        43,
+        Demand,
+        lambda m: _TWO_U32.pack(min(m.waiting, _MOST), min(m.oldest_ms, _MOST)),
+        lambda _, b: Demand(*_exactly(b, _TWO_U32)),
+    ),
+    Row(
+        44,
+        Standing,
+        lambda m: _STANDING.pack(STANDINGS.index(m.state)),
+        lambda _, b: Standing(_one_of(_exactly(b, _STANDING)[0], STANDINGS)),
+    ),
     Row(50, Credit, lambda m: _U16.pack(m.more), lambda _, b: Credit(*_exactly(b, _U16))),
     Row(
         51,
@@ -526,6 +568,7 @@ MESSAGES: tuple[Row, ...] = (
     Row(64, Beat, _nothing, lambda _, b: _bodyless(b, Beat())),
     Row(66, Detached, _nothing, lambda _, b: _bodyless(b, Detached())),
     Row(65, Failed, lambda m: _pack_text(m.reason), lambda _, b: Failed(_unpack_text(b))),
+    Row(67, Detail, lambda m: _pack_text(m.text), lambda _, b: Detail(_unpack_text(b))),
 )
 BY_CODE: dict[int, Row] = {row.code: row for row in MESSAGES}
 BY_CLASS: dict[MessageType, Row] = {row.cls: row for row in MESSAGES}

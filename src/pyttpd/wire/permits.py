@@ -75,10 +75,15 @@ PERMITS: dict[tuple[Kind, Side, Phase], Permits] = {
     (Kind.ROUTE, Side.BINDER, Phase.LEAVING): {m.Settled: _L, m.Refuse: _L, m.Retry: _L, m.Drop: _L},
     #
     (Kind.VHOST, Side.CONNECTOR, Phase.HELLO): {m.Hello: _O},
-    (Kind.VHOST, Side.CONNECTOR, Phase.OPEN): {m.Worker: _O, m.Gone: _O, m.Goodbye: _L},
+    (Kind.VHOST, Side.CONNECTOR, Phase.OPEN): {
+        m.Worker: _O,
+        m.Gone: _O,
+        m.Standing: _O,
+        m.Goodbye: _L,
+    },
     (Kind.VHOST, Side.CONNECTOR, Phase.LEAVING): {m.Gone: _L},
     (Kind.VHOST, Side.BINDER, Phase.HELLO): {m.Welcome: _O},
-    (Kind.VHOST, Side.BINDER, Phase.OPEN): {m.Stuck: _O, m.Goodbye: _L},
+    (Kind.VHOST, Side.BINDER, Phase.OPEN): {m.Stuck: _O, m.Demand: _O, m.Goodbye: _L},
     (Kind.VHOST, Side.BINDER, Phase.LEAVING): {m.Stuck: _L},
     #
     (Kind.WORKER, Side.CONNECTOR, Phase.OPEN): {m.Credit: _O, m.Taken: _O, m.Pass: _O, m.Goodbye: _L},
@@ -99,6 +104,7 @@ PERMITS: dict[tuple[Kind, Side, Phase], Permits] = {
         m.Detached: _O,
         m.Spawned: _O,
         m.Failed: _O,
+        m.Detail: _O,
     },
     (Kind.CONTROL, Side.BINDER, Phase.OPEN): {m.Spawn: _O, m.Attach: _O, m.Goodbye: _L},
     (Kind.CONTROL, Side.BINDER, Phase.LEAVING): {m.Attach: _L},

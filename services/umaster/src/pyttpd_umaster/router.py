@@ -9,8 +9,10 @@ or Drop; exactly one of these ends each offer:
       ├── a worker has credit, handovers below quota ──> Dispatch ── Taken ──────────────> Settled
       │                                                     ├── the worker is gone ──────> Retry
       │                                                     └── nobody can prove that ───> Drop
+      ├── its supervisor has said that it is failing ──> Refuse 503
       └── otherwise queue ── full, or over its share ──> Refuse 503
-                └── too old ───────────────────────────> Refuse 503
+                ├── too old, or failing by now ────────> Refuse 503
+                └── Demand to its supervisor, which may have no worker yet
 
 One *pool* is one vhost's workers for one kind of work (its requests, or its metrics): no pool waits for
 another's workers, and what all queues together may hold is shared out fairly (`Router._make_room`).
@@ -35,6 +37,7 @@ from pyttpd.wire.errors import RemoteProtocolError
 from pyttpd.wire.messages import (
     MAX_BATCH,
     Client,
+    Demand,
     Dispatch,
     Drop,
     Message,
@@ -129,10 +132,11 @@ class WorkerState:
 
 @dataclass(slots=True, eq=False)
 class Supervisor:
-    """A vhost's supervisor: its channel, and the workers that it has announced."""
+    """A vhost's supervisor: its channel, the workers that it has announced, and whether they can't be had at all."""
 
     channel: Peer
     vhost: str
+    failing: bool = False
     workers: dict[int, WorkerState] = field(default_factory=dict)
 
 
@@ -148,6 +152,9 @@ class Pool:
         self.dispatched = 0
         self.taken = 0
         self.refusals: dict[str, int] = {}
+        # failing: all supervisors of the vhost say so; who comes is told at once. told: the last Demand was above 0.
+        self.failing = False
+        self.told = False
         self.wait_sum = 0.0
         self.wait_counts = [0] * (len(WAIT_BUCKETS) + 1)
         # Workers by credit: shelf n holds those that can take n more. The fullest shelf is the idlest worker.
@@ -199,7 +206,7 @@ class Router:
         self._budget = budget
         self._map = HostMap(1, {}, {}, None)
         self.pools: dict[tuple[str, str], Pool] = {}
-        self.supervisors: set[Supervisor] = set()
+        self.supervisors: dict[str, set[Supervisor]] = {}
         self.unnamed_refusals = 0
         self._queued = 0
         self._queues: set[Pool] = set()
@@ -210,6 +217,8 @@ class Router:
         self._travelling = 0
         self._unsent: set[Source] = set()
         self._sources: set[Source] = set()
+        self._demanding: set[Pool] = set()
+        self._to_tell: dict[Supervisor, Demand] = {}
 
     # ---- configuration ----
 
@@ -225,6 +234,7 @@ class Router:
         names = {peer.name for peer in share.vhosts}
         for key in [key for key in self.pools if key[0] not in names]:
             pool = self.pools.pop(key)
+            self._demanding.discard(pool)
             for worker in list(pool.workers):
                 self.worker_gone(worker)
                 worker.channel.close()
@@ -361,7 +371,9 @@ class Router:
         )
 
     def _enqueue(self, pool: Pool, offer: Offer) -> None:
-        if len(pool.queue) >= pool.peer.queue_limit:
+        if pool.failing:
+            self._refuse(pool, offer, "failing")
+        elif len(pool.queue) >= pool.peer.queue_limit:
             self._refuse(pool, offer, "queue-full")
         elif not self._make_room(pool):
             self._refuse(pool, offer, "over-share")
@@ -369,6 +381,19 @@ class Router:
             pool.queue.append(offer)
             self._queues.add(pool)
             self._queued += 1
+            if not pool.told:
+                self._tell_demand(pool, offer.since)
+
+    def _tell_demand(self, pool: Pool, now: float) -> None:
+        """Tell the supervisors of `pool` what waits for them: they may have no worker, or too few."""
+        supervisors = self.supervisors.get(pool.peer.name)
+        if pool.work != "requests" or not supervisors or self._leaving:
+            return
+        pool.told = bool(pool.queue)
+        (self._demanding.add if pool.told else self._demanding.discard)(pool)
+        oldest = now - pool.queue[0].since if pool.queue else 0.0
+        for supervisor in supervisors:
+            self._to_tell[supervisor] = Demand(len(pool.queue), int(oldest * 1000))
 
     def _make_room(self, pool: Pool) -> bool:
         """Say whether one more may queue for `pool`. Where all queues together are full, the longest makes room."""
@@ -404,15 +429,40 @@ class Router:
 
     def add_supervisor(self, channel: Peer, vhost: str) -> Supervisor:
         """A supervisor of `vhost` has said hello. Raises RemoteProtocolError when it has too many already."""
-        if sum(other.vhost == vhost for other in self.supervisors) >= MAX_SUPERVISORS:
+        known = self.supervisors.get(vhost, set())
+        if len(known) >= MAX_SUPERVISORS:
             raise RemoteProtocolError("too-many", f"{vhost} has {MAX_SUPERVISORS} supervisors already")
         supervisor = Supervisor(channel, vhost)
-        self.supervisors.add(supervisor)
+        self.supervisors.setdefault(vhost, known).add(supervisor)
+        self._judge(vhost)
         return supervisor
 
     def supervisor_gone(self, supervisor: Supervisor) -> None:
         """The supervisor's channel has closed. Its workers go on: they have channels of their own."""
-        self.supervisors.discard(supervisor)
+        known = self.supervisors.get(supervisor.vhost, set())
+        known.discard(supervisor)
+        self._to_tell.pop(supervisor, None)
+        if not known:
+            self.supervisors.pop(supervisor.vhost, None)
+        self._judge(supervisor.vhost)
+
+    def standing(self, supervisor: Supervisor, *, failing: bool) -> None:
+        """The supervisor says whether its application runs at all."""
+        supervisor.failing = failing
+        self._judge(supervisor.vhost)
+
+    def _judge(self, vhost: str) -> None:
+        """A vhost is failing if all of its supervisors say so; without any, it is only away, and is waited for."""
+        pool = self.pools.get((vhost, "requests"))
+        if pool is None:
+            return
+        known = self.supervisors.get(vhost, ())
+        if not known:
+            pool.told = False
+            self._demanding.discard(pool)
+        pool.failing = bool(known) and all(supervisor.failing for supervisor in known)
+        if pool.failing:
+            self._refuse_all(pool, 503, "failing")
 
     def may_add_worker(self, supervisor: Supervisor, number: int) -> None:
         """Raise RemoteProtocolError unless `supervisor` may announce a worker `number`."""
@@ -516,6 +566,9 @@ class Router:
                 self._queued -= 1
                 self._refuse(pool, pool.queue.popleft(), "queue-timeout")
             self._serve_queue(pool, now)
+        for pool in self._queues | self._demanding:
+            if pool.queue or pool.told:
+                self._tell_demand(pool, now)
         found = []
         for worker in list(self._slow):
             if not worker.stuck_at:
@@ -542,10 +595,14 @@ class Router:
                 source.channel.send(Settled(tuple(settled[start : start + MAX_BATCH])))
             for message in answers:
                 source.channel.send(message)
+        told, self._to_tell = self._to_tell, {}
+        for supervisor, demand in told.items():
+            supervisor.channel.send(demand)
 
     def give_back(self) -> None:
         """We are leaving: what is queued, or was on its way to us, is to be offered to our successor."""
         self._leaving = True
+        self._to_tell.clear()
         for pool in self._queues:
             while pool.queue:
                 self._give_back(pool.queue.popleft())

@@ -17,7 +17,19 @@ from pyttpd.rendezvous import Caller
 from pyttpd.roles import Channel as Directory
 from pyttpd.service import Service
 from pyttpd.wire.errors import RemoteProtocolError
-from pyttpd.wire.messages import Credit, Gone, Goodbye, Hello, Message, Pass, Retry, Route, Taken, Worker
+from pyttpd.wire.messages import (
+    Credit,
+    Gone,
+    Goodbye,
+    Hello,
+    Message,
+    Pass,
+    Retry,
+    Route,
+    Standing,
+    Taken,
+    Worker,
+)
 from pyttpd.wire.permits import Kind, Side
 
 from pyttpd_umaster.router import ROUTE_WINDOW, WAIT_BUCKETS, Router, Source, Supervisor, WorkerState
@@ -175,8 +187,15 @@ class Umaster:
                 self._check_budget(channel)
             case Gone(number):
                 self._router.buried(supervisor, number)
+            case Standing(state):
+                self._on_standing(supervisor, failing=state == "failing")
             case Goodbye():
                 pass  # its workers say goodbye for themselves
+
+    def _on_standing(self, supervisor: Supervisor, *, failing: bool) -> None:
+        # No line in the log: a tenant could say it without end. Its supervisor has said why in its own.
+        if failing != supervisor.failing:
+            self._router.standing(supervisor, failing=failing)
 
     def _supervisor_gone(self, channel: Channel, reason: str) -> None:
         self._channels.discard(channel)
@@ -283,6 +302,11 @@ class Umaster:
         credit = gauge(
             "pyttpd_umaster_credits", "Connections that workers can take at once.", labels=["vhost"]
         )
+        failing = gauge(
+            "pyttpd_umaster_failing",
+            "1 while the vhost's application does not run and its clients get 503 at once.",
+            labels=["vhost"],
+        )
         workers = gauge("pyttpd_umaster_workers", "Workers that have registered.", labels=["vhost"])
         handovers = gauge(
             "pyttpd_umaster_handovers_open", "Connections given and not yet taken.", labels=["vhost"]
@@ -298,6 +322,7 @@ class Umaster:
             depth.add_metric([name], len(pool.queue))
             oldest.add_metric([name], now - pool.queue[0].since if pool.queue else 0.0)
             credit.add_metric([name], pool.credits)
+            failing.add_metric([name], int(pool.failing))
             workers.add_metric([name], len(pool.workers))
             handovers.add_metric([name], pool.handovers)
             dispatched.add_metric([name], pool.dispatched)
@@ -306,7 +331,7 @@ class Umaster:
                 refusals.add_metric([name, reason], count)
             wait.add_metric([name], _cumulative(pool.wait_counts), pool.wait_sum)
         refusals.add_metric(["", "no-vhost"], self._router.unnamed_refusals)
-        yield from (depth, oldest, credit, workers, handovers, dispatched, taken, refusals, wait)
+        yield from (depth, oldest, credit, failing, workers, handovers, dispatched, taken, refusals, wait)
         yield gauge(
             "pyttpd_umaster_generation",
             "Generation of the configuration in force.",
