@@ -332,6 +332,7 @@ ROUND_TRIPS: dict[m.MessageType, st.SearchStrategy[m.Message]] = {
     m.Beat: st.just(m.Beat()),
     m.Detached: st.just(m.Detached()),
     m.Failed: st.builds(m.Failed, TEXTS),
+    m.Detail: st.builds(m.Detail, TEXTS),
 }
 
 

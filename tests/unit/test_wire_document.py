@@ -50,7 +50,13 @@ EXAMPLES: tuple[Any, ...] = (
     m.Failed("ImportError: no module named site"),
     m.Detail("Traceback (most recent call last):"),
 )
-CHOICES = {"role": m.ROLE_NAMES, "use": m.SOCKET_USES, "part": m.SHARE_PARTS, "work": m.WORK}
+CHOICES = {
+    "role": m.ROLE_NAMES,
+    "use": m.SOCKET_USES,
+    "part": m.SHARE_PARTS,
+    "state": m.STANDINGS,
+    "work": m.WORK,
+}
 
 
 def by_the_document(message: Any) -> bytes:
