@@ -292,7 +292,7 @@ def test_an_exchange_holds_a_kind_to_its_rules(tmp_path: Path) -> None:
     site = Site(make_share(), ListLog())
     here, there = socket.socketpair()
     with here, there:
-        exchange = Exchange(Stream(here), site, ("127.0.0.1", "1"))
+        exchange = Exchange(Stream(here, site), site, ("127.0.0.1", "1"))
         request = HeadReader(LlhttpEngine(), 32768).read(head())
         assert request is not None
         exchange.start(request, None, keep=True)

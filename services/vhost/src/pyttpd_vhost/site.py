@@ -11,12 +11,15 @@ from typing import TYPE_CHECKING, Protocol
 
 from pyttpd.head import bounds_of
 
+from pyttpd_vhost.commons import Commons
 from pyttpd_vhost.http.heads import HeadReader
+from pyttpd_vhost.http.patience import Patience
 
 if TYPE_CHECKING:
     from pyttpd.config.shares import VhostShare
 
     from pyttpd_vhost.access import AccessLog
+    from pyttpd_vhost.commons import Clients
     from pyttpd_vhost.http.engine import Engine
     from pyttpd_vhost.kinds.base import Kind
 
@@ -55,14 +58,21 @@ class Stats:
 
 
 class Site:
-    """One tenant's site. `retiring`: the process is about to leave, answers say `Connection: close`."""
+    """One tenant's site. `retiring`: the process is about to leave, answers say `Connection: close`.
+
+    `commons` is what all workers of the vhost share; `clients` this worker's part of it, None where nothing is limited.
+    """
 
     __slots__ = (
+        "_calm",
         "_exact",
         "_foreign",
         "_foreign_suffixes",
+        "_stressed",
         "_suffixes",
         "access",
+        "clients",
+        "commons",
         "engine",
         "heads",
         "kind",
@@ -74,8 +84,12 @@ class Site:
         "stats",
     )
 
-    def __init__(self, share: VhostShare, log: SiteLog) -> None:
+    def __init__(self, share: VhostShare, log: SiteLog, commons: Commons | None = None) -> None:
         self.share = share
+        self.commons = commons or Commons(1, limit=share.http.max_connections_per_client)
+        self.clients: Clients | None = None
+        self._calm = Patience.of(share.http)
+        self._stressed = Patience.of(share.http, share.http.stress_factor)
         self.settings = share.http
         self.log = log
         self.stats = Stats()
@@ -94,6 +108,11 @@ class Site:
         )
         self._exact, self._suffixes = _split(share.hosts)
         self._foreign, self._foreign_suffixes = _split(share.foreign)
+
+    @property
+    def patience(self) -> Patience:
+        """How long clients are waited for, as things stand."""
+        return self._stressed if self.commons.stressed else self._calm
 
     def owns(self, authority: str, routed: str) -> bool:
         """Whether a request for `authority` may be served on a connection that was routed here for `routed`."""

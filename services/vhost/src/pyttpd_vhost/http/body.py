@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from pyttpd_vhost.http.chunked import ChunkedDecoder, State
 from pyttpd_vhost.http.errors import ClientGone, RequestError
+from pyttpd_vhost.http.patience import Pace
 from pyttpd_vhost.http.stream import BODY_READ, Stream
 
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -30,9 +31,9 @@ class Body:
         "_expect",
         "_left",
         "_limit",
+        "_pace",
         "_stream",
-        "_timeout",
-        "_write_timeout",
+        "_wait",
         "done",
         "failed",
     )
@@ -45,16 +46,14 @@ class Body:
         *,
         expect: bool,
         limit: int,
-        timeout: float,
-        write_timeout: float,
     ) -> None:
         self._stream = stream
         self._left = length
         self._decoder = decoder
         self._expect = expect
         self._limit = limit
-        self._timeout = timeout
-        self._write_timeout = write_timeout
+        self._pace = Pace()
+        self._wait = True  # for what hasn't come yet
         self.done = False
         self.failed: RequestError | None = None
 
@@ -83,7 +82,7 @@ class Body:
         if self._expect and not self._stream.ahead:
             return False  # nobody has asked for it, so it may come or not
         self._expect = False
-        self._timeout = 0
+        self._wait = False
         dropped = 0
         try:
             while not self.done and dropped < DRAIN_LIMIT:
@@ -104,9 +103,15 @@ class Body:
     def _more(self, size: int) -> bytes:
         if self._expect:
             self._expect = False
-            self._stream.write((CONTINUE,), self._write_timeout)
+            self._stream.write((CONTINUE,))
             self._stream.sent -= len(CONTINUE)  # no part of the answer
-        data = self._stream.wait_received(size, self._timeout)
+        if self._wait:
+            data = self._stream.wait_received(size, self._pace)
+        else:
+            try:
+                data = self._stream.receive(size)
+            except BlockingIOError:
+                raise RequestError(408, "the rest of the body isn't there") from None
         if not data:
             raise RequestError(400, "the client closed in the middle of the body")
         return data

@@ -6,6 +6,7 @@ middle of a body, and returns what to wait for next; `deadline` says until when.
 is in the three `match` statements; the transitions:
 
     (new) --> HEAD       until a head is complete
+    (new) --> SURPLUS    its client has too many connections: 429 as soon as it says anything
     HEAD --> SENDING     an answer is more than the socket takes, and epoll finishes it; or the client has
                          pipelined more than its share of a turn
     HEAD --> IDLE        everything that was read is answered
@@ -13,6 +14,19 @@ is in the three `match` statements; the transitions:
     IDLE --> HEAD        the first byte of a further request
     any --> LINGER       nothing follows: our side is shut down, what still comes is read and dropped
     any --> CLOSED
+
+How long each state may last, counted from what; what happens then (times as `Site.patience` has them now, so stress
+shortens what has begun before):
+
+    HEAD, SURPLUS   head_timeout from the head's first byte (or the take)    408
+    IDLE            idle_timeout from the last answer                        closed without a word
+    SENDING         a look every LOOK: nothing taken for write_timeout,      given up
+                    or less than min_read_rate
+    LINGER          LINGER_TIMEOUT from the client's last byte, LINGER_TOTAL in all
+    in a kind       the same limits for writing; for reading a body read_timeout and min_body_rate: 408
+
+So a slow head, an idle connection, and the tail of a response cost a descriptor and a few hundred bytes; only a slow
+body, or a slow reader in the middle of a response, costs a thread.
 
 Rules:
 - The head scanner's verdict comes before the engine's, the engine's before the kind's.
@@ -35,6 +49,7 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 from pyttpd.head import Refused
+from pyttpd.wire.messages import Client
 
 from pyttpd_vhost.access import CLIENT_GONE
 from pyttpd_vhost.http.body import Body
@@ -42,6 +57,7 @@ from pyttpd_vhost.http.engine import CHUNKED, Request
 from pyttpd_vhost.http.errors import ClientGone
 from pyttpd_vhost.http.exchange import Exchange
 from pyttpd_vhost.http.exchange import State as Response
+from pyttpd_vhost.http.patience import LOOK
 from pyttpd_vhost.http.response import CLOSE, STATUS, date_line, plain_page
 from pyttpd_vhost.http.stream import BODY_READ, HEAD_READ, Stream
 
@@ -73,11 +89,12 @@ class State(enum.Enum):
     HEAD = enum.auto()
     IDLE = enum.auto()
     SENDING = enum.auto()
+    SURPLUS = enum.auto()
     LINGER = enum.auto()
     CLOSED = enum.auto()
 
 
-_HEAD, _IDLE, _SENDING, _LINGER, _CLOSED = State
+_HEAD, _IDLE, _SENDING, _SURPLUS, _LINGER, _CLOSED = State
 _READ, _WRITE = Want.READ, Want.WRITE
 _RESPONDED = Response.DONE
 
@@ -94,19 +111,20 @@ class Connection:
         "_exchange",
         "_last",
         "_linger_end",
+        "_network",
         "_owed",
         "_served",
         "_since",
         "_site",
         "_state",
         "_stream",
-        "deadline",
+        "_waiting_since",
         "sock",
     )
 
     def __init__(self, sock: socket.socket, client: tuple[str, int], authority: str, site: Site) -> None:
         self.sock = sock
-        self._stream = Stream(sock)
+        self._stream = Stream(sock, site)
         self._exchange = Exchange(self._stream, site, (client[0], str(client[1])))
         self._site = site
         self._authority = authority
@@ -117,8 +135,20 @@ class Connection:
         self._linger_end = 0.0
         self._owed = False  # the access log's entry of an answer that isn't sent yet
         self._since = 0.0  # when that answer's request had come, if the access log wants to know
-        #: CLOCK_MONOTONIC, s: when `on_timeout` must be called unless a turn has moved it.
-        self.deadline = monotonic() + site.settings.head_timeout
+        self._waiting_since = monotonic()
+        self._network: bytes | None = None  # where `site.clients` counts us
+        if site.clients is not None and not self.count():
+            self._state = _SURPLUS
+
+    @property
+    def deadline(self) -> float:
+        """CLOCK_MONOTONIC, s: when `on_timeout` must be called, as things stand; a turn moves it, and stress."""
+        state, patience = self._state, self._site.patience
+        if state is _IDLE:
+            return self._waiting_since + patience.idle
+        if state is _SENDING:
+            return self._waiting_since + LOOK
+        return self._waiting_since + (LINGER_TIMEOUT if state is _LINGER else patience.head)
 
     @property
     def idle(self) -> bool:
@@ -171,15 +201,15 @@ class Connection:
                 finally:
                     self._site.stats.bytes_sent += self._stream.sent - sent
                 if not done:
-                    if self._stream.sent != sent:
-                        self._stream.taken_since()
-                        self.deadline = monotonic() + self._site.settings.write_timeout
-                    return _WRITE
+                    return self._look()
+                self._stream.begin()
                 self._note()
                 if not self._exchange.keep:
                     return self._end()
                 self._state = _IDLE
                 return self._serve()
+            case State.SURPLUS:
+                return self._refuse(429, "too many connections of one client")
             case State.HEAD | State.IDLE | State.LINGER:
                 return _READ
             case State.CLOSED:
@@ -188,13 +218,10 @@ class Connection:
     def on_timeout(self) -> Want:
         """The deadline has passed."""
         match self._state:
-            case State.HEAD:
+            case State.HEAD | State.SURPLUS:
                 return self._refuse(408, "no complete head within head_timeout")
             case State.SENDING:
-                if self._stream.taken_since():
-                    self.deadline = monotonic() + self._site.settings.write_timeout
-                    return _WRITE
-                return self._gone(ClientGone("the client took nothing for write_timeout"))
+                return self._look()
             case State.IDLE:
                 return self.close()
             case State.LINGER | State.CLOSED:
@@ -210,7 +237,7 @@ class Connection:
         match self._state:
             case State.IDLE:
                 return self.on_readable()
-            case State.HEAD:
+            case State.HEAD | State.SURPLUS:
                 return self._end()
             case State.CLOSED:
                 return Want.CLOSED
@@ -232,6 +259,7 @@ class Connection:
                     self._note_refused(CLIENT_GONE)  # in the middle of a head
                 self._note()
             self._state = _CLOSED
+            self.uncount()
             self._stream.forget()
             try:
                 self.sock.shutdown(socket.SHUT_RDWR)
@@ -242,8 +270,26 @@ class Connection:
     def detach(self) -> socket.socket:
         """Give up the socket: it was handed on, or its owner wants it back. The caller owns it."""
         self._state = _CLOSED
+        self.uncount()
         self._stream.forget()
         return self.sock
+
+    def count(self) -> bool:
+        """Count us for our client, where a vhost limits that; False: it has too many."""
+        clients = self._site.clients
+        if clients is None:
+            return True
+        network = Client(self._exchange.client[0], 0).network
+        if not clients.enter(network):
+            return False
+        self._network = network
+        return True
+
+    def uncount(self) -> None:
+        """Don't count us any more: we are closed, or offered to a sibling, which counts us then."""
+        network, self._network = self._network, None
+        if network is not None and self._site.clients is not None:
+            self._site.clients.leave(network)
 
     # Serving
 
@@ -297,9 +343,7 @@ class Connection:
                 # a client that said so itself sends nothing more
                 self._announced = not request.keep_alive and not stream.ahead and (body is None or body.done)
             if stream.pending:
-                self._state = _SENDING
-                self.deadline = monotonic() + settings.write_timeout
-                return _WRITE
+                return self._send_on()
             if access is not None:
                 self._note()
             if not exchange.keep:
@@ -308,9 +352,7 @@ class Connection:
         # a client that pipelines more than that waits for its turn: the socket is writable, so it comes soon
         if not stream.ahead:
             return self._rest()
-        self._state = _SENDING
-        self.deadline = monotonic() + settings.write_timeout
-        return _WRITE
+        return self._send_on()
 
     def _rest(self) -> Want:
         """Everything that was read is served."""
@@ -318,13 +360,29 @@ class Connection:
             return self._end()
         self._state = _IDLE
         self._exchange.forget()
-        self.deadline = monotonic() + self._site.settings.idle_timeout
+        self._waiting_since = monotonic()
         return _READ
+
+    def _send_on(self) -> Want:
+        """Leave it to epoll to finish the answer, or to call us again."""
+        self._state = _SENDING
+        self._stream.watch()
+        self._waiting_since = monotonic()
+        return _WRITE
+
+    def _look(self) -> Want:
+        """See how the client takes the rest of its answer."""
+        try:
+            self._stream.look()
+        except ClientGone as gone:
+            return self._gone(gone)
+        self._waiting_since = monotonic()
+        return _WRITE
 
     def _await_head(self) -> Want:
         """The head isn't complete yet. Its deadline counts from its first byte; later ones don't move it."""
         if self._state is not _HEAD:
-            self.deadline = monotonic() + self._site.settings.head_timeout
+            self._waiting_since = monotonic()
         self._state = _HEAD
         return _READ
 
@@ -339,8 +397,6 @@ class Connection:
             self._site.engine.chunked() if request.length == CHUNKED else None,
             expect=request.expect,
             limit=settings.body_limit,
-            timeout=settings.read_timeout,
-            write_timeout=settings.write_timeout,
         )
 
     def _note(self) -> None:
@@ -386,8 +442,7 @@ class Connection:
         self._exchange.keep = False
         self._announced = False
         if self._stream.pending:
-            self.deadline = monotonic() + site.settings.write_timeout
-            return _WRITE
+            return self._send_on()
         return self._end()
 
     # The end
@@ -420,5 +475,5 @@ class Connection:
             pass
         except OSError:
             return self.abort()
-        self.deadline = min(monotonic() + LINGER_TIMEOUT, self._linger_end)
+        self._waiting_since = min(monotonic(), self._linger_end - LINGER_TIMEOUT)
         return _READ

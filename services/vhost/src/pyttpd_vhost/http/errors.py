@@ -17,7 +17,7 @@ class RequestError(OSError):
 
 
 class ClientGone(ConnectionError):
-    """The client closed, reset, or took nothing for longer than `write_timeout`. Nobody is left to answer."""
+    """The client closed, reset, or was too slow in taking its response. Nobody is left to answer."""
 
 
 class ResponseError(Exception):

@@ -132,8 +132,9 @@ class Exchange:
         if length <= JOIN_LIMIT:
             self._stream.send_whole(head + content)
         else:
+            self._stream.begin()
             self._stream.send_last((head, content))
-            self._stream.wait_tail(self.site.settings.write_timeout)
+            self._stream.wait_tail()
 
     def send_file(self, status: str, code: int, fields: Fields, fd: int, offset: int, count: int) -> None:
         """Send a whole response whose body is `count` bytes of the file `fd` from `offset`.
@@ -143,6 +144,7 @@ class Exchange:
         if self.state is not _NOTHING:
             os.close(fd)
             raise ResponseError("a second response to one request")
+        self._stream.begin()
         self._stream.adopt_file(fd, offset, count)
         if self.body is not None:
             self._settle_body()
@@ -245,12 +247,12 @@ class Exchange:
         self.state = _BODY
         if self.body is not None:
             self.body.answered()
+        self._stream.begin()
         self._send(head, first)
 
     def _send(self, head: bytes, data: bytes) -> None:
         """Send `head` (or b"") and a piece of the body in its framing."""
         stream = self._stream
-        timeout = self.site.settings.write_timeout
         framing = self._framing
         if framing is _NO_BODY:
             parts: tuple[bytes, ...] = (head,)
@@ -265,8 +267,8 @@ class Exchange:
         else:
             parts = (head, data)
         if framing is _LENGTH and not self._left:
-            stream.wait_sent(timeout)
+            stream.wait_sent()
             stream.send_last(parts)
-            stream.wait_tail(timeout)
+            stream.wait_tail()
         else:
-            stream.write(parts, timeout)
+            stream.write(parts)

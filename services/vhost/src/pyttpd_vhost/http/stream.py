@@ -6,7 +6,12 @@ Rules:
 - Writing in the middle of a response waits (`write`): PEP 3333 wants a block to be with the system before the
   application goes on. The last block is not (`send_last`): its tail (TAIL_LIMIT), and a file, are finished by
   the worker's epoll (`flush`).
-- Whoever is left without a byte moving for `write_timeout` or `read_timeout` has gone away, or gets 408.
+- Whoever takes nothing for `write_timeout`, or less than `min_read_rate`, has gone away; whoever sends nothing
+  for `read_timeout`, or less than `min_body_rate`, gets 408 (http/patience.py). Nobody is waited for in the middle
+  of a body without being looked at every LOOK.
+- What the client has *taken* is what the system has acknowledged: a socket becomes writable only when a third of
+  its buffer is free, and for a slow client that can take longer than any reasonable deadline, although it reads
+  all the time.
 """
 
 from __future__ import annotations
@@ -17,8 +22,14 @@ import select
 import socket
 import struct
 from collections.abc import Sequence
+from time import monotonic
+from typing import TYPE_CHECKING
 
 from pyttpd_vhost.http.errors import ClientGone, RequestError
+from pyttpd_vhost.http.patience import LOOK, Pace
+
+if TYPE_CHECKING:
+    from pyttpd_vhost.site import Site
 
 #: One recv(2). A head fits into a page or two; bodies ask for more (`receive`'s argument).
 HEAD_READ = 8192
@@ -43,16 +54,32 @@ SENDFILE_BURST = 4
 
 
 class Stream:
-    """Owns `sock`, and the descriptor of a file being sent."""
+    """Owns `sock`, and the descriptor of a file being sent. `site` says how long we wait."""
 
-    __slots__ = ("_file", "_file_at", "_file_left", "_pending", "_unsent", "ahead", "sent", "sock")
+    __slots__ = (
+        "_file",
+        "_file_at",
+        "_file_left",
+        "_looked",
+        "_pace",
+        "_pending",
+        "_site",
+        "_taken",
+        "ahead",
+        "sent",
+        "sock",
+    )
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket.socket, site: Site) -> None:
         self.sock = sock
+        self._site = site
         self.ahead = b""  # received, not yet used
         self.sent = 0  # bytes taken by the system since somebody last set it to 0
         self._pending: Sequence[bytes | memoryview] = ()
-        self._unsent = 0
+        # How the client takes this response; None until we have to wait for it.
+        self._pace: Pace | None = None
+        self._looked = 0.0
+        self._taken = 0
         self._file = -1
         self._file_at = 0
         self._file_left = 0
@@ -139,44 +166,72 @@ class Stream:
             raise ClientGone from error
         return False
 
-    def write(self, parts: tuple[bytes, ...], timeout: float) -> None:
-        """Send `parts`, waiting for the client up to `timeout` s for each step. Raises ClientGone."""
-        self.wait_sent(timeout)
+    def write(self, parts: tuple[bytes, ...]) -> None:
+        """Send `parts`, waiting for the client as long as it is quick enough. Raises ClientGone."""
+        self.wait_sent()
         self.send_last(parts)
-        self.wait_sent(timeout)
+        self.wait_sent()
 
-    def wait_sent(self, timeout: float, *, tail: int = 0) -> None:
-        """Wait until at most `tail` bytes are pending, up to `timeout` s for each step. Raises ClientGone."""
+    def wait_sent(self, *, tail: int = 0) -> None:
+        """Wait until at most `tail` bytes are pending. Raises ClientGone."""
         if not self._pending or (tail and sum(map(len, self._pending)) <= tail):
             return
         waiter = select.poll()
         waiter.register(self.sock, select.POLLOUT)
-        self.taken_since()
+        left = self.watch()
         while sum(map(len, self._pending)) > tail:
-            if not waiter.poll(timeout * 1000):
-                if self.taken_since():
-                    continue
-                # an application may catch this and go on: nothing more may be sent behind the gap
-                self.sock.shutdown(socket.SHUT_RDWR)
-                raise ClientGone("the client took nothing for write_timeout")
-            self.flush()
+            if waiter.poll(min(left, LOOK) * 1000):
+                self.flush()
+            left = self.look()
 
-    def taken_since(self) -> bool:
-        """Whether the client has taken anything since the last call (or send).
+    def wait_tail(self) -> None:
+        """Wait until no more is pending than may be left to epoll. Raises ClientGone."""
+        self.wait_sent(tail=TAIL_LIMIT)
 
-        The socket becomes writable only when a third of its buffer is free: for a slow client, that can take
-        longer than any reasonable deadline, although it reads all the time.
+    def begin(self) -> None:
+        """What is sent from here on is another response: its pace counts anew."""
+        self._pace = None
+
+    def watch(self) -> float:
+        """From here on we wait for the client to take what is pending. Returns for how long, if it takes nothing."""
+        self._looked = monotonic()
+        self._taken = self._count_taken()
+        if self._pace is None:
+            self._pace = Pace()
+        return self._left(self._pace)
+
+    def look(self) -> float:
+        """See what it has taken since `watch` or the last look, and return as `watch`.
+
+        Raises ClientGone if it is too slow.
         """
+        pace = self._pace
+        assert pace is not None
+        now, taken = monotonic(), self._count_taken()
+        pace.add(now - self._looked, taken - self._taken)
+        self._looked, self._taken = now, taken
+        left = self._left(pace)
+        if left <= 0:
+            # an application may catch this and go on: nothing more may be sent behind the gap
+            try:
+                self.sock.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                pass  # ENOTCONN: the client was faster
+            still = pace.still >= self._site.patience.write
+            raise ClientGone(f"the client took {'nothing for write_timeout' if still else 'less than min_read_rate'}")
+        return left
+
+    def _left(self, pace: Pace) -> float:
+        patience = self._site.patience
+        return pace.left(patience.write, patience.read_rate, patience.grace)
+
+    def _count_taken(self) -> int:
+        """Bytes that the client has acknowledged, from an arbitrary zero."""
         try:
             unsent: int = struct.unpack("i", fcntl.ioctl(self.sock, _SIOCOUTQ, bytes(4)))[0]
         except OSError:
-            return False
-        before, self._unsent = self._unsent, unsent
-        return unsent < before
-
-    def wait_tail(self, timeout: float) -> None:
-        """Wait until no more is pending than may be left to epoll. Raises ClientGone."""
-        self.wait_sent(timeout, tail=TAIL_LIMIT)
+            return self._taken
+        return self.sent - unsent
 
     # Input
 
@@ -192,20 +247,36 @@ class Stream:
         except OSError as error:
             raise ClientGone from error
 
-    def wait_received(self, size: int, timeout: float) -> bytes:
-        """Receive up to `size` bytes, waiting up to `timeout` s. Raises RequestError(408) and ClientGone."""
+    def wait_received(self, size: int, pace: Pace) -> bytes:
+        """Receive up to `size` bytes of a body, waiting as long as `pace`, which is the body's, isn't too slow.
+
+        Raises RequestError(408) and ClientGone.
+        """
         try:
             return self.receive(size)
         except BlockingIOError:
             pass
         waiter = select.poll()
         waiter.register(self.sock, select.POLLIN)
-        while waiter.poll(timeout * 1000):
+        began = monotonic()
+        while True:
+            patience = self._site.patience
+            left = pace.left(patience.read, patience.body_rate, patience.grace)
+            if left <= 0:
+                still = pace.still >= patience.read
+                raise RequestError(
+                    408, f"of the body came {'nothing for read_timeout' if still else 'less than min_body_rate'}"
+                )
+            waiter.poll(min(left, LOOK) * 1000)
+            now = monotonic()
             try:
-                return self.receive(size)
+                data = self.receive(size)
             except BlockingIOError:
+                pace.add(now - began, 0)
+                began = now
                 continue
-        raise RequestError(408, "no more of the body came within read_timeout")
+            pace.add(now - began, len(data))
+            return data
 
     # End
 

@@ -328,7 +328,7 @@ _READ_SIZE = 65536
 class Input:
     """wsgi.input: the body as a file.
 
-    Waits for the client, up to `read_timeout` for each piece; raises RequestError (an OSError).
+    Waits for the client as long as it is quick enough; raises RequestError (an OSError).
     """
 
     __slots__ = ("_ahead", "_body")

@@ -1,0 +1,71 @@
+"""How long we wait for clients: a vhost's deadlines and minimum rates, and how one client does against them.
+
+Rules:
+- A `Patience` is the configuration's; under stress there is a second one, shrunk by `stress_factor`
+  (`Site.patience` says which is in force). Whoever waits asks for it again at least every LOOK, so stress also
+  shortens waits that had begun before.
+- A rate is what a client must do over the time that *we wait for it*, as in Apache's mod_reqtimeout: it has
+  `grace` seconds, and one second more for each `rate` bytes that have moved. Time that the application takes
+  isn't the client's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pyttpd.config.shares import HttpSettings
+
+#: Who waits for a client looks at it this often (s), to see what it has taken, and whether stress has begun.
+LOOK = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """Times in seconds, rates in bytes/s (0: none is asked for)."""
+
+    head: float
+    idle: float
+    read: float
+    write: float
+    body_rate: float
+    read_rate: float
+    grace: float
+
+    @classmethod
+    def of(cls, http: HttpSettings, factor: float = 1.0) -> Patience:
+        """Make it of a vhost's settings: `factor` 1 is its ordinary one, less than 1 is less patient."""
+        return cls(
+            head=http.head_timeout * factor,
+            idle=http.idle_timeout * factor,
+            read=http.read_timeout * factor,
+            write=http.write_timeout * factor,
+            body_rate=http.min_body_rate / factor,
+            read_rate=http.min_read_rate / factor,
+            grace=http.rate_grace * factor,
+        )
+
+
+class Pace:
+    """How one client does over one body, or one response: `moved` bytes in `waited` seconds; nothing for the last
+    `still` seconds.
+    """
+
+    __slots__ = ("moved", "still", "waited")
+
+    def __init__(self) -> None:
+        self.moved = 0
+        self.waited = 0.0
+        self.still = 0.0
+
+    def add(self, seconds: float, count: int) -> None:
+        """We have waited for so long, and so much has moved meanwhile."""
+        self.moved += count
+        self.waited += seconds
+        self.still = 0.0 if count else self.still + seconds
+
+    def left(self, timeout: float, rate: float, grace: float) -> float:
+        """How long (s) we wait yet if nothing moves; 0 or less: it is too slow."""
+        left = timeout - self.still
+        return min(left, grace + self.moved / rate - self.waited) if rate else left
