@@ -57,7 +57,9 @@ class Commons:
 
     def clients(self, row: int) -> Clients | None:
         """Return the table as worker `row` sees it; None if nobody limits clients."""
-        return Clients(self._table, self._sets, self._rows, row, self.limit) if self._table is not None else None
+        return (
+            Clients(self._table, self._sets, self._rows, row, self.limit) if self._table is not None else None
+        )
 
     def clear(self, row: int) -> None:
         """For the supervisor: the worker of `row` has ended."""

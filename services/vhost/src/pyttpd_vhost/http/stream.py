@@ -218,7 +218,9 @@ class Stream:
             except OSError:
                 pass  # ENOTCONN: the client was faster
             still = pace.still >= self._site.patience.write
-            raise ClientGone(f"the client took {'nothing for write_timeout' if still else 'less than min_read_rate'}")
+            raise ClientGone(
+                f"the client took {'nothing for write_timeout' if still else 'less than min_read_rate'}"
+            )
         return left
 
     def _left(self, pace: Pace) -> float:
@@ -265,7 +267,8 @@ class Stream:
             if left <= 0:
                 still = pace.still >= patience.read
                 raise RequestError(
-                    408, f"of the body came {'nothing for read_timeout' if still else 'less than min_body_rate'}"
+                    408,
+                    f"of the body came {'nothing for read_timeout' if still else 'less than min_body_rate'}",
                 )
             waiter.poll(min(left, LOOK) * 1000)
             now = monotonic()
