@@ -297,7 +297,6 @@ class Connection:
         """Serve the requests that were read ahead."""
         stream = self._stream
         site = self._site
-        settings = site.settings
         exchange = self._exchange
         access = site.access
         for _ in range(PIPELINE_BURST):
