@@ -167,14 +167,20 @@ Serve = Callable[..., Server]
 
 @pytest.fixture
 def serve() -> Iterator[Serve]:
-    """Start servers: serve(application, **http settings) or serve(root=folder, **http settings)."""
+    """Start servers: serve(application, **http settings) or serve(root=folder, ...); `share`: other keys."""
     with contextlib.ExitStack() as stack:
 
-        def start(application: Application | None = None, *, root: Path | None = None, **http: Any) -> Server:
-            share = make_share(http=HttpSettings(**http))
+        def start(
+            application: Application | None = None,
+            *,
+            root: Path | None = None,
+            share: dict[str, Any] | None = None,
+            **http: Any,
+        ) -> Server:
+            made = make_share(http=HttpSettings(**http), **(share or {}))
             if root is not None:
-                share = replace(share, kind="static", application=None, root=str(root))
-            site = Site(share, ListLog())
+                made = replace(made, kind="static", application=None, root=str(root))
+            site = Site(made, ListLog())
             if root is not None:
                 kind = site.kind = StaticKind(str(root), site)
                 stack.callback(kind.close)

@@ -33,7 +33,7 @@ class Case(NamedTuple):
 
 def echo(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
     """Say what was asked; read the body only below /body."""
-    path = environ["PATH_INFO"]
+    path = environ["PATH_INFO"] or environ["REQUEST_URI"]
     body = environ["wsgi.input"].read() if path == "/body" else b""
     query = "?" + environ["QUERY_STRING"] if environ["QUERY_STRING"] else ""
     start_response("200 OK", [("Content-Type", "text/plain")])

@@ -38,6 +38,12 @@ def ask(
         return Client(sock).answer(method)
 
 
+def tracebacks(server: Server) -> str:
+    """What the log says of the application's faults."""
+    lines = server.site.log.lines  # type: ignore[attr-defined]
+    return "\n".join(fields["traceback"] for _, event, fields in lines if event == "application failed")
+
+
 def answering(
     *pieces: bytes, headers: list[tuple[str, str]] | None = None, status: str = "200 OK"
 ) -> Application:
@@ -286,9 +292,7 @@ def failing(pieces: Iterable[bytes]) -> Iterator[bytes]:
 @pytest.mark.parametrize(
     "pieces", [[b"a", b"b"], [], failing([]), failing([b"x"])], ids=["ok", "empty", "fails", "fails_later"]
 )
-def test_iterables_are_closed(
-    serve: Serve, pieces: Iterable[bytes], capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_iterables_are_closed(serve: Serve, pieces: Iterable[bytes]) -> None:
     made = Closing(pieces)
 
     def application(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
@@ -301,7 +305,6 @@ def test_iterables_are_closed(
         while sock.recv(1000):
             pass
     assert made.closed == 1
-    capfd.readouterr()
 
 
 def test_a_client_that_goes_away_closes_the_iterable(serve: Serve) -> None:
@@ -485,9 +488,7 @@ def test_input_kept_for_later_reads_nothing_of_the_next_request(serve: Serve) ->
         ("200 OK", None),
     ],
 )
-def test_responses_that_are_none(
-    serve: Serve, status: Any, headers: Any, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_responses_that_are_none(serve: Serve, status: Any, headers: Any) -> None:
     def application(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         start_response(status, headers)
         return [b"x"]
@@ -499,7 +500,7 @@ def test_responses_that_are_none(
         assert {name for name, _ in answer.headers} == {"Content-Type", "Content-Length", "Date"}
         assert answer.body == b"500 Internal Server Error\n"
     assert server.site.stats.errors == 2
-    assert "Error" in capfd.readouterr().err
+    assert "Error" in tracebacks(server)
 
 
 class Liar(str):
@@ -514,7 +515,7 @@ class Liar(str):
         return hash("harmless")
 
 
-def test_a_string_that_lies_is_not_sent(serve: Serve, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_string_that_lies_is_not_sent(serve: Serve) -> None:
     headers: list[list[tuple[str, str]]] = [
         [("X", "harmless")],
         [("X", Liar("a\r\nY: b"))],
@@ -528,7 +529,6 @@ def test_a_string_that_lies_is_not_sent(serve: Serve, capfd: pytest.CaptureFixtu
     server = serve(application)
     for _ in range(3):
         assert "Y" not in ask(server)
-    capfd.readouterr()
 
 
 def nothing(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
@@ -564,9 +564,7 @@ def none(environ: dict[str, Any], start_response: Any) -> Any:
 
 
 @pytest.mark.parametrize("application", [nothing, raising, exiting, twice, text, text_pieces, none])
-def test_applications_that_fail(
-    serve: Serve, application: Application, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_applications_that_fail(serve: Serve, application: Application) -> None:
     server = serve(application)
     with server.connect() as sock:
         client = Client(sock)
@@ -575,11 +573,11 @@ def test_applications_that_fail(
             answer = client.answer()
             assert answer.status == 500
             assert b"boom" not in answer.body
-    assert "Traceback" in capfd.readouterr().err
+    assert "Traceback" in tracebacks(server)
     assert server.site.stats.errors == 2
 
 
-def test_a_failure_in_the_middle_cuts_the_body(serve: Serve, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_failure_in_the_middle_cuts_the_body(serve: Serve) -> None:
     def application(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         start_response("200 OK", TEXT)
         return failing([b"half"])
@@ -591,10 +589,10 @@ def test_a_failure_in_the_middle_cuts_the_body(serve: Serve, capfd: pytest.Captu
         while piece := sock.recv(1000):
             data += piece
     assert data.endswith(b"\r\n4\r\nhalf\r\n")  # and no last chunk: the client knows
-    assert "RuntimeError" in capfd.readouterr().err
+    assert "RuntimeError" in tracebacks(server)
 
 
-def test_exc_info(serve: Serve, capfd: pytest.CaptureFixture[str]) -> None:
+def test_exc_info(serve: Serve) -> None:
     def application(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         write = start_response("200 OK", TEXT)
         if environ["PATH_INFO"] == "/late":
@@ -614,10 +612,10 @@ def test_exc_info(serve: Serve, capfd: pytest.CaptureFixture[str]) -> None:
         while piece := sock.recv(1000):
             data += piece
     assert data.endswith(b"\r\n1\r\nx\r\n")
-    assert "for exc_info" in capfd.readouterr().err
+    assert "for exc_info" in tracebacks(server)
 
 
-def test_start_response_kept_for_later_does_nothing(serve: Serve, capfd: pytest.CaptureFixture[str]) -> None:
+def test_start_response_kept_for_later_does_nothing(serve: Serve) -> None:
     kept: list[Any] = []
 
     def application(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
@@ -636,7 +634,6 @@ def test_start_response_kept_for_later_does_nothing(serve: Serve, capfd: pytest.
             answer = client.answer()
             assert answer.status == status
             assert b"smuggled" not in answer.body
-    capfd.readouterr()
 
 
 # ---- file_wrapper --------------------------------------------------------------------------------------------------

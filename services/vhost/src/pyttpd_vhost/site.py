@@ -14,6 +14,7 @@ from pyttpd.head import bounds_of
 from pyttpd_vhost.commons import Commons
 from pyttpd_vhost.http.heads import HeadReader
 from pyttpd_vhost.http.patience import Patience
+from pyttpd_vhost.http.proxies import Proxies
 
 if TYPE_CHECKING:
     from pyttpd.config.shares import VhostShare
@@ -77,6 +78,7 @@ class Site:
         "heads",
         "kind",
         "log",
+        "proxies",
         "requests_per_connection",
         "retiring",
         "settings",
@@ -98,6 +100,7 @@ class Site:
         self.access: AccessLog | None = None
         self.kind: Kind
         self.engine = _engine(share.http.engine)
+        self.proxies = Proxies(share.trusted_proxies, share.proxy_headers) if share.trusted_proxies else None
         self.heads = HeadReader(
             self.engine,
             share.http.head_limit,

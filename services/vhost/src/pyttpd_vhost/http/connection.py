@@ -113,6 +113,7 @@ class Connection:
         "_linger_end",
         "_network",
         "_owed",
+        "_proxy",
         "_served",
         "_since",
         "_site",
@@ -127,6 +128,10 @@ class Connection:
         self._stream = Stream(sock, site)
         self._exchange = Exchange(self._stream, site, (client[0], str(client[1])))
         self._site = site
+        #: Address and port of a trusted proxy whose connection it is. Such a one is many clients'.
+        self._proxy: tuple[str, str] | None = None
+        if site.proxies is not None and site.proxies.trusts(client[0]):
+            self._proxy = self._exchange.client
         self._authority = authority
         self._state = _HEAD
         self._served = 0
@@ -308,6 +313,8 @@ class Connection:
                 request = site.heads.read(data)
                 if request is None:
                     return self._await_head()
+                if self._proxy is not None:
+                    self._ask_proxy(self._proxy, request)
                 if request.host != self._authority and not site.owns(request.host, self._authority):
                     raise Refused(421, "not a name of this vhost")
                 body = self._body(request) if request.length else None
@@ -424,9 +431,21 @@ class Connection:
         else:
             access.add(client, request, status, sent, 0.0)
 
+    def _ask_proxy(self, proxy: tuple[str, str], request: Request) -> None:
+        """Learn from a trusted proxy's request whose it is. Raises Refused."""
+        site, exchange = self._site, self._exchange
+        assert site.proxies is not None
+        exchange.client = proxy
+        origin = exchange.origin = site.proxies.origin(proxy, request.fields)
+        exchange.client = origin.address, origin.port
+        if origin.host and not site.owns(origin.host, self._authority):
+            raise Refused(421, "a trusted proxy names a host that is not of this vhost")
+
     def _refuse(self, status: int, reason: str, request: Request | None = None) -> Want:
         """Answer what isn't a request (or isn't ours) and end."""
         site = self._site
+        if request is None and self._proxy is not None:
+            self._exchange.client = self._proxy  # without a head nobody knows whose it is
         site.stats.refused += 1
         site.log.info("request refused", status=status, reason=reason, client=self._exchange.client[0])
         fields, content = plain_page(status)

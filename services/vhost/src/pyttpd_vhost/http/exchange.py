@@ -24,6 +24,7 @@ from pyttpd_vhost.http.response import CLOSE, KEEP_ALIVE, STATUS, Fields, date_l
 from pyttpd_vhost.http.stream import JOIN_LIMIT, Stream
 
 if TYPE_CHECKING:
+    from pyttpd_vhost.http.proxies import Origin
     from pyttpd_vhost.site import Site
 
 
@@ -70,6 +71,7 @@ class Exchange:
         "code",
         "head_size",
         "keep",
+        "origin",
         "request",
         "site",
         "state",
@@ -78,7 +80,10 @@ class Exchange:
     def __init__(self, stream: Stream, site: Site, client: tuple[str, str]) -> None:
         self._stream = stream
         self.site = site
-        self.client = client  # address and port
+        self.client = (
+            client  # address and port; behind a trusted proxy they are the request's, not the connection's
+        )
+        self.origin: Origin | None = None  # what a trusted proxy says of the request
         self.request: Request = _NO_REQUEST
         self.body: Body | None = None  # None: the request has none
         self.state = _NOTHING
@@ -99,6 +104,13 @@ class Exchange:
         """Let go of the request: its connection may be idle for long."""
         self.request = _NO_REQUEST
         self.body = None
+
+    @property
+    def full(self) -> bool:
+        """The client has got, or is about to get, all of the body that it may have."""
+        return self.state is _BODY and (
+            self._framing is _NO_BODY or (self._framing is _LENGTH and not self._left)
+        )
 
     # A whole response
 

@@ -6,11 +6,16 @@ The head waits for the first piece of the body that isn't empty (PEP 3333 "Handl
 callable"), and shares its packet.
 
 Who may break what: whatever the application does wrong becomes a plain 500 (or a cut body) for its client and
-a traceback in its own log; nothing of it reaches the framing.
+a traceback in its own log; nothing of it reaches the framing. That includes what is meant to end a process
+(SystemExit, KeyboardInterrupt): a request doesn't end a worker.
+
+Names: a header gets a key only if no other header could get the same one. What proxies say of the client is in
+the environ if a trusted proxy says it (http/proxies.py), else not at all.
 """
 
 from __future__ import annotations
 
+import io
 import os
 import stat
 import sys
@@ -27,6 +32,7 @@ from pyttpd_vhost.http.body import Body
 from pyttpd_vhost.http.engine import Request
 from pyttpd_vhost.http.errors import ClientGone, RequestError, ResponseError
 from pyttpd_vhost.http.exchange import Exchange, State
+from pyttpd_vhost.http.proxies import Origin, default_port, is_forwarding
 from pyttpd_vhost.http.response import Fields, status_code
 
 if TYPE_CHECKING:
@@ -38,8 +44,8 @@ Environ = dict[str, Any]
 ExcInfo = tuple[type[BaseException], BaseException, TracebackType] | tuple[None, None, None]
 Application = Callable[[Environ, Callable[..., Any]], Iterable[bytes]]
 
-#: The environ's keys of header names. Names with an underscore get none: they could pass for others
-#: ("X_Forwarded_For").
+#: The environ's keys of header names; None: it gets none. Names with an underscore could pass for others
+#: ("X_Forwarded_For"); HTTP_PROXY is what programs take for their proxy's address ("httpoxy", CVE-2016-5385).
 _KEYS: dict[bytes, str | None] = {}
 _ODD_KEYS: dict[bytes, str | None] = {
     b"content-type": "CONTENT_TYPE",
@@ -49,7 +55,7 @@ _ODD_KEYS: dict[bytes, str | None] = {
 #: The client chooses the names.
 _MAX_KEYS = 1024
 
-_NOTHING = State.NOTHING
+_NOTHING, _DONE = State.NOTHING, State.DONE
 
 
 def load_application(share: VhostShare, log: SiteLog) -> Application:
@@ -78,11 +84,17 @@ class WsgiKind:
     def __init__(self, application: Application, site: Site) -> None:
         self._application = application
         self._site = site
+        self._told_of_proxies = False
+        #: For HTTP/1.0 without Host.
+        self._server_name = next((host for host in site.share.hosts if host[:1] != "*"), site.share.name)
         self._template: Environ = {
             "REQUEST_METHOD": "",
             "SCRIPT_NAME": "",
             "PATH_INFO": "",
             "QUERY_STRING": "",
+            # as sent, not decoded: Apache's and uWSGI's name for it, and gunicorn's
+            "REQUEST_URI": "",
+            "RAW_URI": "",
             "SERVER_NAME": "",
             "SERVER_PORT": "",
             "SERVER_PROTOCOL": "",
@@ -93,7 +105,8 @@ class WsgiKind:
             "wsgi.url_scheme": "http",
             "wsgi.input": NO_INPUT,
             "wsgi.errors": sys.stderr,
-            "wsgi.multithread": False,
+            "wsgi.multithread": site.share.pool.max_threads > 1,
+            # also with max_workers = 1: a worker's replacement serves while it finishes
             "wsgi.multiprocess": True,
             "wsgi.run_once": False,
             "wsgi.file_wrapper": FileWrapper,
@@ -113,14 +126,15 @@ class WsgiKind:
                     close()
         except ClientGone:
             raise
-        except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever it raises
+        except BaseException as error:  # noqa: BLE001 - whatever it raises
             if type(error) is RequestError and exchange.body is not None and exchange.body.failed is error:
                 status = error.status  # the client's fault, met while the application was reading
             else:
                 status = 500
                 self._site.stats.errors += 1
-                self._report(request)
-            exchange.fail(status)
+                self._report(error, request, exchange)
+            if exchange.state is not _DONE:  # else close() has failed, and the client has what it asked for
+                exchange.fail(status)
         finally:
             response.closed = True
 
@@ -134,6 +148,8 @@ class WsgiKind:
         else:
             environ = self._head_environ(request)
         environ["REMOTE_ADDR"], environ["REMOTE_PORT"] = exchange.client
+        if exchange.origin is not None:
+            self._apply_origin(environ, exchange.origin, request)
         if exchange.body is not None:
             environ["wsgi.input"] = Input(exchange.body)
         return environ
@@ -141,20 +157,22 @@ class WsgiKind:
     def _head_environ(self, request: Request) -> Environ:
         environ = self._template.copy()
         environ["REQUEST_METHOD"] = request.method
+        environ["REQUEST_URI"] = environ["RAW_URI"] = request.target.decode("latin-1")
         path = request.path
         if b"%" in path:
             path = unquote_to_bytes(path)
-        environ["PATH_INFO"] = path.decode("latin-1")
+        if path != b"*":  # OPTIONS * is for the server, and no path (RFC 3875 section 4.1.5)
+            environ["PATH_INFO"] = path.decode("latin-1")
         if request.query:
             environ["QUERY_STRING"] = request.query.decode("latin-1")
-        environ["SERVER_NAME"] = request.host or self._site.share.name
+        environ["SERVER_NAME"] = request.host or self._server_name
         environ["SERVER_PORT"] = str(request.port) if request.port else "80"
         environ["SERVER_PROTOCOL"] = "HTTP/1.1" if request.version == 11 else "HTTP/1.0"
         for name, value in request.fields:
             try:
                 key = _KEYS[name]
             except KeyError:
-                key = _environ_key(name)
+                key = self._new_key(name)
             if key in environ:
                 # several fields of one name are a list (RFC 9110 section 5.3); cookies have their own comma
                 # (RFC 6265 section 5.4)
@@ -162,33 +180,58 @@ class WsgiKind:
                 environ[key] = f"{environ[key]}{comma}{value.decode('latin-1')}"
             elif key is not None:
                 environ[key] = value.decode("latin-1")
+        if request.target[:1] != b"/" and "HTTP_HOST" in environ:
+            # absolute-form: Host doesn't count, and may say anything (RFC 9112 section 3.2.2)
+            environ["HTTP_HOST"] = f"{request.host}:{request.port}" if request.port else request.host
         return environ
 
-    def _report(self, request: Request) -> None:
+    def _apply_origin(self, environ: Environ, origin: Origin, request: Request) -> None:
+        """Put in what a trusted proxy says of the client, its scheme, host and port."""
+        environ["wsgi.url_scheme"] = origin.scheme
+        if origin.scheme == "https":
+            environ["HTTPS"] = "on"
+        if origin.host:
+            environ["SERVER_NAME"] = origin.host
+            environ["HTTP_HOST"] = origin.authority
+        own_port = 0 if origin.host else request.port
+        environ["SERVER_PORT"] = str(origin.server_port or own_port or default_port(origin.scheme))
+        for name, value in origin.believed:
+            if "_" not in name:
+                environ["HTTP_" + name.upper().replace("-", "_")] = value
+
+    def _new_key(self, name: bytes) -> str | None:
+        """Return the environ's key for a header's name that is new here, None if it gets none."""
+        lower = name.lower()
+        if lower in _ODD_KEYS:
+            key = _ODD_KEYS[lower]
+        elif is_forwarding(lower):
+            key = None
+            if self._site.proxies is None and not self._told_of_proxies:
+                self._told_of_proxies = True
+                self._site.log.info(
+                    "a forwarding header was dropped: trusted_proxies names nobody",
+                    header=name.decode("ascii"),
+                )
+        else:
+            key = None if b"_" in name else "HTTP_" + name.decode("ascii").upper().replace("-", "_")
+        if len(_KEYS) < _MAX_KEYS:
+            _KEYS[name] = key
+        return key
+
+    def _report(self, error: BaseException, request: Request, exchange: Exchange) -> None:
         """Write the traceback to the tenant's log."""
-        error = sys.exc_info()[1]
+        try:
+            trace = "".join(traceback.format_exception(error))
+        except BaseException:  # noqa: BLE001 - it is the tenant's object: the client gets its 500 all the same
+            trace = "the traceback can't be shown"
         self._site.log.warning(
             "application failed",
             method=request.method,
             target=request.target.decode("latin-1"),
+            client=exchange.client[0],
             error=type(error).__name__,
+            traceback=trace,
         )
-        try:
-            traceback.print_exc(file=sys.stderr)
-        except Exception:  # noqa: BLE001 - a str() that fails, a full log: the client gets its 500 all the same
-            self._site.log.warning("traceback lost")
-
-
-def _environ_key(name: bytes) -> str | None:
-    """Return the environ's key for a header's name as sent, None if it gets none."""
-    lower = name.lower()
-    if lower in _ODD_KEYS:
-        key = _ODD_KEYS[lower]
-    else:
-        key = None if b"_" in name else "HTTP_" + name.decode("ascii").upper().replace("-", "_")
-    if len(_KEYS) < _MAX_KEYS:
-        _KEYS[name] = key
-    return key
 
 
 class _Response:
@@ -234,15 +277,17 @@ class _Response:
     def send(self, result: Iterable[bytes]) -> None:
         """Send what the application returned."""
         exchange = self._exchange
-        if type(result) is list and len(result) == 1 and exchange.state is _NOTHING:
-            content = result[0]
-            if self._fields is None:
-                raise ResponseError("no start_response() before the body")
-            if type(content) is not bytes:
-                content = _plain(content)
-            exchange.respond(self._status, self._code, self._fields, content)
-            return
-        if type(result) is FileWrapper and self._send_file(result):
+        kind = type(result)
+        if kind is list:
+            # (an empty one isn't whole: to HEAD it says nothing of the length that GET would have had)
+            if len(result) == 1 and result[0] and exchange.state is _NOTHING:  # type: ignore[arg-type,index]
+                self._only(result[0])  # type: ignore[index]
+                return
+        elif kind is FileWrapper:
+            if self._send_file(result):  # type: ignore[arg-type]
+                return
+        elif exchange.state is _NOTHING and _length(result) == 1:
+            self._only(next(iter(result), b""))
             return
         head_only = exchange.request.method == "HEAD"
         for data in result:
@@ -251,7 +296,10 @@ class _Response:
             if head_only and self._fields is not None:
                 break  # nobody sees the rest, and it may have no end
             if data:
+                full = exchange.full
                 self._piece(data)
+                if full:
+                    break  # the same; but what comes after the last piece is run
         if self._fields is None:
             raise ResponseError("no start_response()")
         if exchange.state is _NOTHING:
@@ -260,6 +308,14 @@ class _Response:
                 return
             exchange.begin(self._status, self._code, self._fields)
         exchange.end()
+
+    def _only(self, content: bytes) -> None:
+        """Send a response whose body is this piece and no other."""
+        if self._fields is None:
+            raise ResponseError("no start_response() before the body")
+        if type(content) is not bytes:
+            content = _plain(content)
+        self._exchange.respond(self._status, self._code, self._fields, content)
 
     def _piece(self, data: bytes) -> None:
         exchange = self._exchange
@@ -274,11 +330,15 @@ class _Response:
         """Send a regular file by sendfile(2). False: it isn't one, iterate."""
         if self._fields is None or self._exchange.state is not _NOTHING:
             return False
+        file = _plain_file(wrapper.filelike)
+        if file is None:
+            return False
         try:
-            fd = wrapper.filelike.fileno()
+            file.flush()
+            fd = file.fileno()
             status = os.fstat(fd)
-            at = wrapper.filelike.tell()
-        except (AttributeError, OSError, ValueError):
+            at = file.tell()
+        except (OSError, ValueError):
             return False
         count = status.st_size - at
         if not stat.S_ISREG(status.st_mode) or count < 0:
@@ -290,6 +350,29 @@ class _Response:
         # a duplicate, because the application's close() comes before the last byte is sent
         self._exchange.send_file(self._status, self._code, self._fields, os.dup(fd), at, count)
         return True
+
+
+def _length(result: object) -> int:
+    """Return how many pieces a result says it has, -1 if it doesn't say."""
+    try:
+        return len(result)  # type: ignore[arg-type]  # that is the question
+    except TypeError:
+        return -1
+
+
+def _plain_file(filelike: object) -> io.FileIO | io.BufferedReader | io.BufferedRandom | None:
+    """Return the file whose read() gives what its descriptor does, None if `filelike` isn't surely one.
+
+    By its exact type: a GzipFile has a descriptor, too, and that has other bytes than its read() returns.
+    """
+    temporary = getattr(sys.modules.get("tempfile"), "_TemporaryFileWrapper", None)
+    if temporary is not None and type(filelike) is temporary:
+        filelike = filelike.file  # type: ignore[attr-defined]  # the file itself, wrapped to be deleted in the end
+    if type(filelike) is io.FileIO:
+        return filelike
+    if type(filelike) in (io.BufferedReader, io.BufferedRandom) and type(filelike.raw) is io.FileIO:  # type: ignore[attr-defined]
+        return filelike  # type: ignore[return-value]  # mypy doesn't narrow by "in"
+    return None
 
 
 def _plain(data: object) -> bytes:
@@ -331,11 +414,13 @@ class Input:
     Waits for the client as long as it is quick enough; raises RequestError (an OSError).
     """
 
-    __slots__ = ("_ahead", "_body")
+    __slots__ = ("_ahead", "_at", "_body")
 
     def __init__(self, body: Body) -> None:
         self._body = body
-        self._ahead = b""  # received for readline(), not yet asked for
+        # received for readline(), from `_at` on not yet asked for: lines are cut out of it, not off it
+        self._ahead = b""
+        self._at = 0
 
     def read(self, size: int | None = -1) -> bytes:
         """Return `size` bytes, fewer only at the end; all of them if `size` is negative."""
@@ -343,9 +428,10 @@ class Input:
             size = sys.maxsize
         pieces = []
         if self._ahead:
-            pieces.append(self._ahead[:size])
-            self._ahead = self._ahead[size:]
-            size -= len(pieces[0])
+            piece = self._ahead[self._at : self._at + size]
+            self._used(len(piece))
+            pieces.append(piece)
+            size -= len(piece)
         while size > 0 and (data := self._body.read(min(size, _READ_SIZE))):
             pieces.append(data)
             size -= len(data)
@@ -357,17 +443,19 @@ class Input:
             size = sys.maxsize
         pieces: list[bytes] = []
         while size > 0:
-            data = self._ahead or self._body.read(_READ_SIZE)
-            if not data:
-                break
-            end = data.find(b"\n", 0, size) + 1
-            piece = data[: end or size]
-            self._ahead = data[len(piece) :]
+            if not self._ahead:
+                self._ahead = self._body.read(_READ_SIZE)
+                if not self._ahead:
+                    break
+            stop = min(self._at + size, len(self._ahead))
+            end = self._ahead.find(b"\n", self._at, stop) + 1
+            piece = self._ahead[self._at : end or stop]
+            self._used(len(piece))
             pieces.append(piece)
             size -= len(piece)
             if end:
                 break
-        return b"".join(pieces)
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     def readlines(self, hint: int | None = -1) -> list[bytes]:
         """Return the lines that are left, or about `hint` bytes of them."""
@@ -382,6 +470,11 @@ class Input:
 
     def __iter__(self) -> Iterator[bytes]:
         return iter(self.readline, b"")
+
+    def _used(self, count: int) -> None:
+        self._at += count
+        if self._at >= len(self._ahead):
+            self._ahead, self._at = b"", 0
 
 
 class _NoInput:
