@@ -29,6 +29,7 @@ from pyttpd.wire.messages import Beat, Failed, Message, Ready, Spawn, Spawned
 from pyttpd.wire.permits import Kind, Side
 
 from pyttpd_vhost import worker
+from pyttpd_vhost.commons import Commons
 from pyttpd_vhost.output import redirect
 from pyttpd_vhost.scoreboard import Scoreboard
 from pyttpd_vhost.site import Site
@@ -43,6 +44,7 @@ def main(
     share: VhostShare,
     control: socket.socket,
     scoreboard: Scoreboard,
+    commons: Commons,
     log: Log,
     *,
     printed: int,
@@ -55,7 +57,7 @@ def main(
         redirect(printed)
         log.bare = True
         privileges.set_process_name(f"p:{share.name}")
-        prototype = Prototype(share, control, scoreboard, log)
+        prototype = Prototype(share, control, scoreboard, commons, log)
         prototype.confine(tmp, one_uid=one_uid)
         prototype.load()
         prototype.loop.run()
@@ -86,7 +88,9 @@ def describe(error: BaseException) -> str:
 class Prototype:
     """See the module's text. Owns `control`."""
 
-    def __init__(self, share: VhostShare, control: socket.socket, scoreboard: Scoreboard, log: Log) -> None:
+    def __init__(
+        self, share: VhostShare, control: socket.socket, scoreboard: Scoreboard, commons: Commons, log: Log
+    ) -> None:
         self._share = share
         self._scoreboard = scoreboard
         self._log = log
@@ -102,7 +106,7 @@ class Prototype:
             on_message=self._on_message,
             on_close=lambda _channel, _reason: self.loop.stop(),
         )
-        self._site = Site(share, log)
+        self._site = Site(share, log, commons)
 
     def confine(self, tmp: str, *, one_uid: bool) -> None:
         """Lock this process, and so all that comes of it, before the tenant's code is seen.
@@ -197,6 +201,7 @@ class Prototype:
             self.loop.close()
             self._control.close()
             privileges.set_process_name(f"w{number}:{self._share.name}")
+            self._site.clients = self._site.commons.clients(slot)
             process = worker.Worker(self._site, sock, self._scoreboard, slot, number, self._log)
             if not self._share.preload:
                 load(self._site, self._log, process.tell)

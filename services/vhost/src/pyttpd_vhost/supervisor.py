@@ -37,6 +37,7 @@ from pyttpd.wire.messages import (
     Attach,
     Beat,
     Credit,
+    Demand,
     Detached,
     Dispatch,
     Failed,
@@ -54,8 +55,10 @@ from pyttpd.wire.messages import (
 from pyttpd.wire.permits import Kind, Side
 
 from pyttpd_vhost import prototype
+from pyttpd_vhost.commons import Commons
 from pyttpd_vhost.output import Output
 from pyttpd_vhost.scoreboard import Scoreboard
+from pyttpd_vhost.stress import Stress
 
 #: A worker or prototype that hasn't said Beat for so long (s) is stopped, or its interpreter is.
 BEAT_LIMIT = 10.0
@@ -154,6 +157,8 @@ class Supervisor:
         self._output = Output(service.loop, service.log)
         self._share: VhostShare | None = None
         self._scoreboard: Scoreboard | None = None
+        self._commons: Commons | None = None
+        self._stress = Stress()
         self._prototype: PrototypeChild | None = None
         self._workers: dict[int, WorkerChild] = {}
         self._next_number = METRICS_WORKER
@@ -189,7 +194,9 @@ class Supervisor:
         self._log.level, self._log.format = share.log.level, share.log.format
         if first:
             # One more of each for replacements that are ready before their predecessor leaves.
-            self._scoreboard = Scoreboard(2 * share.pool.max_workers + 2)
+            rows = 2 * share.pool.max_workers + 2
+            self._scoreboard = Scoreboard(rows)
+            self._commons = Commons(rows, limit=share.http.max_connections_per_client)
             self._link.start()
             self._service.when_sealed(self._start_prototype)
 
@@ -212,6 +219,7 @@ class Supervisor:
     def _start_prototype(self) -> None:
         assert self._share is not None
         assert self._scoreboard is not None
+        assert self._commons is not None
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         pid = os.fork()
         if pid == 0:
@@ -221,6 +229,7 @@ class Supervisor:
                 self._share,
                 theirs,
                 self._scoreboard,
+                self._commons,
                 self._log,
                 printed=self._output.fd,
                 tmp=options.tmp,
@@ -385,9 +394,11 @@ class Supervisor:
     def _bury(self, worker: WorkerChild, reason: str) -> None:
         """The worker is reaped, or never was."""
         assert self._scoreboard is not None
+        assert self._commons is not None
         del self._workers[worker.number]
         worker.control.close()
         self._scoreboard.give_back(worker.slot, worker.number)
+        self._commons.clear(worker.slot)
         self.exits[reason] = self.exits.get(reason, 0) + 1
         if self._umaster is not None:
             self._umaster.send(Gone(worker.number))
@@ -492,6 +503,9 @@ class Supervisor:
                 else:
                     self._log.warning("worker takes nothing and is killed", worker=number)
                     self._kill(worker)
+            case Demand(waiting):
+                if waiting:
+                    self._stress.press(self._loop.now)
             case Goodbye():
                 pass  # it closes when it has settled what is open; the link comes back to its successor
 
@@ -570,6 +584,8 @@ class Supervisor:
             (counter, "bytes_sent", "Bytes sent to clients.", row.bytes_sent),
             (counter, "worker_starts", "Workers started.", self.starts),
             (gauge, "connections", "Connections that workers have open.", row.connections),
+            (gauge, "stress", "1 while clients are waited for less patiently.", int(self._stress.on)),
+            (counter, "stress_episodes", "Times that this has begun.", self._stress.episodes),
             (gauge, "application_failed", "1 while the application does not load.", int(bool(self._failure))),
         ):
             metric = family(f"pyttpd_vhost_{title}", text, labels=["vhost"])
@@ -606,7 +622,26 @@ class Supervisor:
             elif worker.state is State.LEAVING and now - worker.born > self._service.options.grace:
                 self._kill(worker)
         self._fill()
+        self._weigh_stress(now)
         self._loop.call_later(SWEEP_INTERVAL, self._sweep)
+
+    def _weigh_stress(self, now: float) -> None:
+        """Tell the workers when stress begins and ends, and the operator."""
+        if self._scoreboard is None or self._commons is None:
+            return
+        serving = [worker for worker in self._workers.values() if worker.state is State.SERVING]
+        rows = [self._scoreboard.read(worker.slot, worker.number) for worker in serving]
+        if rows and all(row.busy_threads >= row.threads for row in rows) and any(row.waiting for row in rows):
+            self._stress.press(now)
+        began = self._stress.since
+        if self._stress.weigh(now):
+            self._commons.stressed = int(self._stress.on)
+            if self._stress.on:
+                self._log.warning(
+                    "stress begins: all workers are busy, and clients wait", workers=len(serving)
+                )
+            else:
+                self._log.info("stress ends", seconds=round(now - began, 1))
 
     def _patience(self, worker: WorkerChild) -> float:
         """How long `worker` may give no sign of life (s): without preload it imports before its first one."""

@@ -331,6 +331,7 @@ class Worker(Loop):
         except OSError:
             one.connection.sock.close()
             return
+        one.connection.uncount()  # whoever takes it counts it
         self._offered[self._next_id] = one
         if self._channel is None or not self._channel.send(
             Pass(self._next_id, one.client, one.authority), one.fd
@@ -348,6 +349,7 @@ class Worker(Loop):
             except OSError:
                 pass
         if sure:
+            one.connection.count()
             self._park(one, Want.READ)
         else:
             one.connection.detach().close()
