@@ -203,6 +203,7 @@ class Answer:
         self.headers = headers
         self.body = body
         self.whole = whole
+        self.trailers: list[tuple[str, str]] = []
 
     def __getitem__(self, name: str) -> str:
         values = [value for key, value in self.headers if key.lower() == name.lower()]
@@ -239,15 +240,22 @@ class Client:
         body, self.data = self.data[:count], self.data[count:]
         return body
 
+    def _fields(self) -> list[tuple[str, str]]:
+        fields = []
+        while line := self._line():
+            name, _, value = line.decode("latin-1").partition(": ")
+            fields.append((name, value))
+        return fields
+
+    def close(self) -> None:
+        """Say that nothing more comes."""
+        self.sock.shutdown(socket.SHUT_WR)
+
     def answer(self, method: str = "GET") -> Answer:
         """Read one response."""
         version, status, _ = self._line().split(b" ", 2)
         assert version == b"HTTP/1.1"
-        headers = []
-        while line := self._line():
-            name, _, value = line.decode("latin-1").partition(": ")
-            headers.append((name, value))
-        answer = Answer(int(status), headers, b"", whole=True)
+        answer = Answer(int(status), self._fields(), b"", whole=True)
         assert not ("Content-Length" in answer and "Transfer-Encoding" in answer)
         if method == "HEAD" or answer.status in (204, 304) or answer.status < 200:
             pass
@@ -256,7 +264,7 @@ class Client:
             while size := int(self._line(), 16):
                 answer.body += self._exactly(size)
                 assert self._exactly(2) == b"\r\n"
-            assert self._line() == b""
+            answer.trailers = self._fields()
         elif "Content-Length" in answer:
             answer.body = self._exactly(int(answer["Content-Length"]))
         else:

@@ -24,7 +24,11 @@ DRAIN_LIMIT = 65536
 
 
 class Body:
-    """The body of one request on `stream`. `done`: read to its end."""
+    """The body of one request on `stream`: `length` bytes, or as many as `decoder` finds.
+
+    `done`: read to its end. `failed`: why it can't be; whatever the kind says then, this is the client's answer, if
+    nothing was sent before (`Exchange`).
+    """
 
     __slots__ = (
         "_decoder",
@@ -32,6 +36,7 @@ class Body:
         "_left",
         "_limit",
         "_pace",
+        "_size",
         "_stream",
         "_wait",
         "done",
@@ -48,7 +53,8 @@ class Body:
         limit: int,
     ) -> None:
         self._stream = stream
-        self._left = length
+        self._left = length  # of a counted body
+        self._size = 0  # of a chunked one, so far
         self._decoder = decoder
         self._expect = expect
         self._limit = limit
@@ -77,19 +83,29 @@ class Body:
             self.failed = RequestError(400, "the client closed in the middle of the body")
             raise self.failed from error
 
-    def drain(self) -> bool:
-        """Read and drop what has already come, at most DRAIN_LIMIT. True: the body is read to its end."""
+    @property
+    def trailers(self) -> list[tuple[bytes, bytes]]:
+        """The trailers of a chunked body, once it is `done`; dropping them is always right (RFC 9110 6.5.1)."""
+        return self._decoder.trailers if self._decoder is not None else []
+
+    def drain(self) -> None:
+        """Read and drop what has already come, at most DRAIN_LIMIT, so that it may be `done`.
+
+        What is wrong in it counts (`failed`), that it isn't there yet doesn't.
+        """
+        if self.done or self.failed is not None:
+            return
         if self._expect and not self._stream.ahead:
-            return False  # nobody has asked for it, so it may come or not
+            return  # nobody has asked for it, so it may come or not
         self._expect = False
         self._wait = False
         dropped = 0
         try:
-            while not self.done and dropped < DRAIN_LIMIT:
+            while dropped < DRAIN_LIMIT and not self.done:
                 dropped += len(self.read(BODY_READ))
-        except RequestError:
-            return False
-        return self.done
+        except RequestError as error:
+            if error.status == 408:
+                self.failed = None
 
     def answered(self) -> None:
         """The head of the response is out: a 100 would come too late."""
@@ -129,19 +145,18 @@ class Body:
         return data
 
     def _read_chunked(self, decoder: ChunkedDecoder, size: int) -> bytes:
-        """`_left` is below 0 here (CHUNKED) and counts down, so that `-_left` is what was read, plus one."""
         stream = self._stream
         while True:
             if stream.ahead:
                 self._expect = False
                 data, used = decoder.feed(stream.ahead, size)
                 stream.ahead = stream.ahead[used:]
+                self._size += len(data)
+                if self._size > self._limit:
+                    raise RequestError(413, "chunked body over body_limit")
+                self.done = decoder.state is State.DONE
                 if data:
-                    self._left -= len(data)
-                    if -self._left - 1 > self._limit:
-                        raise RequestError(413, "chunked body over body_limit")
                     return data
-            if decoder.state is State.DONE:
-                self.done = True
+            if self.done:
                 return b""
             stream.ahead += self._more(BODY_READ)

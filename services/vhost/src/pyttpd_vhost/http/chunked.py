@@ -4,8 +4,10 @@ Theory of operation: the decoder is a table of three line states and one data st
 CRLF after the data, trailers) are consumed whole or not at all; data is handed out as slices, never
 collected. It consumes nothing after the end of the message: what follows belongs to the next request.
 
-Stricter than llhttp, on purpose: no blanks around the size, extensions only as `;` and visible text, no bare
-LF, sizes of at most 15 hex digits, trailers dropped unread but bounded and free of control characters.
+The grammar to the letter, and no more of it than its limits: no blanks around a size or at a line's end, extensions
+as section 7.1.1 has them (blanks within them included), sizes of at most 15 hex digits, no bare CR or LF, no control
+characters. Extensions are dropped; trailers are kept for the kind, apart from the head's fields, so that nothing in
+them changes what was decided by these. Trailers that would try (FORBIDDEN) are an error (RFC 9110 section 6.5.1).
 """
 
 from __future__ import annotations
@@ -21,8 +23,14 @@ MAX_SIZE_LINE = 256
 #: All trailers together, the bound that proxies use for a head's single line.
 MAX_TRAILERS = 8192
 
-_SIZE_LINE = re.compile(rb"([0-9A-Fa-f]{1,15})(?:[ \t]*;[\t\x20-\x7e\x80-\xff]*)?\r\n")
-_TRAILER = re.compile(rb"(?:[!#$%&'*+\-.^_`|~0-9A-Za-z]+:[\t\x20-\x7e\x80-\xff]*)?\r\n")
+#: What a trailer must not say: how long the message is, and whose it is. No client sends that by accident.
+FORBIDDEN = frozenset({b"content-length", b"transfer-encoding", b"host"})
+
+_TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]++"
+_QUOTED = rb'"(?:[\t !#-\[\]-~\x80-\xff]|\\[\t -~\x80-\xff])*"'
+_EXTENSION = rb"[ \t]*+;[ \t]*+%b(?:[ \t]*+=[ \t]*+(?:%b|%b))?" % (_TOKEN, _TOKEN, _QUOTED)
+_SIZE_LINE = re.compile(rb"([0-9A-Fa-f]{1,15})(?:%b)*\r\n" % _EXTENSION)
+_TRAILER = re.compile(rb"(?:(%b):[ \t]*+([\t\x20-\x7e\x80-\xff]*+))?\r\n" % _TOKEN)
 
 
 class State(enum.Enum):
@@ -38,12 +46,14 @@ class State(enum.Enum):
 class ChunkedDecoder:
     """Decodes one message. `state` is DONE after the last CRLF; errors are RequestError(400)."""
 
-    __slots__ = ("_left", "_trailers", "state")
+    __slots__ = ("_left", "_trailers_size", "state", "trailers")
 
     def __init__(self) -> None:
         self.state = State.SIZE
+        #: Names as sent, values without blanks around them; complete when DONE.
+        self.trailers: list[tuple[bytes, bytes]] = []
         self._left = 0
-        self._trailers = 0
+        self._trailers_size = 0
 
     def feed(self, data: bytes, size: int) -> tuple[bytes, int]:
         """Return at most `size` (> 0) bytes of the body that `data` holds, and how many bytes of `data` that took.
@@ -83,18 +93,28 @@ class ChunkedDecoder:
                     self._left = int(match[1], 16)
                     self.state = State.DATA if self._left else State.TRAILER
                 case State.TRAILER:
-                    line = _line(data, at, MAX_TRAILERS - self._trailers)
+                    line = _line(data, at, MAX_TRAILERS - self._trailers_size)
                     if not line:
                         break
-                    if _TRAILER.fullmatch(line) is None:
-                        raise RequestError(400, "malformed trailer")
                     at += len(line)
-                    self._trailers += len(line)
-                    if line == b"\r\n":
-                        self.state = State.DONE
+                    self._trailers_size += len(line)
+                    self._trailer(line)
                 case State.DONE:
                     break
         return pieces[0] if len(pieces) == 1 else b"".join(pieces), at
+
+    def _trailer(self, line: bytes) -> None:
+        """Keep a trailer, or end with the empty line."""
+        match = _TRAILER.fullmatch(line)
+        if match is None:
+            raise RequestError(400, "malformed trailer")
+        name, value = match.groups()
+        if name is None:
+            self.state = State.DONE
+        elif name.lower() in FORBIDDEN:
+            raise RequestError(400, "forbidden trailer")
+        else:
+            self.trailers.append((name, value.rstrip(b" \t")))
 
 
 def _line(data: bytes, start: int, limit: int) -> bytes:

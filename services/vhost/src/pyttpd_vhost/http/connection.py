@@ -450,6 +450,8 @@ class Connection:
         site.log.info("request refused", status=status, reason=reason, client=self._exchange.client[0])
         fields, content = plain_page(status)
         head = f"HTTP/1.1 {STATUS[status]}\r\n{fields.text}Content-Length: {len(content)}\r\n{date_line()}{CLOSE}\r\n"
+        if self._stream.ahead.startswith((b"HEAD ", b"\r\nHEAD ")):
+            content = b""  # whatever else is wrong with it (RFC 9110 section 9.3.2)
         site.stats.responses[status // 100] += 1
         self._note_refused(status, request, len(content))
         self._state = _SENDING

@@ -140,6 +140,11 @@ class Request:
         values = [value for key, value in self.fields if key.lower() == name]
         return b", ".join(values) if values else None
 
+    def takes_trailers(self) -> bool:
+        """Whether the client does something with trailers (RFC 9110 section 10.1.4)."""
+        codings = (self.get(b"te") or b"").lower().split(b",")
+        return any(coding.strip() == b"trailers" for coding in codings)
+
 
 class Engine(Protocol):
     """Reads heads. Holds no state between two heads: one engine serves all connections of a thread."""

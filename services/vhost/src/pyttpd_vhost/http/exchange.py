@@ -3,8 +3,12 @@
 Rules:
 - A response is either whole (`respond`, `send_file`) or in pieces (`begin`, `write`..., `end`). The table of
   what is allowed when is `State`; anything else is a ResponseError in the kind.
-- No body for HEAD, 204 and 304, whatever the kind gives (RFC 9110 6.4.1, 15.3.5, 15.4.5); no length for 204.
-- Unknown length: chunked to 1.1, ended by the connection's end to 1.0.
+- No body for HEAD, 204, 205 and 304, whatever the kind gives (RFC 9110 6.4.1, 15.3.5, 15.3.6, 15.4.5); no length for
+  204, length 0 for 205. A kind can't send 1xx.
+- Unknown length: chunked to 1.1, ended by the connection's end to 1.0. Trailers go to who asked for them (`TE:
+  trailers`), in a chunked body.
+- A request's body that turns out to be malformed, too large or too slow before a byte of the response is sent is
+  answered for that (400, 413, 408) and not as the kind would have it: nobody knows what the client meant.
 - A body longer than its Content-Length is cut, a shorter one can't be finished: both end the connection, and
   are logged.
 - `keep` is true if the connection may serve another request after this one. It only ever goes from true to
@@ -20,7 +24,7 @@ from typing import TYPE_CHECKING
 from pyttpd_vhost.http.body import Body
 from pyttpd_vhost.http.engine import Request
 from pyttpd_vhost.http.errors import ResponseError
-from pyttpd_vhost.http.response import CLOSE, KEEP_ALIVE, STATUS, Fields, date_line, plain_page
+from pyttpd_vhost.http.response import CLOSE, KEEP_ALIVE, STATUS, Fields, Trailers, date_line, plain_page
 from pyttpd_vhost.http.stream import JOIN_LIMIT, Stream
 
 if TYPE_CHECKING:
@@ -121,13 +125,15 @@ class Exchange:
         """
         if self.state is not _NOTHING:
             raise ResponseError("a second response to one request")
-        if self.body is not None:
-            self._settle_body()
+        if self.body is not None and (failed := self._settle_body()):
+            code = failed
+            status = STATUS[code]
+            fields, content = plain_page(code)
         length = len(content)
         request = self.request
         if (
             (fields.length is not None and fields.length != length)
-            or code in (204, 304)
+            or code in (204, 205, 304)
             or request.method == "HEAD"
         ):
             self._begin(status, code, fields, length if fields.length is None else fields.length, content)
@@ -156,10 +162,12 @@ class Exchange:
         if self.state is not _NOTHING:
             os.close(fd)
             raise ResponseError("a second response to one request")
+        if self.body is not None and (failed := self._settle_body()):
+            os.close(fd)
+            self.fail(failed)
+            return
         self._stream.begin()
         self._stream.adopt_file(fd, offset, count)
-        if self.body is not None:
-            self._settle_body()
         head = self._head(status, code, fields, count)
         self.state = _DONE
         if self._framing is _NO_BODY or not count:
@@ -183,13 +191,16 @@ class Exchange:
             raise ResponseError("a body without a response")
         self._send(b"", data)
 
-    def end(self) -> None:
-        """End the response: all pieces were written."""
+    def end(self, trailers: Trailers | None = None) -> None:
+        """End the response: all pieces were written. `trailers` are dropped unless the client asked for some."""
         if self.state is not _BODY:
             raise ResponseError("the end without a response")
         self.state = _DONE
         if self._framing is _CHUNKED:
-            self._stream.send_whole(LAST_CHUNK)
+            if trailers is not None and self.request.takes_trailers():
+                self._stream.send_whole(b"0\r\n%b\r\n" % trailers.text.encode("latin-1"))
+            else:
+                self._stream.send_whole(LAST_CHUNK)
         elif self._framing is _LENGTH and self._left:
             self._spoilt("response shorter than its Content-Length")
         if self.body is not None and self.keep:
@@ -209,11 +220,18 @@ class Exchange:
 
     # Inside
 
-    def _settle_body(self) -> None:
-        """Find out whether the next request can be found behind this one's body, before the head says so."""
+    def _settle_body(self) -> int:
+        """Find out whether the next request can be found behind this one's body, before the head says so.
+
+        Returns the status that the body deserves, 0 if nothing is wrong with it as far as it has come.
+        """
         body = self.body
-        if body is not None and not body.done and not body.drain():
+        if body is None:
+            return 0
+        body.drain()
+        if not body.done:
             self.keep = False
+        return body.failed.status if body.failed is not None else 0
 
     def _spoilt(self, reason: str) -> None:
         self.keep = False
@@ -231,8 +249,10 @@ class Exchange:
         request = self.request
         self.code = code
         framing = ""
-        if code == 204:
+        if code in (204, 205):
             self._framing = _NO_BODY
+            if code == 205:
+                framing = "Content-Length: 0\r\n"
         elif request.method == "HEAD" or code == 304:
             self._framing = _NO_BODY
             # what GET would have had; 304 only if the kind says it, because its content here is not the
@@ -255,10 +275,13 @@ class Exchange:
         return head
 
     def _begin(self, status: str, code: int, fields: Fields, length: int | None, first: bytes) -> None:
+        body = self.body
+        if body is not None:
+            body.answered()
+            if body.failed is not None:
+                self.keep = False
         head = self._head(status, code, fields, length)
         self.state = _BODY
-        if self.body is not None:
-            self.body.answered()
         self._stream.begin()
         self._send(head, first)
 

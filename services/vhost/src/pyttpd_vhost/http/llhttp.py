@@ -4,7 +4,8 @@ Theory of operation: httptools can't say where in a buffer a message ended, and 
 the next request can't give it back. So llhttp gets exactly one head, and never a body: Content-Length bodies are
 counted, chunked ones decoded by `chunked`, both by the caller. After a head with a body, or one that ends the
 connection, the parser waits for bytes it will never see: it is thrown away. After all others (nearly all) it is
-ready for the next head, of any connection.
+ready for the next head, of any connection. Since llhttp has more reasons to refuse what follows than the standards
+give (it takes Proxy-Connection for Connection), a head that a used parser refuses is put before a new one.
 """
 
 from __future__ import annotations
@@ -48,6 +49,7 @@ class LlhttpEngine:
     def read(self, data: bytes, head: Head) -> Request:
         """See `Engine.read`."""
         parser = self._parser
+        used = parser is not None
         if parser is None:
             parser = self._parser = HttpRequestParser(self)
         fields = self._fields = []
@@ -57,11 +59,12 @@ class LlhttpEngine:
             parser.feed_data(data if len(data) == end else data[:end])
         except HttpParserUpgrade:
             self._parser = None
-        except HttpParserInvalidMethodError:
+        except HttpParserError as error:
             self._parser = None
-            raise Refused(501, "method not served") from None
-        except HttpParserError:
-            self._parser = None
+            if used:
+                return self.read(data, head)
+            if isinstance(error, HttpParserInvalidMethodError):
+                raise Refused(501, "method not served") from None
             raise Refused(400, "malformed head") from None
         if b" \r\n" in data or b"\t\r\n" in data:
             # llhttp leaves the blanks behind a value, which RFC 9112 section 5.1 takes away

@@ -2,7 +2,7 @@
 
 Rules: a name is a token (RFC 9110 section 5.6.2), a value visible text, blanks and tabs (5.5): nothing that a
 tenant's application passes can start a new line. Connection, Transfer-Encoding and the other hop-by-hop
-fields are ours alone.
+fields are ours alone: what an application says of the connection is dropped, the others are errors.
 """
 
 from __future__ import annotations
@@ -24,15 +24,33 @@ KEEP_ALIVE = "Connection: keep-alive\r\n"
 #: them.
 HOP_BY_HOP = frozenset(
     {
-        "connection",
-        "keep-alive",
         "proxy-authenticate",
         "proxy-authorization",
-        "proxy-connection",
         "te",
         "trailer",
         "transfer-encoding",
         "upgrade",
+    }
+)
+
+#: Hop-by-hop as well, but applications that were written for one certain server send them and mean no harm (event
+#: streams, above all, with `Connection: keep-alive`). gunicorn and mod_wsgi drop them, too.
+DROPPED = frozenset({"connection", "keep-alive", "proxy-connection"})
+
+#: What can't be a trailer, besides these: framing, routing, and what is needed before the content (RFC 9110 section
+#: 6.5.1).
+_NO_TRAILER = frozenset(
+    {
+        "authorization",
+        "cache-control",
+        "content-encoding",
+        "content-length",
+        "content-range",
+        "content-type",
+        "host",
+        "location",
+        "set-cookie",
+        "www-authenticate",
     }
 )
 
@@ -102,7 +120,7 @@ class Fields:
         lower = _names.get(name) or _check_name(name)
         if type(value) is not str or _VALUE.fullmatch(value) is None:
             raise ResponseError(f"not a value of the header {name}: {value!r:.100}")
-        line: str | int = f"{name}: {value}\r\n"
+        line: str | int = f"{name}: {value}\r\n" if lower not in DROPPED else ""
         if lower == "date":
             self.date = True
             return line
@@ -115,6 +133,20 @@ class Fields:
                 _lines.clear()
             _lines[name, value] = line
         return line
+
+
+class Trailers:
+    """Checked trailers, ready to be sent: `text` is lines with CRLF."""
+
+    __slots__ = ("text",)
+
+    def __init__(self, trailers: Iterable[tuple[str, str]]) -> None:
+        """Check `trailers`. Raises ResponseError."""
+        trailers = list(trailers)
+        for name, _ in trailers:
+            if type(name) is str and name.lower() in _NO_TRAILER:
+                raise ResponseError(f"the header {name} can't be a trailer")
+        self.text = Fields(trailers).text
 
 
 def _check_name(name: str) -> str:
@@ -153,21 +185,39 @@ def date_line() -> str:
     return _date_line
 
 
-_IMF_FIXDATE = re.compile(
-    rb"(?:Mon|Tue|Wed|Thu|Fri|Sat|Sun), ([0-9]{2}) ([A-Z][a-z]{2}) ([0-9]{4}) ([0-9]{2}):([0-9]{2}):([0-9]{2}) GMT"
+#: The three forms of a date (RFC 9110 section 5.6.7): ours, that of RFC 850, that of C's asctime().
+_TIME = rb"(?P<hour>[0-9]{2}):(?P<minute>[0-9]{2}):(?P<second>[0-9]{2})"
+_DATE = re.compile(
+    rb"(?:Mon|Tue|Wed|Thu|Fri|Sat|Sun), (?P<day>[0-9]{2}) (?P<month>[A-Z][a-z]{2}) (?P<year>[0-9]{4}) %b GMT"
+    % _TIME
 )
+_OLD_DATES = (
+    re.compile(
+        rb"(?:Mon|Tues|Wednes|Thurs|Fri|Satur|Sun)day, (?P<day>[0-9]{2})-(?P<month>[A-Z][a-z]{2})-(?P<year>[0-9]{2})"
+        rb" %b GMT" % _TIME
+    ),
+    re.compile(
+        rb"(?:Mon|Tue|Wed|Thu|Fri|Sat|Sun) (?P<month>[A-Z][a-z]{2}) (?P<day>[ 0-9][0-9]) %b (?P<year>[0-9]{4})"
+        % _TIME
+    ),
+)
+#: A year of two digits that seems to be further away than this is a past one.
+_FUTURE_YEARS = 50
 
 
 def parse_http_date(value: bytes) -> int | None:
-    """Return an IMF-fixdate's seconds since the epoch, None for anything else.
-
-    The obsolete forms aren't read: a condition with one is ignored.
-    """
-    match = _IMF_FIXDATE.fullmatch(value)
-    month = match[2].decode("ascii") if match else ""
-    if match is None or month not in _MONTHS:
+    """Return a date's seconds since the epoch, None for what is no date."""
+    match = _DATE.fullmatch(value) or _OLD_DATES[0].fullmatch(value) or _OLD_DATES[1].fullmatch(value)
+    if match is None or (month := match["month"].decode("ascii")) not in _MONTHS:
         return None
-    day, year, hour, minute, second = (int(match[group]) for group in (1, 3, 4, 5, 6))
+    day, year, hour, minute, second = (
+        int(match[group]) for group in ("day", "year", "hour", "minute", "second")
+    )
+    if len(match["year"]) == 2:
+        now = time.gmtime().tm_year
+        year += now - now % 100
+        if year > now + _FUTURE_YEARS:
+            year -= 100
     if not 1 <= day <= 31 or hour > 23 or minute > 59 or second > 60 or year < 1:
         return None
     return timegm((year, _MONTHS.index(month) + 1, day, hour, minute, second, 0, 0, 0))

@@ -279,8 +279,7 @@ class _Response:
         exchange = self._exchange
         kind = type(result)
         if kind is list:
-            # (an empty one isn't whole: to HEAD it says nothing of the length that GET would have had)
-            if len(result) == 1 and result[0] and exchange.state is _NOTHING:  # type: ignore[arg-type,index]
+            if len(result) == 1 and exchange.state is _NOTHING:  # type: ignore[arg-type,index]
                 self._only(result[0])  # type: ignore[index]
                 return
         elif kind is FileWrapper:
@@ -315,7 +314,13 @@ class _Response:
             raise ResponseError("no start_response() before the body")
         if type(content) is not bytes:
             content = _plain(content)
-        self._exchange.respond(self._status, self._code, self._fields, content)
+        exchange = self._exchange
+        if not content and self._fields.length is None and exchange.request.method == "HEAD":
+            # says nothing of the length that GET would have had
+            exchange.begin(self._status, self._code, self._fields)
+            exchange.end()
+        else:
+            exchange.respond(self._status, self._code, self._fields, content)
 
     def _piece(self, data: bytes) -> None:
         exchange = self._exchange
