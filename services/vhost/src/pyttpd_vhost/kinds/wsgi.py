@@ -279,7 +279,7 @@ class _Response:
         exchange = self._exchange
         kind = type(result)
         if kind is list:
-            if len(result) == 1 and exchange.state is _NOTHING:  # type: ignore[arg-type,index]
+            if len(result) == 1 and exchange.state is _NOTHING:  # type: ignore[arg-type]
                 self._only(result[0])  # type: ignore[index]
                 return
         elif kind is FileWrapper:
