@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 import io
+import os
+import socket
 import sys
 import tempfile
 import time
@@ -13,11 +16,15 @@ from wsgiref.validate import validator
 
 import pytest
 
+from pyttpd.config.shares import PoolSettings
+
+from pyttpd_vhost.http.exchange import Exchange
 from pyttpd_vhost.kinds.wsgi import Application, Input, load_application
 
 from .conftest import HOST, Answer, Client, ListLog, Serve, Server, make_share
 
 TEXT = [("Content-Type", "text/plain")]
+SEND_FILE = Exchange.send_file
 
 
 def ask(
@@ -686,3 +693,606 @@ def test_validate(serve: Serve) -> None:
     assert ask(server).status == 200
     assert ask(server, "HEAD").status == 200
     assert server.site.stats.errors == 0
+
+
+# ---- names ---------------------------------------------------------------------------------------------------------
+
+
+def seen_by_application(serve: Serve, request: bytes, **share: Any) -> dict[str, Any]:
+    """Return the environ of a request, sent three times, so that it also comes from memory."""
+    seen: list[dict[str, Any]] = []
+
+    def application(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+        seen.append(environ)
+        start_response("204 No Content", [])
+        return []
+
+    server = serve(application, share=share)
+    with server.connect() as sock:
+        client = Client(sock)
+        for _ in range(3):
+            sock.sendall(request)
+            assert client.answer().status == 204
+    first, second, third = ({key: environ[key] for key in environ if key != "wsgi.input"} for environ in seen)
+    assert first == second == third
+    return first
+
+
+@pytest.mark.parametrize(
+    ("target", "expected"),
+    [
+        ("/", ("/", "", "/")),
+        ("/a%2Fb//c/../d?x=%41&y", ("/a/b//c/../d", "x=%41&y", "/a%2Fb//c/../d?x=%41&y")),
+        ("/%E2%82%AC%00%ff", ("/\xe2\x82\xac\x00\xff", "", "/%E2%82%AC%00%ff")),
+        ("/?", ("/", "", "/?")),
+        ("/?a?b", ("/", "a?b", "/?a?b")),
+        ("http://a.test", ("/", "", "http://a.test")),
+        ("http://a.test/x?y", ("/x", "y", "http://a.test/x?y")),
+        ("*", ("", "", "*")),
+    ],
+)
+def test_targets(serve: Serve, target: str, expected: tuple[str, str, str]) -> None:
+    method = "OPTIONS" if target == "*" else "GET"
+    seen = seen_by_application(serve, f"{method} {target} HTTP/1.1\r\nHost: {HOST}\r\n\r\n".encode())
+    assert (seen["SCRIPT_NAME"], seen["PATH_INFO"], seen["QUERY_STRING"]) == ("", *expected[:2])
+    assert seen["REQUEST_URI"] == seen["RAW_URI"] == expected[2]
+
+
+@pytest.mark.parametrize(
+    ("request_line", "host", "expected"),
+    [
+        ("GET / HTTP/1.1", "A.Test", ("a.test", "80", "A.Test")),
+        ("GET / HTTP/1.1", "a.test:81", ("a.test", "81", "a.test:81")),
+        # Host doesn't count then, and must not get to the application: it could be anybody's
+        ("GET http://a.test/ HTTP/1.1", "evil.test", ("a.test", "80", "a.test")),
+        ("GET http://a.test:81/ HTTP/1.1", "evil.test:82", ("a.test", "81", "a.test:81")),
+        ("GET / HTTP/1.0\r\nConnection: keep-alive", "", ("first.test", "80", None)),
+        ("GET http://a.test/ HTTP/1.0\r\nConnection: keep-alive", "", ("a.test", "80", None)),
+    ],
+)
+def test_hosts(serve: Serve, request_line: str, host: str, expected: tuple[str, str, str | None]) -> None:
+    lines = f"Host: {host}\r\n" if host else ""
+    share = {"hosts": ("*.wild.test", "first.test", HOST)}
+    seen = seen_by_application(serve, f"{request_line}\r\n{lines}\r\n".encode(), **share)
+    assert (seen["SERVER_NAME"], seen["SERVER_PORT"], seen.get("HTTP_HOST")) == expected
+
+
+def test_names_that_could_pass_for_others(serve: Serve) -> None:
+    """Each key has one header that can set it; whatever the others do, it keeps the value of that."""
+    real = {"X-User": "real", "Content-Type": "real/type", "Cookie": "a=real"}
+    forged = (
+        *("X_User", "x_user", "X_USER", "Content_Type", "CONTENT_TYPE", "Content_Length", "COOKIE_", "Proxy"),
+        *("proxy", "PROXY", "REMOTE_ADDR", "Remote_User", "HTTP_X_USER", "wsgi_input"),
+    )
+    # harmless, and different from all that are real
+    odd = (
+        "HTTP-Cookie",
+        "X.User",
+        "X~User",
+        "Remote-User",
+        "HTTP-Content-Type",
+        "Script-Name",
+        "HTTPS",
+        "Auth-Type",
+    )
+    fields = [*real.items(), *((name, "forged") for name in (*forged, *odd)), *real.items()]
+    head = "".join(f"{name}: {value}\r\n" for name, value in fields)
+    seen = seen_by_application(serve, f"GET / HTTP/1.1\r\nHost: {HOST}\r\n{head}\r\n".encode())
+    assert seen["HTTP_X_USER"] == "real, real"
+    assert seen["CONTENT_TYPE"] == "real/type, real/type"
+    assert seen["HTTP_COOKIE"] == "a=real; a=real"
+    assert {key for key, value in seen.items() if value == "forged"} == {
+        "HTTP_HTTP_COOKIE",
+        "HTTP_X.USER",
+        "HTTP_X~USER",
+        "HTTP_REMOTE_USER",
+        "HTTP_HTTP_CONTENT_TYPE",
+        "HTTP_SCRIPT_NAME",
+        "HTTP_HTTPS",
+        "HTTP_AUTH_TYPE",
+    }
+    for key in ("HTTPS", "REMOTE_USER", "AUTH_TYPE", "CONTENT_LENGTH", "HTTP_PROXY"):
+        assert key not in seen
+
+
+@pytest.mark.parametrize(("threads", "says"), [(1, False), (4, True)])
+def test_what_runs_beside_it_is_told_truthfully(serve: Serve, threads: int, says: bool) -> None:
+    seen = seen_by_application(
+        serve,
+        f"GET / HTTP/1.1\r\nHost: {HOST}\r\n\r\n".encode(),
+        pool=PoolSettings(max_threads=threads, max_workers=1),
+    )
+    # with one worker, too: its replacement serves while it finishes
+    assert (seen["wsgi.multithread"], seen["wsgi.multiprocess"], seen["wsgi.run_once"]) == (says, True, False)
+
+
+# ---- bodies that say how many pieces they have, and those that have no end -----------------------------------------
+
+
+class Sized:
+    """An iterable with a length that isn't a list, and a close()."""
+
+    def __init__(self, *pieces: bytes) -> None:
+        self._pieces = pieces
+        self.closed = 0
+
+    def __len__(self) -> int:
+        return len(self._pieces)
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(self._pieces)
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+@pytest.mark.parametrize("pieces", [(b"hello",), (b"",), (), (b"hel", b"lo")])
+@pytest.mark.parametrize("make", [tuple, lambda pieces: Sized(*pieces)], ids=["tuple", "sized"])
+def test_one_piece_of_any_iterable_gets_a_length(serve: Serve, pieces: tuple[bytes, ...], make: Any) -> None:
+    made = make(pieces)
+
+    def application(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+        start_response("200 OK", TEXT)
+        result: Iterable[bytes] = made
+        return result
+
+    server = serve(application)
+    answer = ask(server)
+    server.wait_closed()  # close() is called after the answer
+    assert answer.body == b"".join(pieces)
+    assert ("Content-Length" in answer) == (len(pieces) < 2)
+    assert getattr(made, "closed", 1) == 1
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "method"),
+    [
+        ("204 No Content", [], "GET"),
+        ("304 Not Modified", [], "GET"),
+        ("200 OK", [("Content-Length", "3")], "GET"),
+        ("200 OK", [("Content-Length", "3")], "HEAD"),
+    ],
+)
+def test_an_endless_body_ends_where_the_answer_does(
+    serve: Serve, status: str, headers: list[tuple[str, str]], method: str
+) -> None:
+    made = Closing(iter(lambda: b"x", b""))
+
+    def application(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+        start_response(status, headers)
+        return made
+
+    server = serve(application)
+    assert ask(server, method).body in (b"", b"xxx")
+    server.wait_closed()
+    assert made.closed == 1
+
+
+def test_what_comes_after_the_last_piece_is_run(serve: Serve) -> None:
+    """Applications do their accounting there."""
+    done = []
+
+    def application(environ: dict[str, Any], start_response: Any) -> Iterator[bytes]:
+        start_response("200 OK", [("Content-Length", "3")])
+        yield b"abc"
+        done.append("after")
+
+    server = serve(application)
+    with server.connect() as sock:
+        client = Client(sock)
+        for _ in range(2):
+            sock.sendall(b"GET / HTTP/1.1\r\nHost: a.test\r\n\r\n")
+            assert client.answer().body == b"abc"
+    server.wait_closed()
+    assert done == ["after", "after"]
+
+
+# ---- exceptions of every kind --------------------------------------------------------------------------------------
+
+
+class Mute(Exception):
+    """An exception that can't be shown."""
+
+    def __str__(self) -> str:
+        raise RuntimeError("no")
+
+    __repr__ = __str__
+
+
+class Last(BaseException):
+    """Not even an Exception."""
+
+
+def recurse() -> None:
+    recurse()
+
+
+def long_chain() -> None:
+    error: Exception | None = None
+    for number in range(200):
+        new = ValueError("x" * 10_000 + str(number))
+        new.__cause__ = error
+        error = new
+    assert error is not None
+    raise error
+
+
+def throw(error: type[BaseException] | BaseException) -> Any:
+    raise error
+
+
+@pytest.mark.parametrize(
+    "fail",
+    [
+        lambda: throw(SystemExit(3)),
+        lambda: throw(KeyboardInterrupt),
+        lambda: throw(GeneratorExit),
+        lambda: throw(MemoryError),
+        lambda: throw(Mute("x")),
+        lambda: throw(Last("x")),
+        lambda: throw(OSError(32, "Broken pipe")),
+        lambda: throw(ConnectionError("the database's")),
+        lambda: throw(RuntimeError("\x1b[31m \ud800 \u20ac")),
+        recurse,
+        long_chain,
+    ],
+    ids=[
+        "exit",
+        "interrupt",
+        "generator",
+        "memory",
+        "mute",
+        "base",
+        "pipe",
+        "connection",
+        "text",
+        "recursion",
+        "causes",
+    ],
+)
+@pytest.mark.parametrize("where", ["call", "before", "half", "close"])
+def test_exceptions(serve: Serve, where: str, fail: Any) -> None:
+    """Whatever it is: a plain 500, or a cut body, its traceback in the log once, and the next request is served."""
+
+    class Body(Closing):
+        def __next__(self) -> bytes:
+            piece = super().__next__()
+            if piece == b"fail":
+                fail()
+            return piece
+
+        def close(self) -> None:
+            super().close()
+            if where == "close":
+                fail()
+
+    made: list[Body] = []
+
+    def application(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+        if environ["PATH_INFO"] == "/fine":
+            start_response("200 OK", TEXT)
+            return [b"fine"]
+        if where == "call":
+            fail()
+        start_response("200 OK", [*TEXT, ("X-Secret", "not for a 500")])
+        made.append(Body({"before": [b"fail"], "half": [b"half", b"fail"], "close": [b"whole"]}[where]))
+        return made[0]
+
+    server = serve(application)
+    with server.connect() as sock:
+        sock.sendall(b"GET /bad HTTP/1.1\r\nHost: a.test\r\n\r\n")
+        client = Client(sock)
+        if where == "half":
+            while client._more():
+                pass
+            assert b"\r\n4\r\nhalf\r\n" in client.data
+            assert not client.data.endswith(b"0\r\n\r\n")
+        elif where == "close":
+            assert client.answer().body == b"whole"
+        else:
+            answer = client.answer()
+            assert (answer.status, answer.body) == (500, b"500 Internal Server Error\n")
+            assert "X-Secret" not in answer
+    assert ask(server, target="/fine").body == b"fine"
+    server.wait_closed()
+    assert [body.closed for body in made] in ([], [1])
+    assert server.site.stats.errors == 1
+    (line,) = [fields for _, event, fields in server.site.log.lines if event == "application failed"]  # type: ignore[attr-defined]
+    assert (line["method"], line["target"], line["client"]) == ("GET", "/bad", "127.0.0.1")
+    assert line["traceback"].startswith(("Traceback", "ValueError"))
+
+
+def test_a_client_that_left_isnt_the_applications_fault(serve: Serve) -> None:
+    """Also if close() fails on top of it; the traceback is there all the same."""
+    fails = [False, True]
+
+    class Body(Closing):
+        def close(self) -> None:
+            super().close()
+            if fails.pop(0):
+                raise RuntimeError("in close()")
+
+    def application(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+        start_response("200 OK", TEXT)
+        return Body(b"x" * 100_000 for _ in range(10_000))
+
+    server = serve(application)
+    for errors in (0, 1):
+        with server.connect() as sock:
+            sock.sendall(b"GET / HTTP/1.1\r\nHost: a.test\r\n\r\n")
+            sock.recv(100)
+        server.wait_closed()
+        assert server.site.stats.errors == errors
+    assert "in close()" in tracebacks(server)
+
+
+# ---- file_wrapper: what isn't a file's own bytes -------------------------------------------------------------------
+
+
+CONTENT = bytes(range(256)) * 400
+
+
+def gzipped(path: Path) -> Any:
+    path.write_bytes(gzip.compress(CONTENT))
+    return gzip.open(path)  # it has a descriptor, whose bytes aren't its own
+
+
+def plain(path: Path) -> Any:
+    path.write_bytes(CONTENT)
+    return path.open("rb")
+
+
+def unbuffered(path: Path) -> Any:
+    path.write_bytes(CONTENT)
+    return path.open("rb", buffering=0)
+
+
+def unflushed(path: Path) -> Any:
+    file = path.open("w+b")
+    file.write(CONTENT)
+    file.seek(0)
+    return file
+
+
+def named(path: Path) -> Any:
+    file = tempfile.NamedTemporaryFile()  # noqa: SIM115 - the application closes it
+    file.write(CONTENT)
+    file.seek(0)
+    return file
+
+
+def spooled(path: Path) -> Any:
+    file = tempfile.SpooledTemporaryFile(max_size=100)  # noqa: SIM115 - the application closes it
+    file.write(CONTENT)
+    file.seek(0)
+    return file
+
+
+def piped(path: Path) -> Any:
+    reader, writer = os.pipe()
+    os.write(writer, CONTENT[:30_000])
+    os.close(writer)
+    return os.fdopen(reader, "rb")
+
+
+def read_ahead(path: Path) -> Any:
+    file = plain(path)
+    assert file.read(10) == CONTENT[:10]  # the descriptor is further on
+    return file
+
+
+class Upper:
+    """A file of somebody's own, which passes on everything but what it reads."""
+
+    def __init__(self, file: Any) -> None:
+        self._file = file
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+    def read(self, size: int = -1) -> bytes:
+        data: bytes = self._file.read(size)
+        return data.upper()
+
+
+class OnlyRead:
+    """The least that a file must have: no close(), no fileno()."""
+
+    def __init__(self, content: bytes) -> None:
+        self.read = io.BytesIO(content).read
+
+
+FILES: dict[str, tuple[Any, bytes, bool]] = {
+    "plain": (plain, CONTENT, True),
+    "unbuffered": (unbuffered, CONTENT, True),
+    "unflushed": (unflushed, CONTENT, True),
+    "named": (named, CONTENT, True),
+    "read_ahead": (read_ahead, CONTENT[10:], True),
+    "gzip": (gzipped, CONTENT, False),
+    "spooled": (spooled, CONTENT, False),
+    "pipe": (piped, CONTENT[:30_000], False),
+    "wrapped": (lambda path: Upper(plain(path)), CONTENT.upper(), False),
+    "only_read": (lambda path: OnlyRead(CONTENT), CONTENT, False),
+    "bytes": (lambda path: io.BytesIO(CONTENT), CONTENT, False),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+@pytest.mark.parametrize("length", [None, "shorter", "exact", "longer"])
+def test_files(
+    serve: Serve,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    method: str,
+    length: str | None,
+) -> None:
+    """By sendfile(2) where the descriptor's bytes are the file's, by read() elsewhere; the same answer."""
+    make, content, by_descriptor = FILES[name]
+    sent = []
+
+    def send_file(*args: Any) -> None:
+        sent.append(args)
+        SEND_FILE(*args)
+
+    monkeypatch.setattr(Exchange, "send_file", send_file)
+    made: list[Any] = []
+    wanted = {None: None, "shorter": 1000, "exact": len(content), "longer": len(content) + 5}[length]
+
+    def application(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+        headers = [] if wanted is None else [("Content-Length", str(wanted))]
+        start_response("200 OK", headers)
+        made.append(make(tmp_path / "file"))
+        result: Iterable[bytes] = environ["wsgi.file_wrapper"](made[-1], 1000)
+        return result
+
+    server = serve(application)
+    with server.connect() as sock:
+        sock.sendall(f"{method} / HTTP/1.1\r\nHost: {HOST}\r\nConnection: close\r\n\r\n".encode())
+        data = b""
+        while piece := sock.recv(1 << 16):
+            data += piece
+    head, _, body = data.partition(b"\r\n\r\n")
+    if wanted is not None:
+        assert f"Content-Length: {wanted}\r\n".encode() in head
+    if method == "HEAD":
+        assert body == b""
+    elif b"chunked" in head:
+        client = Client(socket.socket())
+        client.sock.close()
+        client.data = data
+        assert client.answer().body == content
+    else:
+        assert body == content[:wanted]
+    assert bool(sent) == (by_descriptor and length != "longer")
+    server.wait_closed()
+    assert getattr(made[0], "closed", True)
+
+
+# ---- validate: applications of every shape ------------------------------------------------------------------------
+
+
+def shapes() -> dict[str, Application]:
+    """Correct applications, each returning its body in another way."""
+
+    def as_list(environ: dict[str, Any], start_response: Any) -> Any:
+        start_response("200 OK", TEXT)
+        return [b"shape"]
+
+    def as_pieces(environ: dict[str, Any], start_response: Any) -> Any:
+        start_response("200 OK", TEXT)
+        return [b"sh", b"", b"ape"]
+
+    def as_tuple(environ: dict[str, Any], start_response: Any) -> Any:
+        start_response("200 OK", [*TEXT, ("Content-Length", "5")])
+        return (b"shape",)
+
+    def as_generator(environ: dict[str, Any], start_response: Any) -> Any:
+        start_response("200 OK", TEXT)
+        yield b"sh"
+        yield b"ape"
+
+    def as_late_generator(environ: dict[str, Any], start_response: Any) -> Any:
+        start_response("200 OK", TEXT)
+        yield b""
+        yield b"shape"
+
+    def as_class(environ: dict[str, Any], start_response: Any) -> Any:
+        start_response("200 OK", TEXT)
+        return Closing([b"sh", b"ape"])
+
+    def as_written(environ: dict[str, Any], start_response: Any) -> Any:
+        write = start_response("200 OK", TEXT)
+        write(b"sh")
+        write(b"ape")
+        return []
+
+    def as_written_and_returned(environ: dict[str, Any], start_response: Any) -> Any:
+        start_response("200 OK", TEXT)(b"sh")
+        return [b"ape"]
+
+    def as_file(environ: dict[str, Any], start_response: Any) -> Any:
+        start_response("200 OK", TEXT)
+        file = tempfile.TemporaryFile()  # noqa: SIM115 - the server closes it
+        file.write(b"shape")
+        file.seek(0)
+        return environ["wsgi.file_wrapper"](file)
+
+    def as_second_thought(environ: dict[str, Any], start_response: Any) -> Any:
+        start_response("500 Internal Server Error", [("X-First", "1"), *TEXT])
+        try:
+            raise ValueError
+        except ValueError:
+            start_response("200 OK", TEXT, sys.exc_info())
+        return [b"shape"]
+
+    def as_object(environ: dict[str, Any], start_response: Any) -> Any:
+        return Object()(environ, start_response)
+
+    class Object:
+        def __call__(self, environ: dict[str, Any], start_response: Any) -> Any:
+            start_response("200 OK", TEXT)
+            return iter([b"shape"])
+
+    def as_echo(environ: dict[str, Any], start_response: Any) -> Any:
+        body = environ["wsgi.input"].read(5) or b"shape"
+        start_response("200 OK", TEXT)
+        return [body]
+
+    return {name: made for name, made in locals().items() if name.startswith("as_")}
+
+
+@pytest.mark.parametrize("name", shapes())
+@pytest.mark.parametrize(
+    ("method", "version", "headers", "body"),
+    [
+        ("GET", "1.1", "", None),
+        ("GET", "1.0", "", None),
+        ("GET", "1.0", "Connection: keep-alive\r\n", None),
+        ("HEAD", "1.1", "", None),
+        ("OPTIONS", "1.1", "", None),
+        ("DELETE", "1.1", "", None),
+        ("PATCH", "1.1", "X-A: \xe9\r\nCookie: a=b\r\n", None),
+        ("POST", "1.1", "Content-Type: text/plain\r\n", b"shape"),
+        ("PUT", "1.1", "Content-Type: text/plain\r\nExpect: 100-continue\r\n", b"shape"),
+    ],
+)
+def test_validated_applications(
+    serve: Serve, name: str, method: str, version: str, headers: str, body: bytes | None
+) -> None:
+    """wsgiref.validate looks at both sides: what it doesn't like of ours would be an AssertionError, and a 500."""
+    server = serve(validator(shapes()[name]))
+    target = "*" if method == "OPTIONS" else "/p%C3%A4th?q=1"
+    with server.connect() as sock:
+        client = Client(sock)
+        for _ in range(2):
+            length = "" if body is None else f"Content-Length: {len(body)}\r\n"
+            sock.sendall(
+                f"{method} {target} HTTP/{version}\r\nHost: {HOST}\r\n{length}{headers}\r\n".encode("latin-1")
+                + (body or b"")
+            )
+            answer = client.answer(method)
+            assert answer.status == 200
+            assert answer.body == (b"" if method == "HEAD" else b"shape")
+            if version == "1.0" and answer["Connection"] == "close":
+                break
+    assert server.site.stats.errors == 0
+    assert server.site.log.events() == []  # type: ignore[attr-defined]
+
+
+def test_lines_of_a_large_body_take_time_by_its_length(serve: Serve) -> None:
+    """Not by its length times the block's."""
+    count = []
+
+    def application(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+        begin = time.thread_time()
+        lines = sum(1 for _ in environ["wsgi.input"])
+        count.append((lines, time.thread_time() - begin))
+        start_response("204 No Content", [])
+        return []
+
+    ask(serve(application), "POST", body=b"\n" * 1_000_000)
+    ((lines, seconds),) = count
+    assert lines == 1_000_000
+    assert seconds < 5  # about 1; cutting each line off would be more than 60

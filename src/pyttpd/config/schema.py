@@ -697,8 +697,8 @@ SCHEMA = Table(
                             "max_connections_per_client",
                             _HTTP.max_connections_per_client,
                             "Connections of one client (an IPv4 address, an IPv6 /64) at a time, over all workers; one "
-                            "more gets 429. 0: no limit. Leave it so behind a proxy, and mind that many people share "
-                            "an address.",
+                            "more gets 429. 0: no limit. Connections of `trusted_proxies` don't count; mind that many "
+                            "people share an address.",
                             limits.PER_CLIENT,
                             "connections",
                         ),

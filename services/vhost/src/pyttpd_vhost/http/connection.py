@@ -282,8 +282,8 @@ class Connection:
     def count(self) -> bool:
         """Count us for our client, where a vhost limits that; False: it has too many."""
         clients = self._site.clients
-        if clients is None:
-            return True
+        if clients is None or self._proxy is not None:
+            return True  # a proxy is many clients
         network = Client(self._exchange.client[0], 0).network
         if not clients.enter(network):
             return False
