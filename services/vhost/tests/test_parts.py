@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import random
 import socket
-import time
-from calendar import timegm
 from pathlib import Path
 
 import pytest
@@ -20,7 +18,7 @@ from pyttpd_vhost.http.errors import RequestError, ResponseError
 from pyttpd_vhost.http.exchange import Exchange
 from pyttpd_vhost.http.heads import HeadReader
 from pyttpd_vhost.http.llhttp import LlhttpEngine
-from pyttpd_vhost.http.response import Fields, http_date, parse_http_date, status_code
+from pyttpd_vhost.http.response import Fields, status_code
 from pyttpd_vhost.http.stream import Stream
 from pyttpd_vhost.site import Site
 
@@ -184,51 +182,6 @@ def test_tables_of_checked_text_are_bounded() -> None:
     assert len(response._statuses) <= response._MAX_CHECKED
     with pytest.raises(ResponseError):
         status_code("200 \r\n")
-
-
-@pytest.mark.parametrize("seconds", [0, 784111777, 951827696, 1763762400, 4102444799])
-def test_dates_there_and_back(seconds: int) -> None:
-    text = http_date(seconds)
-    assert len(text) == 29
-    assert parse_http_date(text.encode()) == seconds
-
-
-def test_the_date_of_rfc_9110() -> None:
-    assert http_date(784111777) == "Sun, 06 Nov 1994 08:49:37 GMT"
-    assert parse_http_date(b"Sunday, 06-Nov-94 08:49:37 GMT") == 784111777
-    assert parse_http_date(b"Sun Nov  6 08:49:37 1994") == 784111777
-    assert parse_http_date(b"Sun Nov 06 08:49:37 1994") == 784111777
-
-
-def test_a_year_of_two_digits_is_near(monkeypatch: pytest.MonkeyPatch) -> None:
-    for now, year, meant in (
-        (2026, 76, 2076),
-        (2026, 77, 1977),
-        (2026, 26, 2026),
-        (2099, 0, 2000),
-        (2051, 1, 2001),
-    ):
-        monkeypatch.setattr(time, "gmtime", lambda now=now: time.struct_time((now, 1, 1, 0, 0, 0, 0, 1, 0)))
-        assert parse_http_date(b"Monday, 01-Jan-%02d 00:00:00 GMT" % year) == timegm((meant, 1, 1, 0, 0, 0))
-
-
-@pytest.mark.parametrize(
-    "value",
-    [
-        b"",
-        b"Sunday, 06-Nov-1994 08:49:37 GMT",
-        b"Sunday, 06-nov-94 08:49:37 GMT",
-        b"Sun, 06-Nov-94 08:49:37 GMT",
-        b"Sun Nov 6 08:49:37 1994",
-        b"Sun Nov  6 08:49:37 1994 GMT",
-        b"Sun, 06 Nov 1994 24:49:37 GMT",
-        b"Sun, 06 Nov 1994 08:49:37",
-        b"Sun, 00 Nov 1994 08:49:37 GMT",
-        b"Sun, 06 Xxx 1994 08:49:37 GMT",
-    ],
-)
-def test_what_is_no_date(value: bytes) -> None:
-    assert parse_http_date(value) is None
 
 
 # ---- whose a name is -----------------------------------------------------------------------------------------------

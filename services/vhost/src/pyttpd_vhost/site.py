@@ -15,8 +15,11 @@ from pyttpd_vhost.commons import Commons
 from pyttpd_vhost.http.heads import HeadReader
 from pyttpd_vhost.http.patience import Patience
 from pyttpd_vhost.http.proxies import Proxies
+from pyttpd_vhost.http.response import Fields, plain_page
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from pyttpd.config.shares import VhostShare
 
     from pyttpd_vhost.access import AccessLog
@@ -78,6 +81,7 @@ class Site:
         "heads",
         "kind",
         "log",
+        "page",
         "proxies",
         "requests_per_connection",
         "retiring",
@@ -99,6 +103,8 @@ class Site:
         #: The access log; None: it is off. A worker's is set once its process is there.
         self.access: AccessLog | None = None
         self.kind: Kind
+        #: Takes a status, and header fields; returns the fields and the body of an error's answer.
+        self.page: Callable[..., tuple[Fields, bytes]] = plain_page
         self.engine = _engine(share.http.engine)
         self.proxies = Proxies(share.trusted_proxies, share.proxy_headers) if share.trusted_proxies else None
         self.heads = HeadReader(
@@ -137,7 +143,11 @@ class Site:
 
     def load(self) -> None:
         """Make the kind, importing the tenant's code. Call it confined. Raises whatever that code raises."""
-        # imported here: a tenant's process holds the code of its own kind only
+        # imported here: a tenant's process holds the code of its own kind only, and of what it uses
+        if self.share.error_pages:
+            from pyttpd_vhost.pages import ErrorPages
+
+            self.page = ErrorPages(self.share, self.log).page
         match self.share.kind:
             case "wsgi":
                 from pyttpd_vhost.kinds.wsgi import WsgiKind, load_application

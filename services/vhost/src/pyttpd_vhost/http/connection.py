@@ -58,7 +58,7 @@ from pyttpd_vhost.http.errors import ClientGone
 from pyttpd_vhost.http.exchange import Exchange
 from pyttpd_vhost.http.exchange import State as Response
 from pyttpd_vhost.http.patience import LOOK
-from pyttpd_vhost.http.response import CLOSE, STATUS, date_line, plain_page
+from pyttpd_vhost.http.response import CLOSE, STATUS, date_line
 from pyttpd_vhost.http.stream import BODY_READ, HEAD_READ, Stream
 
 if TYPE_CHECKING:
@@ -448,7 +448,7 @@ class Connection:
             self._exchange.client = self._proxy  # without a head nobody knows whose it is
         site.stats.refused += 1
         site.log.info("request refused", status=status, reason=reason, client=self._exchange.client[0])
-        fields, content = plain_page(status)
+        fields, content = site.page(status)
         head = f"HTTP/1.1 {STATUS[status]}\r\n{fields.text}Content-Length: {len(content)}\r\n{date_line()}{CLOSE}\r\n"
         if self._stream.ahead.startswith((b"HEAD ", b"\r\nHEAD ")):
             content = b""  # whatever else is wrong with it (RFC 9110 section 9.3.2)

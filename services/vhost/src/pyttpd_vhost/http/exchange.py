@@ -1,8 +1,8 @@
 """One request's answer: framing decided here and nowhere else.
 
 Rules:
-- A response is either whole (`respond`, `send_file`) or in pieces (`begin`, `write`..., `end`). The table of
-  what is allowed when is `State`; anything else is a ResponseError in the kind.
+- A response is either whole (`respond`, `respond_prepared`, `send_file`, `send_parts`) or in pieces (`begin`,
+  `write`..., `end`). The table of what is allowed when is `State`; anything else is a ResponseError in the kind.
 - No body for HEAD, 204, 205 and 304, whatever the kind gives (RFC 9110 6.4.1, 15.3.5, 15.3.6, 15.4.5); no length for
   204, length 0 for 205. A kind can't send 1xx.
 - Unknown length: chunked to 1.1, ended by the connection's end to 1.0. Trailers go to who asked for them (`TE:
@@ -18,14 +18,14 @@ Rules:
 from __future__ import annotations
 
 import enum
-import os
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from pyttpd_vhost.http.body import Body
 from pyttpd_vhost.http.engine import Request
 from pyttpd_vhost.http.errors import ResponseError
-from pyttpd_vhost.http.response import CLOSE, KEEP_ALIVE, STATUS, Fields, Trailers, date_line, plain_page
-from pyttpd_vhost.http.stream import JOIN_LIMIT, Stream
+from pyttpd_vhost.http.response import CLOSE, KEEP_ALIVE, STATUS, Fields, Prepared, Trailers, date_line
+from pyttpd_vhost.http.stream import JOIN_LIMIT, OpenFile, Part, Stream
 
 if TYPE_CHECKING:
     from pyttpd_vhost.http.proxies import Origin
@@ -128,7 +128,7 @@ class Exchange:
         if self.body is not None and (failed := self._settle_body()):
             code = failed
             status = STATUS[code]
-            fields, content = plain_page(code)
+            fields, content = self.site.page(code)
         length = len(content)
         request = self.request
         if (
@@ -154,25 +154,40 @@ class Exchange:
             self._stream.send_last((head, content))
             self._stream.wait_tail()
 
+    def respond_prepared(self, answer: Prepared) -> None:
+        """Send a whole response that was made before, for requests like this one.
+
+        The caller has seen to it: HTTP/1.1, `keep`, no body of the request, and a method that `answer` is for.
+        """
+        self.state = _DONE
+        self.code = answer.code
+        self.head_size = answer.head_size
+        self._stream.send_whole(answer.dated(date_line()))
+
     def send_file(self, status: str, code: int, fields: Fields, fd: int, offset: int, count: int) -> None:
         """Send a whole response whose body is `count` bytes of the file `fd` from `offset`.
 
         Owns `fd` from now on. The worker's epoll finishes it. `fields.length`, if given, must be `count`.
         """
+        self.send_parts(status, code, fields, ((OpenFile(fd), offset, count),), count)
+
+    def send_parts(self, status: str, code: int, fields: Fields, parts: Sequence[Part], length: int) -> None:
+        """Send a whole response whose body is `parts`, `length` bytes in all, at least one of them of a file.
+
+        The worker's epoll finishes it. `fields.length`, if given, must be `length`.
+        """
         if self.state is not _NOTHING:
-            os.close(fd)
             raise ResponseError("a second response to one request")
         if self.body is not None and (failed := self._settle_body()):
-            os.close(fd)
             self.fail(failed)
             return
         self._stream.begin()
-        self._stream.adopt_file(fd, offset, count)
-        head = self._head(status, code, fields, count)
+        head = self._head(status, code, fields, length)
         self.state = _DONE
-        if self._framing is _NO_BODY or not count:
-            self._stream.drop_file()
-        self._stream.send_last((head,))
+        if self._framing is _NO_BODY or not length:
+            self._stream.send_whole(head)
+        else:
+            self._stream.send_parts(head, parts)
 
     # A response in pieces
 
@@ -207,12 +222,12 @@ class Exchange:
             self._settle_body()
 
     def fail(self, code: int) -> None:
-        """Answer with the plain page of an error if nothing was sent yet.
+        """Answer with the page of an error if nothing was sent yet.
 
         Else end the connection, so that the client sees a cut body.
         """
         if self.state is _NOTHING:
-            fields, content = plain_page(code)
+            fields, content = self.site.page(code)
             self.respond(STATUS[code], code, fields, content)
         else:
             self.keep = False

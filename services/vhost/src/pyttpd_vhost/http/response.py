@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import re
 import time
-from calendar import timegm
 from collections.abc import Iterable
 from http import HTTPStatus
 
+from pyttpd_vhost.http.dates import http_date
 from pyttpd_vhost.http.errors import ResponseError
 
 STATUS: dict[int, str] = {status.value: f"{status.value} {status.phrase}" for status in HTTPStatus}
@@ -160,17 +160,6 @@ def _check_name(name: str) -> str:
     return lower
 
 
-_DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
-_MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
-
-
-def http_date(seconds: float) -> str:
-    """Return an IMF-fixdate (RFC 9110 section 5.6.7), whatever the locale."""
-    t = time.gmtime(seconds)
-    date = f"{_DAYS[t.tm_wday]}, {t.tm_mday:02} {_MONTHS[t.tm_mon - 1]} {t.tm_year:04}"
-    return f"{date} {t.tm_hour:02}:{t.tm_min:02}:{t.tm_sec:02} GMT"
-
-
 _date_second = -1
 _date_line = ""
 
@@ -185,42 +174,26 @@ def date_line() -> str:
     return _date_line
 
 
-#: The three forms of a date (RFC 9110 section 5.6.7): ours, that of RFC 850, that of C's asctime().
-_TIME = rb"(?P<hour>[0-9]{2}):(?P<minute>[0-9]{2}):(?P<second>[0-9]{2})"
-_DATE = re.compile(
-    rb"(?:Mon|Tue|Wed|Thu|Fri|Sat|Sun), (?P<day>[0-9]{2}) (?P<month>[A-Z][a-z]{2}) (?P<year>[0-9]{4}) %b GMT"
-    % _TIME
-)
-_OLD_DATES = (
-    re.compile(
-        rb"(?:Mon|Tues|Wednes|Thurs|Fri|Satur|Sun)day, (?P<day>[0-9]{2})-(?P<month>[A-Z][a-z]{2})-(?P<year>[0-9]{2})"
-        rb" %b GMT" % _TIME
-    ),
-    re.compile(
-        rb"(?:Mon|Tue|Wed|Thu|Fri|Sat|Sun) (?P<month>[A-Z][a-z]{2}) (?P<day>[ 0-9][0-9]) %b (?P<year>[0-9]{4})"
-        % _TIME
-    ),
-)
-#: A year of two digits that seems to be further away than this is a past one.
-_FUTURE_YEARS = 50
+class Prepared:
+    """A whole answer with its framing, ready but for the date. Made once, sent often, by any thread."""
 
+    __slots__ = ("_content", "_head", "_made", "code", "head_size")
 
-def parse_http_date(value: bytes) -> int | None:
-    """Return a date's seconds since the epoch, None for what is no date."""
-    match = _DATE.fullmatch(value) or _OLD_DATES[0].fullmatch(value) or _OLD_DATES[1].fullmatch(value)
-    if match is None or (month := match["month"].decode("ascii")) not in _MONTHS:
-        return None
-    day, year, hour, minute, second = (
-        int(match[group]) for group in ("day", "year", "hour", "minute", "second")
-    )
-    if len(match["year"]) == 2:
-        now = time.gmtime().tm_year
-        year += now - now % 100
-        if year > now + _FUTURE_YEARS:
-            year -= 100
-    if not 1 <= day <= 31 or hour > 23 or minute > 59 or second > 60 or year < 1:
-        return None
-    return timegm((year, _MONTHS.index(month) + 1, day, hour, minute, second, 0, 0, 0))
+    def __init__(self, code: int, head: str, content: bytes) -> None:
+        """`head`: the status line and the header lines, each with its CRLF, without Date and the empty line."""
+        self.code = code
+        self._head = head
+        self._content = content
+        self.head_size = len(head) + len(date_line()) + 2  # bytes: the empty line, too
+        # the date's line, and all bytes with it: one object, so that no thread sees half
+        self._made = ("", b"")
+
+    def dated(self, date: str) -> bytes:
+        """Return all of it with `date_line()`'s line."""
+        made = self._made
+        if made[0] is not date:
+            made = self._made = (date, f"{self._head}{date}\r\n".encode("latin-1") + self._content)
+        return made[1]
 
 
 def plain_page(code: int, headers: Iterable[tuple[str, str]] = ()) -> tuple[Fields, bytes]:

@@ -6,6 +6,8 @@ Rules:
 - Writing in the middle of a response waits (`write`): PEP 3333 wants a block to be with the system before the
   application goes on. The last block is not (`send_last`): its tail (TAIL_LIMIT), and a file, are finished by
   the worker's epoll (`flush`).
+- A file that is written to while it is sent ends the connection: rather a cut body than one of two halves. What is
+  in the socket's buffer already can't be held back (sendfile(2) lends it the file's own pages).
 - Whoever takes nothing for `write_timeout`, or less than `min_read_rate`, has gone away; whoever sends nothing
   for `read_timeout`, or less than `min_body_rate`, gets 408 (http/patience.py). Nobody is waited for in the middle
   of a body without being looked at every LOOK.
@@ -53,8 +55,36 @@ SENDFILE_STEP = 1 << 20
 SENDFILE_BURST = 4
 
 
+class OpenFile:
+    """A regular file that is open for reading, for as long as anybody has this: several answers may be sending it.
+
+    `stamp` is its time of modification (ns) and size when it was looked at, None if nobody did.
+    """
+
+    __slots__ = ("fd", "stamp")
+
+    def __init__(self, fd: int, stamp: tuple[int, int] | None = None) -> None:
+        """Own `fd`."""
+        self.fd = fd
+        self.stamp = stamp
+
+    def __del__(self) -> None:
+        os.close(self.fd)
+
+    def changed(self) -> bool:
+        """Whether it was written to since it was looked at. Being renamed or unlinked doesn't matter."""
+        if self.stamp is None:
+            return False
+        status = os.fstat(self.fd)
+        return (status.st_mtime_ns, status.st_size) != self.stamp
+
+
+#: A piece of a body: bytes, or so many bytes of a file from an offset (file, offset, count; count > 0).
+Part = bytes | tuple[OpenFile, int, int]
+
+
 class Stream:
-    """Owns `sock`, and the descriptor of a file being sent. `site` says how long we wait."""
+    """Owns `sock`, and a share in each file being sent. `site` says how long we wait."""
 
     __slots__ = (
         "_file",
@@ -62,6 +92,7 @@ class Stream:
         "_file_left",
         "_looked",
         "_pace",
+        "_parts",
         "_pending",
         "_site",
         "_taken",
@@ -80,14 +111,15 @@ class Stream:
         self._pace: Pace | None = None
         self._looked = 0.0
         self._taken = 0
-        self._file = -1
+        self._parts: list[Part] = []  # what follows `_pending` and `_file`, the last one first
+        self._file: OpenFile | None = None
         self._file_at = 0
         self._file_left = 0
 
     @property
     def pending(self) -> bool:
         """Something is still to be sent."""
-        return bool(self._pending) or self._file >= 0
+        return bool(self._pending) or self._file is not None
 
     # Output
 
@@ -106,49 +138,64 @@ class Stream:
     def send_last(self, parts: tuple[bytes, ...]) -> None:
         """Send `parts` as one, what the socket takes now; the rest stays pending, by reference.
 
-        Nothing may be pending before. An adopted file follows them. Raises ClientGone.
+        Nothing may be pending before. Raises ClientGone.
         """
         try:
-            if self._file >= 0:
-                # the head waits for the file's first bytes and shares their packet (tcp(7), TCP_CORK)
-                count = self.sock.sendmsg(parts, (), socket.MSG_MORE)
-            else:
-                count = self.sock.sendmsg(parts)
+            count = self.sock.sendmsg(parts)
         except BlockingIOError:
             count = 0
         except OSError as error:
             raise ClientGone from error
         self.sent += count
         self._pending = _rest(parts, count)
-        if self._file >= 0:
-            self.flush()
 
-    def adopt_file(self, fd: int, offset: int, count: int) -> None:
-        """Own the file `fd`; after the next `send_last`, `count` bytes of it are sent from `offset`."""
-        self._file, self._file_at, self._file_left = fd, offset, count
+    def send_parts(self, head: bytes, parts: Sequence[Part]) -> None:
+        """Send `head` and `parts`, what the socket takes now; `flush` sends the rest. At least one part is a file.
 
-    def drop_file(self) -> None:
-        """Close the adopted file."""
-        os.close(self._file)
-        self._file = -1
+        Nothing may be pending before. Raises ClientGone.
+        """
+        self._pending = (head,)
+        self._parts = list(reversed(parts))
+        self._next_part()
+        self.flush()
+
+    def _next_part(self) -> None:
+        """Go on to the next file, with the bytes that come before it."""
+        self._file = None
+        parts = self._parts
+        while parts:
+            part = parts.pop()
+            if isinstance(part, tuple):
+                self._file, self._file_at, self._file_left = part
+                return
+            self._pending = (*self._pending, part)
 
     def flush(self) -> bool:
         """Send more of what is pending. True: all is sent.
 
-        Raises ClientGone, also when a file has become shorter.
+        Raises ClientGone, also when a file has changed.
         """
+        burst = SENDFILE_BURST
         try:
-            if self._pending:
-                count = self.sock.sendmsg(self._pending)
-                self.sent += count
-                self._pending = _rest(self._pending, count)
+            while True:
                 if self._pending:
+                    # what a file follows waits for its first bytes and shares their packet (tcp(7), TCP_CORK)
+                    more = 0 if self._file is None else socket.MSG_MORE
+                    count = self.sock.sendmsg(self._pending, (), more)
+                    self.sent += count
+                    self._pending = _rest(self._pending, count)
+                    if self._pending:
+                        return False
+                file = self._file
+                if file is None:
+                    return True
+                if not burst:
                     return False
-            if self._file < 0:
-                return True
-            for _ in range(SENDFILE_BURST):
+                burst -= 1
+                if file.changed():
+                    raise ClientGone("the file was changed while it was sent")
                 count = os.sendfile(
-                    self.sock.fileno(), self._file, self._file_at, min(self._file_left, SENDFILE_STEP)
+                    self.sock.fileno(), file.fd, self._file_at, min(self._file_left, SENDFILE_STEP)
                 )
                 if count == 0:
                     raise ClientGone("the file became shorter while it was sent")
@@ -156,15 +203,13 @@ class Stream:
                 self._file_at += count
                 self._file_left -= count
                 if not self._file_left:
-                    self.drop_file()
-                    return True
+                    self._next_part()
         except BlockingIOError:
-            pass
+            return False
         except ClientGone:
             raise
         except OSError as error:
             raise ClientGone from error
-        return False
 
     def write(self, parts: tuple[bytes, ...]) -> None:
         """Send `parts`, waiting for the client as long as it is quick enough. Raises ClientGone."""
@@ -287,8 +332,8 @@ class Stream:
         """Let go of everything but the socket."""
         self._pending = ()
         self.ahead = b""
-        if self._file >= 0:
-            self.drop_file()
+        self._parts = []
+        self._file = None
 
 
 def _rest(parts: Sequence[bytes | memoryview], count: int) -> Sequence[bytes | memoryview]:

@@ -13,17 +13,17 @@ Rules:
 from __future__ import annotations
 
 import errno
-import mimetypes
 import os
 import stat
-from functools import lru_cache
 from typing import TYPE_CHECKING
 from urllib.parse import unquote_to_bytes
 
+from pyttpd_vhost.http.dates import http_date, parse_http_date
 from pyttpd_vhost.http.engine import Request
 from pyttpd_vhost.http.exchange import Exchange
-from pyttpd_vhost.http.response import STATUS, Fields, http_date, parse_http_date, plain_page
-from pyttpd_vhost.kinds.openat2 import has_openat2, open_beneath
+from pyttpd_vhost.http.response import STATUS, Fields
+from pyttpd_vhost.media import ContentTypes
+from pyttpd_vhost.openat2 import Root
 
 if TYPE_CHECKING:
     from pyttpd_vhost.site import Site
@@ -33,42 +33,6 @@ ALLOW = "GET, HEAD"
 
 #: Up to here a file is read and sent with its head in one packet; above, sendfile(2) saves the copy.
 READ_LIMIT = 32768
-
-#: Python's own table, not the machine's files: the same answers everywhere. And what it lacks up to 3.13.
-_TYPES = mimetypes.MimeTypes(filenames=())
-for _type, _suffix in (
-    ("font/woff2", ".woff2"),
-    ("font/woff", ".woff"),
-    ("font/ttf", ".ttf"),
-    ("font/otf", ".otf"),
-    ("image/webp", ".webp"),
-    ("image/avif", ".avif"),
-    ("image/x-icon", ".ico"),
-    ("text/javascript", ".js"),
-    ("text/javascript", ".mjs"),
-    ("application/wasm", ".wasm"),
-    ("application/manifest+json", ".webmanifest"),
-    ("text/markdown", ".md"),
-    ("application/gzip", ".gz"),
-    ("application/zstd", ".zst"),
-    ("application/x-bzip2", ".bz2"),
-    ("application/x-xz", ".xz"),
-    ("application/x-brotli", ".br"),
-):
-    _TYPES.add_type(_type, _suffix)
-
-#: Types that are text without saying so in their first half.
-_TEXT = frozenset({"application/json", "application/xml", "application/manifest+json", "image/svg+xml"})
-
-
-@lru_cache(maxsize=256)
-def content_type(suffix: str) -> str:
-    """Return the Content-Type for a name's last suffix (".html").
-
-    A packed file is served as the package, not as what is in it.
-    """
-    kind = _TYPES.types_map[True].get(suffix) or "application/octet-stream"
-    return f"{kind}; charset=utf-8" if kind.startswith("text/") or kind in _TEXT else kind
 
 
 def clean_path(path: bytes) -> bytes | None:
@@ -92,13 +56,12 @@ class StaticKind:
 
     def __init__(self, root: str, site: Site) -> None:
         self._site = site
-        # held open for the life of the process: renaming the root doesn't change what is served
-        self._root = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        self._by_openat2 = has_openat2(self._root)
+        self._root = Root(root)
+        self._types = ContentTypes(site.share.static.types, site.share.static.charset)
 
     def close(self) -> None:
         """Give the root back (tests; a worker's ends with it)."""
-        os.close(self._root)
+        self._root.close()
 
     def handle(self, request: Request, exchange: Exchange) -> None:
         """See `Kind.handle`."""
@@ -136,7 +99,7 @@ class StaticKind:
         if path[-1:] == b"/" or not path:
             path += INDEX
         try:
-            fd = open_beneath(self._root, path, by_openat2=self._by_openat2)
+            fd = self._root.open(path)
         except OSError as error:
             if (
                 isinstance(error, FileNotFoundError | NotADirectoryError | PermissionError)
@@ -161,7 +124,7 @@ class StaticKind:
             exchange.respond(STATUS[304], 304, Fields(headers), b"")
             return
         name = path.rpartition(b"/")[2] or INDEX
-        headers.append(("Content-Type", content_type(os.path.splitext(name)[1].decode("latin-1").lower())))
+        headers.append(("Content-Type", self._types.of(name)))
         fields = Fields(headers)
         if status.st_size > READ_LIMIT:
             exchange.send_file(STATUS[200], 200, fields, fd, 0, status.st_size)
@@ -173,7 +136,7 @@ class StaticKind:
         exchange.respond(STATUS[200], 200, fields, content)
 
     def _page(self, exchange: Exchange, code: int, headers: list[tuple[str, str]] | None = None) -> None:
-        fields, content = plain_page(code, headers or [])
+        fields, content = self._site.page(code, headers or [])
         exchange.respond(STATUS[code], code, fields, content)
 
 
