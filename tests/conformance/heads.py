@@ -208,7 +208,7 @@ _ODD_FIELDS = [
     *(b"Transfer-Encoding\xa0: chunked", b"Transfer_Encoding: chunked", b"Transfer-Encoding:\n chunked"),
 ]
 _ENDS = [b"\r\n"] * 12 + [b"\n", b"\r", b"\r\r\n", b"\n\r", b"\r\n\r\n", b""]
-_NASTY = [
+NASTY = [
     b"\r",
     b"\n",
     b"\r\n",
@@ -279,5 +279,5 @@ def mutants(draw: st.DrawFn) -> bytes:
     data = draw(likely_heads())
     for _ in range(draw(st.integers(0, 3))):
         at = draw(st.integers(0, len(data)))
-        data = data[:at] + draw(st.sampled_from([b"", *_NASTY])) + data[at + draw(st.integers(0, 2)) :]
+        data = data[:at] + draw(st.sampled_from([b"", *NASTY])) + data[at + draw(st.integers(0, 2)) :]
     return data
