@@ -114,6 +114,7 @@ head_limit = 65536
 request_line_limit = 65536
 max_headers = 1000
 body_limit = 0
+body_buffer = 0
 head_timeout = 1
 idle_timeout = 2
 write_timeout = 3
@@ -243,7 +244,7 @@ def test_everything_that_can_be_written(folder: Path) -> None:
         symlinks=False,
         cache=0,
     )
-    assert (blog.http.request_line_limit, blog.http.max_headers) == (65536, 1000)
+    assert (blog.http.request_line_limit, blog.http.max_headers, blog.http.body_buffer) == (65536, 1000, 0)
     assert (blog.http.min_body_rate, blog.http.min_read_rate, blog.http.rate_grace) == (0, 1000, 0.0)
     assert (blog.http.stress_factor, blog.http.max_connections_per_client) == (0.5, 6)
     # relative to the file that it is written in

@@ -18,6 +18,7 @@ from pyttpd.wire.messages import Client as Address
 
 from pyttpd_vhost import commons as module
 from pyttpd_vhost.commons import Commons
+from pyttpd_vhost.http.connection import State, Want
 from pyttpd_vhost.http.patience import Pace, Patience
 from pyttpd_vhost.stress import AFTER, GAP, UNTIL, Stress
 
@@ -143,7 +144,7 @@ def test_the_time_that_the_application_takes_is_not_the_clients(serve: Serve) ->
         time.sleep(0.6)  # twice the grace
         return [*read_all(environ, start_response), b"%d" % size]
 
-    server = serve(application, **RATES)
+    server = serve(application, body_buffer=0, **RATES)
     with server.connect() as sock:
         sock.sendall(POST % 20 + bytes(10))
         time.sleep(0.7)
@@ -240,6 +241,58 @@ def test_a_reader_that_is_fast_enough_may_take_long(serve: Serve, tmp_path: Path
             assert len(client.answer().body) == size
 
 
+def test_a_short_body_is_waited_for_without_a_thread(serve: Serve) -> None:
+    server = serve(read_all, body_buffer=1000)
+    with contextlib.ExitStack() as stack:
+        slow = [stack.enter_context(server.connect()) for _ in range(5)]
+        for number, sock in enumerate(slow):
+            sock.sendall(POST % 1000 + bytes(number))
+        fast = stack.enter_context(server.connect())
+        fast.sendall(POST % 3 + b"abc" + POST % 2)
+        client = Client(fast)
+        assert client.answer().body == b"3"
+        wait_until(lambda: [c.state for c in server.connections.values()] == [State.BODY] * 6)
+        fast.sendall(b"ab" + GET.replace(b"GET", b"POST"))  # what follows is another request
+        assert [client.answer().body for _ in range(2)] == [b"2", b"0"]
+        for number, sock in enumerate(slow):
+            for _ in range(1000 - number - 1):
+                sock.sendall(b"x")
+            sock.sendall(b"x" + POST % 1 + b"y")
+            client = Client(sock)
+            assert [client.answer().body for _ in range(2)] == [b"1000", b"1"]
+
+
+def test_a_short_body_that_ends_early_or_comes_too_slowly(serve: Serve, dripping: Any) -> None:
+    server = serve(read_all, **RATES)
+    for status in (400, 408):
+        with server.connect() as sock:
+            sock.sendall(POST % 10_000 + b"some")
+            if status == 400:
+                sock.shutdown(socket.SHUT_WR)
+            else:
+                dripping(sock, 1, 0.02)
+            assert Client(sock).answer().status == status
+    with server.connect() as sock:
+        sock.sendall(POST % 10_000 + b"some")
+        wait_until(lambda: State.BODY in [c.state for c in server.connections.values()])
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+    server.wait_closed()
+    assert server.site.stats.gone == 1
+
+
+def test_a_worker_that_leaves_waits_for_a_short_body_and_it_is_the_last(serve: Serve) -> None:
+    server = serve(read_all)
+    with server.connect() as sock:
+        sock.sendall(POST % 4 + b"so")
+        wait_until(lambda: [c.state for c in server.connections.values()] == [State.BODY])
+        assert next(iter(server.connections.values())).close() is Want.READ
+        sock.sendall(b"me")
+        client = Client(sock)
+        answer = client.answer()
+        assert (answer.body, answer["Connection"]) == (b"4", "close")
+        assert client.at_end()
+
+
 def test_a_slow_body_costs_a_thread_and_a_slow_head_none(serve: Serve) -> None:
     """The loop of this server has one thread: who waits in a head, idle, or in a tail doesn't hold it."""
     content = bytes(200_000)
@@ -250,7 +303,7 @@ def test_a_slow_body_costs_a_thread_and_a_slow_head_none(serve: Serve) -> None:
         start_response("200 OK", [])
         return [content] if environ["PATH_INFO"] == "/tail" else [b"small"]
 
-    server = serve(application, read_timeout=0.5, min_read_rate=0)
+    server = serve(application, read_timeout=0.5, min_read_rate=0, body_buffer=0)
     with contextlib.ExitStack() as stack:
         for data in (GET[:-2], GET, GET.replace(b"/ ", b"/tail ") * 30):
             for _ in range(3):

@@ -367,7 +367,7 @@ def test_input_is_read_as_it_comes(serve: Serve) -> None:
         for _ in range(2):
             yield environ["wsgi.input"].read(5)
 
-    server = serve(application)
+    server = serve(application, body_buffer=0)
     with server.connect() as sock:
         sock.sendall(b"POST / HTTP/1.1\r\nHost: a.test\r\nContent-Length: 10\r\n\r\nhello")
         data = b""

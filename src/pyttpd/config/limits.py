@@ -108,6 +108,8 @@ VHOST_UID = Range(MIN_VHOST_UID, MAX_UID)
 #: MSG_PEEK with edge-triggered epoll is reliable up to 64 KiB [tried: DESIGN section 3].
 HEAD_LIMIT = Range(1024, 65536)
 BODY_LIMIT = Range(0, 2**40)
+#: Held in memory for each connection whose body is on its way, as heads are; 0: none is.
+BODY_BUFFER = Range(0, 1024 * 1024)
 #: No more than the largest head; less than 256 bytes is no address that applications can work with.
 REQUEST_LINE_LIMIT = Range(256, 65536)
 #: Browsers send twenty; a thousand field lines (nginx's bound) are the most that anybody was seen to need.

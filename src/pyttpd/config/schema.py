@@ -643,6 +643,15 @@ SCHEMA = Table(
                             limits.BODY_LIMIT,
                             "bytes",
                         ),
+                        _count(
+                            "body_buffer",
+                            _HTTP.body_buffer,
+                            "A body of a known length up to this is received before the application is asked, so that "
+                            "a slow one costs memory and no thread; longer ones, chunked ones and those announced by "
+                            "Expect are read by the application as they come. 0: all are.",
+                            limits.BODY_BUFFER,
+                            "bytes",
+                        ),
                         _seconds(
                             "head_timeout",
                             _HTTP.head_timeout,

@@ -386,6 +386,7 @@ class HttpSettings:
     request_line_limit: int = 8192
     max_headers: int = 128
     body_limit: int = 10485760
+    body_buffer: int = 16384
     head_timeout: float = 10.0
     idle_timeout: float = 60.0
     write_timeout: float = 30.0
@@ -462,6 +463,7 @@ _HTTP_FIELDS: dict[str, Check] = {
     "request_line_limit": _integer(limits.REQUEST_LINE_LIMIT),
     "max_headers": _integer(limits.MAX_HEADERS),
     "body_limit": _integer(limits.BODY_LIMIT),
+    "body_buffer": _integer(limits.BODY_BUFFER),
     "head_timeout": _number(limits.TIMEOUT),
     "idle_timeout": _number(limits.TIMEOUT),
     "write_timeout": _number(limits.TIMEOUT),

@@ -7,10 +7,11 @@ is in the three `match` statements; the transitions:
 
     (new) --> HEAD       until a head is complete
     (new) --> SURPLUS    its client has too many connections: 429 as soon as it says anything
+    HEAD --> BODY        a short body isn't whole; the kind is asked when it is
     HEAD --> SENDING     an answer is more than the socket takes, and epoll finishes it; or the client has
                          pipelined more than its share of a turn
     HEAD --> IDLE        everything that was read is answered
-    SENDING --> HEAD, IDLE
+    BODY, SENDING --> HEAD, IDLE
     IDLE --> HEAD        the first byte of a further request
     any --> LINGER       nothing follows: our side is shut down, what still comes is read and dropped
     any --> CLOSED
@@ -19,14 +20,16 @@ How long each state may last, counted from what; what happens then (times as `Si
 shortens what has begun before):
 
     HEAD, SURPLUS   head_timeout from the head's first byte (or the take)    408
+    BODY            a look every LOOK: nothing came for read_timeout,        408
+                    or less than min_body_rate
     IDLE            idle_timeout from the last answer                        closed without a word
     SENDING         a look every LOOK: nothing taken for write_timeout,      given up
                     or less than min_read_rate
     LINGER          LINGER_TIMEOUT from the client's last byte, LINGER_TOTAL in all
     in a kind       the same limits for writing; for reading a body read_timeout and min_body_rate: 408
 
-So a slow head, an idle connection, and the tail of a response cost a descriptor and a few hundred bytes; only a slow
-body, or a slow reader in the middle of a response, costs a thread.
+So a slow head, a short body, an idle connection, and the tail of a response cost a descriptor and what they have sent,
+or have yet to take; only a body longer than body_buffer, or a reader in the middle of a response, can cost a thread.
 
 Rules:
 - The head scanner's verdict comes before the engine's, the engine's before the kind's.
@@ -57,7 +60,7 @@ from pyttpd_vhost.http.engine import CHUNKED, Request
 from pyttpd_vhost.http.errors import ClientGone
 from pyttpd_vhost.http.exchange import Exchange
 from pyttpd_vhost.http.exchange import State as Response
-from pyttpd_vhost.http.patience import LOOK
+from pyttpd_vhost.http.patience import LOOK, Pace
 from pyttpd_vhost.http.response import CLOSE, STATUS, date_line
 from pyttpd_vhost.http.stream import BODY_READ, HEAD_READ, Stream
 
@@ -87,6 +90,7 @@ class State(enum.Enum):
     """What a connection is doing between two turns."""
 
     HEAD = enum.auto()
+    BODY = enum.auto()
     IDLE = enum.auto()
     SENDING = enum.auto()
     SURPLUS = enum.auto()
@@ -94,7 +98,7 @@ class State(enum.Enum):
     CLOSED = enum.auto()
 
 
-_HEAD, _IDLE, _SENDING, _SURPLUS, _LINGER, _CLOSED = State
+_HEAD, _BODY, _IDLE, _SENDING, _SURPLUS, _LINGER, _CLOSED = State
 _READ, _WRITE = Want.READ, Want.WRITE
 _RESPONDED = Response.DONE
 
@@ -110,9 +114,11 @@ class Connection:
         "_authority",
         "_exchange",
         "_last",
+        "_left",
         "_linger_end",
         "_network",
         "_owed",
+        "_pace",
         "_proxy",
         "_served",
         "_since",
@@ -140,6 +146,8 @@ class Connection:
         self._linger_end = 0.0
         self._owed = False  # the access log's entry of an answer that isn't sent yet
         self._since = 0.0  # when that answer's request had come, if the access log wants to know
+        self._left = 0  # of a short body
+        self._pace: Pace | None = None  # its
         self._waiting_since = monotonic()
         self._network: bytes | None = None  # where `site.clients` counts us
         if site.clients is not None and not self.count():
@@ -151,7 +159,7 @@ class Connection:
         state, patience = self._state, self._site.patience
         if state is _IDLE:
             return self._waiting_since + patience.idle
-        if state is _SENDING:
+        if state is _SENDING or state is _BODY:
             return self._waiting_since + LOOK
         return self._waiting_since + (LINGER_TIMEOUT if state is _LINGER else patience.head)
 
@@ -213,6 +221,8 @@ class Connection:
                     return self._end()
                 self._state = _IDLE
                 return self._serve()
+            case State.BODY:
+                return self._receive_body()
             case State.SURPLUS:
                 return self._refuse(429, "too many connections of one client")
             case State.HEAD | State.IDLE | State.LINGER:
@@ -225,6 +235,8 @@ class Connection:
         match self._state:
             case State.HEAD | State.SURPLUS:
                 return self._refuse(408, "no complete head within head_timeout")
+            case State.BODY:
+                return self._look_at_body(0)
             case State.SENDING:
                 return self._look()
             case State.IDLE:
@@ -249,7 +261,7 @@ class Connection:
             case State.SENDING:
                 self._exchange.keep = False
                 return _WRITE
-            case State.LINGER:
+            case State.BODY | State.LINGER:
                 return _READ
 
     def abort(self) -> Want:
@@ -260,8 +272,8 @@ class Connection:
         """
         if self._state is not _CLOSED:
             if self._site.access is not None:
-                if self._state is _HEAD and self._stream.ahead:
-                    self._note_refused(CLIENT_GONE)  # in the middle of a head
+                if (self._state is _HEAD or self._state is _BODY) and self._stream.ahead:
+                    self._note_refused(CLIENT_GONE)  # in the middle of a head, or a short body
                 self._note()
             self._state = _CLOSED
             self.uncount()
@@ -317,7 +329,11 @@ class Connection:
                     self._ask_proxy(self._proxy, request)
                 if request.host != self._authority and not site.owns(request.host, self._authority):
                     raise Refused(421, "not a name of this vhost")
-                body = self._body(request) if request.length else None
+                body = None
+                if request.length:
+                    body = self._body(request, len(data) - request.end)
+                    if body is None:
+                        return _READ
             except Refused as refused:
                 return self._refuse(refused.status, refused.reason, request)
             stream.ahead = data[request.end :]
@@ -345,20 +361,25 @@ class Connection:
             stats.responses[exchange.code // 100] += 1
             if exchange.state is not _RESPONDED:
                 raise AssertionError(f"the kind left the response {exchange.state}")
-            if not exchange.keep:
-                # a client that said so itself sends nothing more
-                self._announced = not request.keep_alive and not stream.ahead and (body is None or body.done)
-            if stream.pending:
-                return self._send_on()
+            if not exchange.keep or stream.pending:
+                return self._wind_up(request, body)
             if access is not None:
                 self._note()
-            if not exchange.keep:
-                return self._end()
             self._state = _IDLE
         # a client that pipelines more than that waits for its turn: the socket is writable, so it comes soon
         if not stream.ahead:
             return self._rest()
         return self._send_on()
+
+    def _wind_up(self, request: Request, body: Body | None) -> Want:
+        """Finish an answer that isn't sent yet, or was the last one."""
+        if not self._exchange.keep:
+            # a client that said so itself sends nothing more
+            self._announced = not request.keep_alive and not self._stream.ahead and (body is None or body.done)
+        if self._stream.pending:
+            return self._send_on()
+        self._note()
+        return self._end()
 
     def _rest(self) -> Want:
         """Everything that was read is served."""
@@ -392,11 +413,48 @@ class Connection:
         self._state = _HEAD
         return _READ
 
-    def _body(self, request: Request) -> Body:
-        """Make what reads the request's body. Raises Refused."""
+    def _receive_body(self) -> Want:
+        stream = self._stream
+        try:
+            data = self.sock.recv(BODY_READ)
+        except BlockingIOError:
+            return _READ
+        except OSError as error:
+            return self._gone(ClientGone(str(error)))
+        if not data:
+            return self._refuse(400, "the client closed in the middle of the body")
+        stream.ahead += data
+        self._left -= len(data)
+        if self._left <= 0:
+            return self._serve()
+        return self._look_at_body(len(data))
+
+    def _look_at_body(self, count: int) -> Want:
+        """See how the body comes; `count` bytes just have."""
+        pace, patience, now = self._pace, self._site.patience, monotonic()
+        assert pace is not None
+        pace.add(now - self._waiting_since, count)
+        self._waiting_since = now
+        if pace.left(patience.read, patience.body_rate, patience.grace) > 0:
+            return _READ
+        return self._refuse(
+            408, pace.slow(patience.read, "of the body came", "read_timeout", "min_body_rate")
+        )
+
+    def _body(self, request: Request, there: int) -> Body | None:
+        """Make what reads the request's body, of which `there` bytes have come. Raises Refused.
+
+        None: it is a short one, and we wait for the rest; then its head is read once more.
+        """
         settings = self._site.settings
         if request.length > settings.body_limit:
             raise Refused(413, "body over body_limit")
+        if there < request.length <= settings.body_buffer and not request.expect:
+            self._state = _BODY
+            self._left = request.length - there
+            self._pace = Pace()
+            self._waiting_since = monotonic()
+            return None
         return Body(
             self._stream,
             request.length,

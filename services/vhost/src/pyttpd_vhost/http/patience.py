@@ -69,3 +69,7 @@ class Pace:
         """How long (s) we wait yet if nothing moves; 0 or less: it is too slow."""
         left = timeout - self.still
         return min(left, grace + self.moved / rate - self.waited) if rate else left
+
+    def slow(self, timeout: float, what: str, key: str, rate_key: str) -> str:
+        """Say why it is too slow, with the names of the limits."""
+        return f"{what} {f'nothing for {key}' if self.still >= timeout else f'less than {rate_key}'}"

@@ -262,9 +262,8 @@ class Stream:
                 self.sock.shutdown(socket.SHUT_RDWR)
             except OSError:
                 pass  # ENOTCONN: the client was faster
-            still = pace.still >= self._site.patience.write
             raise ClientGone(
-                f"the client took {'nothing for write_timeout' if still else 'less than min_read_rate'}"
+                pace.slow(self._site.patience.write, "the client took", "write_timeout", "min_read_rate")
             )
         return left
 
@@ -310,10 +309,8 @@ class Stream:
             patience = self._site.patience
             left = pace.left(patience.read, patience.body_rate, patience.grace)
             if left <= 0:
-                still = pace.still >= patience.read
                 raise RequestError(
-                    408,
-                    f"of the body came {'nothing for read_timeout' if still else 'less than min_body_rate'}",
+                    408, pace.slow(patience.read, "of the body came", "read_timeout", "min_body_rate")
                 )
             waiter.poll(min(left, LOOK) * 1000)
             now = monotonic()
