@@ -375,7 +375,9 @@ class Connection:
         """Finish an answer that isn't sent yet, or was the last one."""
         if not self._exchange.keep:
             # a client that said so itself sends nothing more
-            self._announced = not request.keep_alive and not self._stream.ahead and (body is None or body.done)
+            self._announced = (
+                not request.keep_alive and not self._stream.ahead and (body is None or body.done)
+            )
         if self._stream.pending:
             return self._send_on()
         self._note()
