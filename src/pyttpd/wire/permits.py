@@ -105,7 +105,9 @@ PERMITS: dict[tuple[Kind, Side, Phase], Permits] = {
         m.Spawned: _O,
         m.Failed: _O,
         m.Detail: _O,
+        m.Goodbye: _L,
     },
+    (Kind.CONTROL, Side.CONNECTOR, Phase.LEAVING): {m.Beat: _L, m.Detached: _L},
     (Kind.CONTROL, Side.BINDER, Phase.OPEN): {m.Spawn: _O, m.Attach: _O, m.Goodbye: _L},
     (Kind.CONTROL, Side.BINDER, Phase.LEAVING): {m.Attach: _L},
 }

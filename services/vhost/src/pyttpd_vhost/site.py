@@ -6,6 +6,7 @@ the prototype has confined itself. Workers get it by fork.
 
 from __future__ import annotations
 
+import copy
 import sys
 from typing import TYPE_CHECKING, Protocol
 
@@ -107,11 +108,7 @@ class Site:
         self.page: Callable[..., tuple[Fields, bytes]] = plain_page
         self.engine = _engine(share.http.engine)
         self.proxies = Proxies(share.trusted_proxies, share.proxy_headers) if share.trusted_proxies else None
-        self.heads = HeadReader(
-            self.engine,
-            share.http.head_limit,
-            bounds_of(share.http.request_line_limit, share.http.max_headers),
-        )
+        self.heads = _reader(self.engine, share)
         self.requests_per_connection = (
             1 if not share.http.keepalive else share.http.max_keepalive_requests or sys.maxsize
         )
@@ -140,6 +137,14 @@ class Site:
                 return False
             _, dot, suffix = suffix.partition(".")
         return False
+
+    def for_thread(self) -> Site:
+        """Return the same site for another thread of this process: with an engine, memory and counters of its own."""
+        other = copy.copy(self)
+        other.stats = Stats()
+        other.engine = _engine(self.share.http.engine)
+        other.heads = _reader(other.engine, self.share)
+        return other
 
     def load(self) -> None:
         """Make the kind, importing the tenant's code. Call it confined. Raises whatever that code raises."""
@@ -174,6 +179,11 @@ def _engine(name: str) -> Engine:
             return H11Engine()
         case other:
             raise ValueError(f"no such engine: {other}")
+
+
+def _reader(engine: Engine, share: VhostShare) -> HeadReader:
+    http = share.http
+    return HeadReader(engine, http.head_limit, bounds_of(http.request_line_limit, http.max_headers))
 
 
 def _split(hosts: tuple[str, ...]) -> tuple[frozenset[str], frozenset[str]]:

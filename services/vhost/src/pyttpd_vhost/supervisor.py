@@ -106,6 +106,7 @@ class WorkerChild:
     replaced_by: int = 0
     killed: bool = False
     doomed: bool = False
+    overdue: bool = False
 
 
 @dataclass(slots=True, eq=False)
@@ -357,8 +358,19 @@ class Supervisor:
                 self._consider(worker)
             case Detached():
                 self._attach_again(worker)
+            case Goodbye(reason):
+                self._leaves(worker, reason)
             case _:
                 raise RemoteProtocolError("not-permitted", f"{type(message).__name__} from a worker")
+
+    def _leaves(self, worker: WorkerChild, reason: str) -> None:
+        """A worker leaves by itself, since a request in it doesn't end; its others get `grace`."""
+        self._log.warning("worker leaves", worker=worker.number, reason=reason)
+        worker.overdue = True
+        if worker.state is not State.LEAVING:
+            worker.state = State.LEAVING
+            worker.born = time.monotonic()
+        self._fill()
 
     def _consider(self, worker: WorkerChild) -> None:
         """A worker that has served its share of requests is replaced: first the new one, then the old one leaves."""
@@ -471,9 +483,19 @@ class Supervisor:
     def _worker_gone(self, worker: WorkerChild, code: int) -> None:
         now = time.monotonic()
         left = worker.state is State.LEAVING and code == 0
-        reason = "retired" if left else "killed" if worker.killed else "crashed" if code else "left"
+        reason = (
+            "request-timeout"
+            if worker.overdue
+            else "retired"
+            if left
+            else "killed"
+            if worker.killed
+            else "crashed"
+            if code
+            else "left"
+        )
         self._bury(worker, reason)
-        if not left and not self._service.draining:
+        if not left and not worker.overdue and not self._service.draining:
             if now - worker.born > STABLE_AFTER:
                 self._worker_crashes = 0
             else:

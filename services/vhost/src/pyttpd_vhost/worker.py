@@ -1,32 +1,44 @@
-"""A worker: serves connections that umaster gives it, one request at a time.
+"""A worker: serves connections that umaster gives it, with one thread or several.
 
 Theory of operation. The *main thread* turns the loop: epoll, then for each ready connection as many requests
-as its bytes allow. Between turns connections are parked in epoll and in `_parked`; who takes one out of that
-dict (dict.pop is atomic) is the only one who may touch it.
+as its bytes allow. Between turns connections are parked in epoll (parking.py); who takes one out of `parked`
+is the only one who may touch it. With `max_threads` above 1 it may become a crowd (crew.py): then one thread
+at a time waits in epoll, takes one connection, lets another one wait, and serves it.
 
 The *watcher thread* sleeps nearly all the time. It says that we are alive, keeps our row of the scoreboard,
-and, when the main thread has been in the application for longer than PASS_AFTER, does what that can't: it
-takes what umaster gives us meanwhile and passes it, and every parked connection that has become readable,
-unread to a sibling that is free (DESIGN section 3, "No waiting behind a busy sibling"). `_lock` is held by
-whoever uses the channel.
+audits the requests (audit.py), and sees what busy threads can't:
+
+    a request has waited for thread_wait, all threads are busy     another thread
+    nobody has looked for PASS_AFTER, or all of max_threads are    what umaster has given us meanwhile, and every
+    busy and a request has waited for that long                    parked connection that has become readable, goes
+                                                                   unread to a sibling that is free
+                                                                   (DESIGN section 3, "No waiting behind a busy
+                                                                   sibling")
+    a request has had its request_timeout                          its client gets 504, and we leave
+
+`_lock` is held by whoever uses a channel or the loop's timers, never while the application is called.
 
     given (Dispatch) ── Taken ──> served at once ──> parked <──────── Refuse, Retry ──┐
                                       │                 ├── readable while we are busy, or retiring: Pass
                                       └── closed        └── readable ──> served        └── Settled ──> a sibling's
 
-Credit is what the worker can take: each connection given uses one up, each that has been served (or parked)
-gives it back.
+Credit is what the worker can take: each connection given uses one up. It is given back when a thread looks for
+more, less one for each thread that is busy: so umaster sees by it who has threads free.
 
 In step with: wire/permits.py (Kind.WORKER), pyttpd_umaster.router.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
 import socket
 import threading
 import time
+import traceback
+from collections import deque
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from pyttpd import tcp
@@ -36,7 +48,6 @@ from pyttpd.loop import READ, RESERVE, WRITE, Loop, soft_descriptor_limit
 from pyttpd.wire.messages import (
     Attach,
     Beat,
-    Client,
     Credit,
     Detached,
     Dispatch,
@@ -52,7 +63,10 @@ from pyttpd.wire.messages import (
 )
 from pyttpd.wire.permits import Kind, Side
 
+from pyttpd_vhost.audit import Audit
+from pyttpd_vhost.crew import Crew, Server
 from pyttpd_vhost.http.connection import Connection, Want
+from pyttpd_vhost.parking import Parked, Parking
 from pyttpd_vhost.scoreboard import (
     HOST_SIZE,
     PATH_SIZE,
@@ -61,6 +75,7 @@ from pyttpd_vhost.scoreboard import (
     Row,
     Scoreboard,
 )
+from pyttpd_vhost.waits import Processor, Waits
 
 if TYPE_CHECKING:
     from pyttpd_vhost.site import Site
@@ -69,30 +84,28 @@ if TYPE_CHECKING:
 CREDIT = 8
 #: Credit is given back in portions, as long as umaster has enough of it left for us.
 CREDIT_PORTION = 4
+#: umaster's bound for one worker (pyttpd_umaster.router.MAX_CREDIT).
+MAX_CREDIT = 64
 BEAT_INTERVAL = 1.0
-#: When the main thread has been busy for so long (s), others' connections are passed on ...
+#: When nobody has looked for what comes for so long (s), others' connections are passed on ...
 PASS_AFTER = 0.05
 #: ... unless no sibling was free a moment ago.
 PASS_PAUSE = 0.25
 SWEEP_INTERVAL = 0.5
+#: While it leaves, a worker looks so often (s) whether it is done.
+LEAVING_INTERVAL = 0.05
 #: A retiring worker waits so long (s) for siblings to take its idle connections.
 PASS_TIMEOUT = 2.0
-
-_EVENTS = {Want.READ: READ, Want.WRITE: WRITE}
-
-
-class Parked:
-    """A connection of ours with what leads back to it. `consumed` is set while it is offered to a sibling."""
-
-    __slots__ = ("authority", "client", "connection", "consumed", "fd", "want")
-
-    def __init__(self, connection: Connection, client: Client, authority: str, fd: int) -> None:
-        self.connection = connection
-        self.client = client
-        self.authority = authority
-        self.fd = fd
-        self.want = Want.READ
-        self.consumed = 0
+#: With threads to be had, the watcher looks so often (s) whether one is needed, when nothing was a moment ago.
+THREAD_LOOK = 0.02
+#: And so often at the most, however small thread_wait is.
+SHORTEST_LOOK = 0.005
+#: Events taken at a time: by a thread that serves them all itself, and by one of a crowd, which takes the first.
+EVENTS, CROWD_EVENTS = 256, 16
+#: A request that takes less (s) is quicker than what a crowd costs it; after so many in a row the crowd is over.
+QUICK, CALM = 0.001, 16
+#: What the worker says to its supervisor when a request has had its time (wire: Goodbye).
+TIMED_OUT = "request-timeout"
 
 
 class Worker(Loop):
@@ -108,6 +121,7 @@ class Worker(Loop):
         log: Log,
     ) -> None:
         super().__init__()
+        pool = site.share.pool
         self._site = site
         self._scoreboard = scoreboard
         self._slot = slot
@@ -118,9 +132,10 @@ class Worker(Loop):
         self._busy_ms = 0
         self._log = log
         self._faults = Faults()
-        self._parked: dict[int, Parked] = {}
+        self._parking = Parking(self._epoll)
+        self._parked = self._parking.parked
         self._offered: dict[int, Parked] = {}
-        self._fresh: list[Parked] = []
+        self._fresh: deque[Parked] = deque()
         self._next_id = 0
         self._spent = 0
         # Connections that we may have: what the application opens comes out of the same limit.
@@ -128,11 +143,23 @@ class Worker(Loop):
         self._channel: Channel | None = None
         self._lock = threading.RLock()
         self._wake = threading.Event()
+        self._crew = Crew(site, most=pool.max_threads, idle_after=pool.thread_idle)
+        self._credit = min(MAX_CREDIT, CREDIT + pool.max_threads - 1)
+        self._alone = True
+        self._quick = 0
+        self._audit = Audit(pool, log, self._parking)
+        self._waits = Waits()
+        self._processor = Processor()
+        self._thread_wait = pool.thread_wait
+        self._given = 0
+        #: When whoever looked last for what comes has found something; 0.0: somebody is looking.
         self._busy_since = 0.0
+        self._sweep_at = 0.0
         self._pass_pause_until = 0.0
         self._leaving = False
         self._pass_idle_until = 0.0
-        self._ended = False
+        self._looked_at = 0.0
+        self._pid = 0
         self._control = Channel(
             control,
             Kind.CONTROL,
@@ -149,73 +176,133 @@ class Worker(Loop):
         """Say something to the supervisor before `run`."""
         return self._control.send(message)
 
-    # ---- the main thread ----
+    # ---- serving ----
 
     def run(self) -> None:
         """Serve until told to leave and done."""
-        self._watcher = threading.Thread(target=self._watch, name="watcher", daemon=True)
-        self._watcher.start()
-        self._control.send(Ready())
+        self._pid = os.getpid()
+        os.register_at_fork(after_in_child=self._forked)
         self._running = True
-        self.call_later(SWEEP_INTERVAL, self._sweep)
+        me = self._crew.main
+        threading.Thread(target=self._watch, name="watcher", daemon=True).start()
+        self._control.send(Ready())
+        try:
+            while self._running:
+                if self._alone:
+                    self._serve_alone(me)
+                else:
+                    self._serve_in_crowd(me)
+        finally:
+            if os.getpid() != self._pid:
+                os._exit(0)  # a child that the application has forked, and that has come back from there
+        self._count()
+
+    def stop(self) -> None:
+        """Let all threads come to their end."""
+        self._running = self._alone = False
+        self._crew.end()
+
+    def _serve_alone(self, me: Server) -> None:
+        """The main thread's quick path: serve all that is ready, until there is a crowd."""
         poll = self._epoll.poll
         parked = self._parked
         callbacks = self._callbacks
-        while self._running:
+        while self._alone:
             self._busy_since = 0.0
-            events = poll(self._wait(), 256)
+            events = poll(SWEEP_INTERVAL, EVENTS)
             self._busy_since = self.now = time.monotonic()
             for fd, event in events:
                 one = parked.pop(fd, None)
                 if one is not None:
+                    me.one = one
                     connection = one.connection
                     want = connection.on_writable() if event & WRITE else connection.on_readable()
                     if want is one.want:
                         parked[fd] = one
                     else:
-                        self._settle(one, want)
+                        self._settle(me, one, want)
                 elif (callback := callbacks.get(fd)) is not None:
                     with self._lock:
                         callback(event)
-                        # Ours from here on: the watcher takes what comes while we serve these.
-                        fresh, self._fresh = self._fresh, []
-                    for fresh_one in fresh:
-                        self._begin(fresh_one)
-            if self._spent >= CREDIT_PORTION:
-                self._give_credit()
-            if self._timers:
-                self._run_timers()
-        self._count()
+                    while (fresh := self._next_fresh()) is not None:
+                        self._serve(me, fresh, fresh.connection.on_readable)
+            if self._spent >= CREDIT_PORTION or self._timers or self.now >= self._sweep_at:
+                self._look_after(me)
 
-    def _settle(self, one: Parked, want: Want) -> None:
-        """Wait for something else on `one`, which is out of `_parked`, or close it."""
-        if want is Want.CLOSED:
-            self._close(one)
-            return
-        if want is not one.want:
-            one.want = want
-            self._epoll.modify(one.fd, _EVENTS[want])
-        self._parked[one.fd] = one
+    def _serve_in_crowd(self, me: Server) -> None:
+        """Be one of several threads: wait for something, let another one wait, serve it; and again."""
+        me.one = None
+        while self._crew.await_turn(me):
+            if me is self._crew.main and self._quick >= CALM:
+                self._alone = self._running
+                return
+            found = self._find(me)
+            if found is None:
+                continue
+            self._crew.hand_over(me)
+            one, event = found
+            began = self.now
+            self._serve(me, one, one.connection.on_writable if event & WRITE else one.connection.on_readable)
+            self._quick = self._quick + 1 if time.monotonic() - began < QUICK else 0
 
-    def _begin(self, one: Parked) -> None:
-        """Serve a connection that has just been given to us: its first bytes are there already."""
-        self._spent += 1
-        want = one.connection.on_readable()
-        if want is Want.CLOSED:
-            one.connection.sock.close()
-            return
-        self._park(one, want)
+    def _find(self, me: Server) -> tuple[Parked, int] | None:
+        """Lead: wait until something can be served, and return one. None: `me` leads no longer, or all is over."""
+        while self._running and self._crew.leader is me:
+            fresh = self._next_fresh()
+            if fresh is not None:
+                return fresh, READ
+            if self._spent >= CREDIT_PORTION or self._timers or self.now >= self._sweep_at:
+                self._look_after(me)
+                if self._crew.leader is not me:
+                    break  # that has taken a while
+            self._busy_since = 0.0
+            events = self._epoll.poll(SWEEP_INTERVAL, CROWD_EVENTS)
+            self._busy_since = self.now = time.monotonic()
+            found = None
+            for fd, event in events:
+                one = self._parked.pop(fd, None)
+                if one is not None:
+                    found = one, event
+                    break
+                callback = self._callbacks.get(fd)
+                if callback is None:
+                    self._parking.ignore(fd, self._crew.served())
+                else:
+                    with self._lock:
+                        callback(event)
+            if found is not None:
+                return found
+        return None
 
-    def _park(self, one: Parked, want: Want) -> None:
-        one.want = want
-        self._parked[one.fd] = one
-        self._epoll.register(one.fd, _EVENTS[want])
-        if len(self._parked) >= self._room:
-            self._make_room()
-        if not self._wake.is_set():
-            self._wake.set()
+    def _next_fresh(self) -> Parked | None:
+        """Return a connection that has just been given to us: its first bytes are there already."""
+        try:
+            return self._fresh.popleft()
+        except IndexError:
+            return None
 
-    def _make_room(self) -> None:
+    def _serve(self, me: Server, one: Parked, turn: Callable[[], Want]) -> None:
+        """Let `one`, which is out of `_parked`, have its turn in this thread."""
+        me.one = one
+        if me.site is not self._site:
+            one.connection.move(me.site)
+        want = turn()
+        if me.site is not self._site:
+            one.connection.move(self._site)
+        self._settle(me, one, want)
+        me.one = None
+
+    def _settle(self, me: Server | None, one: Parked, want: Want) -> None:
+        """Put `one` back, or close it. Without a thread that serves (`me`), no other has to make room for it."""
+        new = one.want is None
+        self._parking.settle(one, want)
+        if new and want is not Want.CLOSED:
+            if me is not None and len(self._parked) >= self._room:
+                self._make_room(me)
+            if not self._wake.is_set():
+                self._wake.set()
+
+    def _make_room(self, me: Server) -> None:
         """Close the connections that have been idle the longest, as many as make it worth the search."""
         idle = [
             (one.connection.deadline, fd) for fd, one in list(self._parked.items()) if one.connection.idle
@@ -224,27 +311,36 @@ class Worker(Loop):
         for _, fd in idle[: max(1, self._room // 32)]:
             one = self._parked.pop(fd, None)
             if one is not None:
-                self._settle(one, one.connection.close())
+                self._serve(me, one, one.connection.close)
 
-    def _close(self, one: Parked) -> None:
-        # Out of epoll first: while the listener still has its copy, close() alone would leave it registered (epoll(7)).
-        self._epoll.unregister(one.fd)
-        one.connection.sock.close()
+    def _look_after(self, me: Server) -> None:
+        """What is due between turns: credit, timers, deadlines."""
+        if self._spent >= CREDIT_PORTION:
+            self._give_credit(me)
+        if self._timers:
+            with self._lock:
+                self._run_timers()
+        if self.now >= self._sweep_at:
+            self._sweep_at = self.now + (LEAVING_INTERVAL if self._leaving else SWEEP_INTERVAL)
+            self._sweep(me)
 
-    def _give_credit(self) -> None:
+    def _give_credit(self, me: Server) -> None:
+        """Give back what was spent, less one for each other thread that is busy."""
         with self._lock:
-            if self._channel is not None and not self._leaving:
-                self._channel.send(Credit(self._spent))
-            self._spent = 0
+            due = self._spent - sum(one is not None for one in self._crew.served() if one is not me.one)
+            if due >= CREDIT_PORTION and self._channel is not None and not self._leaving:
+                self._channel.send(Credit(due))
+                self._spent -= due
 
-    def _sweep(self) -> None:
+    def _sweep(self, me: Server) -> None:
         now = self.now
         for fd, one in list(self._parked.items()):
             if one.connection.deadline <= now and self._parked.pop(fd, None) is not None:
-                self._settle(one, one.connection.on_timeout())
+                self._serve(me, one, one.connection.on_timeout)
+            elif one.want is None and self._parked.pop(fd, None) is not None:
+                self._settle(me, one, Want.WRITE)  # see parking.py; it is writable, and goes on from there
         if self._leaving:
-            self._leave_when_done()
-        self.call_later(SWEEP_INTERVAL if not self._leaving else 0.05, self._sweep)
+            self._leave_when_done(me)
 
     # ---- umaster ----
 
@@ -270,12 +366,16 @@ class Worker(Loop):
         if self._leaving:
             channel.send(Goodbye("leaving"))
         else:
-            channel.send(Credit(CREDIT))
+            channel.send(Credit(self._credit))
 
     def _from_umaster(self, channel: Channel, message: Message, fd: int | None) -> None:
         match message:
             case Dispatch(id_, client, authority):
                 assert fd is not None
+                self._spent += 1
+                self._given += 1
+                if not self._wake.is_set():
+                    self._wake.set()
                 # The channel has checked what it is. The family is only a name here: giving it saves asking the kernel.
                 family = socket.AF_INET6 if ":" in client.host else socket.AF_INET
                 sock = socket.socket(family, socket.SOCK_STREAM, 0, fileno=fd)
@@ -323,8 +423,8 @@ class Worker(Loop):
     # ---- passing on ----
 
     def _pass(self, one: Parked) -> None:
-        """Offer `one`, which is idle and out of `_parked`, to a sibling. Under the lock."""
-        self._epoll.unregister(one.fd)
+        """Offer `one`, which is idle (or fresh) and out of `_parked`, to a sibling. Under the lock."""
+        self._parking.forget(one)
         self._next_id += 1
         try:
             one.consumed = tcp.consumed(one.connection.sock)
@@ -350,7 +450,7 @@ class Worker(Loop):
                 pass
         if sure:
             one.connection.count()
-            self._park(one, Want.READ)
+            self._settle(None, one, Want.READ)
         else:
             one.connection.detach().close()
 
@@ -374,15 +474,20 @@ class Worker(Loop):
         if self._leaving:
             return
         self._leaving = True
-        self._site.retiring = True
+        for site in self._crew.sites:
+            site.retiring = True
         self._pass_idle_until = time.monotonic() + (PASS_TIMEOUT if retire else 0.0)
         if self._channel is not None:
             self._channel.send(Goodbye("leaving"))
-        self.call_later(0.0, self._leave_when_done)
+        self._sweep_at = 0.0
 
-    def _leave_when_done(self) -> None:
-        """Give idle connections away, or close them; stop when nothing is left."""
+    def _leave_when_done(self, me: Server | None) -> None:
+        """Give idle connections away, or close them; stop when nothing is left.
+
+        `me`: the thread that may serve what has just come; None: it is the watcher, which may not.
+        """
         now = time.monotonic()
+        mine: list[Parked] = []
         with self._lock:
             passing = now < self._pass_idle_until and self._channel is not None
             for fd, one in list(self._parked.items()):
@@ -391,16 +496,35 @@ class Worker(Loop):
                 if passing and now >= self._pass_pause_until:
                     self._pass(one)
                 elif passing:
-                    self._parked[fd] = one
+                    self._settle(None, one, Want.READ)
+                elif me is not None:
+                    mine.append(one)
+                elif one.connection.quiet:
+                    self._settle(None, one, one.connection.abort())
                 else:
-                    self._settle(one, one.connection.close())
-            if not self._parked and not self._offered and not self._fresh:
-                self.stop()
+                    self._settle(None, one, Want.READ)
+        if me is not None:
+            for one in mine:
+                self._serve(me, one, one.connection.close)
+        if self._parked or self._offered or self._fresh or self._audit.lingering:
+            return
+        if self._audit.timed_out:
+            # Whoever is stuck doesn't count, and doesn't hear of the end: the process has to end without it.
+            if not any(
+                server.one is not None and server is not me and server.one is not server.condemned
+                for server in self._crew.servers
+            ):
+                self._end()
+        elif not self._others_busy(me):
+            self.stop()
+
+    def _others_busy(self, me: Server | None) -> bool:
+        return any(server.one is not None for server in self._crew.servers if server is not me)
 
     # ---- the watcher ----
 
     def _watch(self) -> None:
-        """Sleep; say that we live; help when the main thread is busy."""
+        """Sleep; say that we live; see to what busy threads can't."""
         next_beat = 0.0
         while True:
             now = time.monotonic()
@@ -410,66 +534,224 @@ class Worker(Loop):
                 with self._lock:
                     if not self._control.send(Beat()):
                         os._exit(1)  # without a supervisor nobody would end us
-            if self._parked or self._busy_since:
-                time.sleep(PASS_AFTER)
-                self._count()
-                busy_since = self._busy_since
-                if busy_since and time.monotonic() - busy_since >= PASS_AFTER:
-                    self._help(busy_since)
+            self._wake.clear()
+            if self._parked or self._busy_since or self._leaving or self._busy_threads():
+                time.sleep(self._pause())
+                self._look()
             else:
-                self._wake.clear()
                 self._wake.wait(max(0.0, next_beat - time.monotonic()))
 
-    def _help(self, busy_since: float) -> None:
-        """The main thread has been in the application since `busy_since`: do for it what can't wait."""
-        with self._lock:
-            if self._channel is not None and not self._channel.closed:
-                self._channel.receive(1)
-                while self._fresh:
-                    one = self._fresh.pop()
-                    one.want = Want.READ
-                    self._spent += 1
-                    self._epoll.register(one.fd, READ)
-                    if self._leaving or time.monotonic() < self._pass_pause_until:
-                        self._parked[one.fd] = one
-                    else:
-                        self._pass(one)
-            if self._channel is None or self._leaving or time.monotonic() < self._pass_pause_until:
+    def _pause(self) -> float:
+        """How long the watcher sleeps while there is anything to see."""
+        if self._crew.most == 1:
+            return PASS_AFTER
+        if not self._busy_since:
+            return THREAD_LOOK
+        return max(SHORTEST_LOOK, min(self._thread_wait, PASS_AFTER))
+
+    def _look(self) -> None:
+        now = time.monotonic()
+        self._count()
+        busy_since = self._busy_since
+        servers = list(self._crew.servers)
+        if self._alone and busy_since != self._looked_at:
+            # The main thread has turned meanwhile, or waits: what it was serving it serves no longer.
+            self._crew.main.seen = None
+            if not busy_since:
+                servers.remove(self._crew.main)
+        self._looked_at = busy_since
+        for server in self._audit.look(now, servers):
+            self._condemn(server, now)
+        if not busy_since or busy_since != self._busy_since:
+            self._waits.forget()
+            if not busy_since:
                 return
-            for fd, _ in self._epoll.poll(0, 64):
-                if self._busy_since != busy_since:
+        nobody_looks = now - busy_since >= PASS_AFTER
+        if self._crew.most > 1:
+            self._waits.look(self._ready(), now)
+            at_work = self._processor.at_work(now)
+            late = self._waits.longer_than(self._thread_wait, now)
+            if len(servers) < self._crew.most or self._crew.idle:
+                stuck = any(
+                    server.seen is not None and now - server.since >= self._thread_wait for server in servers
+                )
+                if late and (stuck or not at_work) and self._more_threads(late):
                     return
-                one_or_none = self._parked.get(fd)
-                if one_or_none is None or not one_or_none.connection.idle:
+            elif late := self._waits.longer_than(PASS_AFTER, now):
+                self._help(late)
+                return
+        if nobody_looks and self._busy_since == busy_since:
+            self._help(None)
+
+    def _ready(self) -> dict[int, object]:
+        """Return what could be served now, each with what tells its request from the next one."""
+        ready: dict[int, object] = {}
+        for fd, _ in self._epoll.poll(0, EVENTS):
+            one = self._parked.get(fd)
+            if one is not None:
+                ready[fd] = one, one.connection.served
+            elif fd in self._callbacks:
+                ready[fd] = self._given
+        return ready
+
+    def _more_threads(self, late: list[int]) -> bool:
+        """Make a crowd, with a thread for each request in `late`, as far as there are threads to be had."""
+        crew = self._crew
+        count = sum(fd in self._parked for fd in late)
+        room = crew.most - len(crew.servers) + crew.idle
+        with self._lock:
+            channel = self._channel
+            if channel is not None and not channel.closed and channel.sock.fileno() in late:
+                channel.receive(max(1, room - count))
+        idle = crew.idle
+        self._alone = False
+        self._quick = 0
+        crew.depose()
+        started = crew.recruit(count + len(self._fresh) - idle, self._be_of_crowd)
+        self._waits.forget()
+        return bool(started or idle)
+
+    def _be_of_crowd(self, me: Server) -> None:
+        """What a thread runs that is not the main one. An error ends the process, as it would there."""
+        try:
+            self._serve_in_crowd(me)
+        except BaseException as error:  # noqa: BLE001 - whatever it was
+            if os.getpid() == self._pid:
+                self._log.error(
+                    "worker ended by an error", error=repr(error), traceback=traceback.format_exc()
+                )
+                os._exit(1)
+        if os.getpid() != self._pid:
+            os._exit(0)
+
+    def _help(self, late: list[int] | None) -> None:
+        """All threads are busy: do for them what can't wait.
+
+        `late` are the descriptors that have waited; None: nobody has looked for a while, all that is ready has.
+        """
+        busy_since = self._busy_since
+        with self._lock:
+            for fd, event in self._epoll.poll(0, EVENTS):
+                if late is None and self._busy_since != busy_since:
+                    return
+                callback = self._callbacks.get(fd)
+                if callback is not None:
+                    if self._channel is not None and fd == self._channel.sock.fileno():
+                        self._channel.receive(CREDIT)
+                    else:
+                        callback(event)
                     continue
-                taken = self._parked.pop(fd, None)
-                if taken is not None:
-                    self._pass(taken)
+                one = self._parked.get(fd)
+                if one is None or not one.connection.idle or not self._may_pass():
+                    continue
+                if (late is None or fd in late) and self._parked.pop(fd, None) is one:
+                    self._pass(one)
+            while (fresh := self._next_fresh()) is not None:
+                if self._may_pass():
+                    self._pass(fresh)
+                else:
+                    self._settle(None, fresh, Want.READ)
+            if self._timers:
+                self._run_timers()
+        if self._leaving:
+            self._leave_when_done(None)
+
+    def _may_pass(self) -> bool:
+        return self._channel is not None and not self._leaving and time.monotonic() >= self._pass_pause_until
+
+    def _condemn(self, server: Server, now: float) -> None:
+        """A request has had its time: its client is let go, and so are we, as soon as the other ones are done."""
+        one = server.one
+        if not self._audit.condemn(server, now):
+            return
+        server.condemned = one
+        with self._lock:
+            if not self._leaving:
+                self._control.send(Goodbye(TIMED_OUT))
+                self._leave(retire=True)
+
+    def _end(self) -> None:
+        """End the process, whatever its threads do."""
+        self._count()
+        os._exit(0)
+
+    def _forked(self) -> None:
+        """In a child that the application has forked: it is no worker, and keeps nothing of ours.
+
+        Not a connection, whose client would wait for the child's end; not the loop, whose events it would take from us;
+        and no way to answer the request a second time.
+        """
+        self._running = self._alone = False
+        self._lock = threading.RLock()
+        self._parking.fork()
+        self._crew.fork()
+        for site in self._crew.sites:
+            site.access = site.clients = None  # what workers share isn't its to write
+        with contextlib.suppress(OSError):
+            for one in [*self._parked.values(), *self._offered.values(), *self._fresh]:
+                one.connection.sock.close()
+            for channel in (self._control, self._channel):
+                if channel is not None:
+                    channel.closed = True
+                    channel.sock.close()
+            self._epoll.close()
+            ours, dead = socket.socketpair()
+            with ours, dead:
+                dead.shutdown(socket.SHUT_RDWR)
+                for served in self._crew.served():
+                    if served is not None and served.connection.sock.fileno() >= 0:
+                        os.dup2(dead.fileno(), served.fd, inheritable=False)
+        self._parked.clear()
+        self._offered.clear()
+        self._fresh.clear()
+        self._callbacks.clear()
+
+    # ---- the scoreboard ----
+
+    def _busy_threads(self) -> int:
+        busy = self._crew.busy()
+        if self._alone:
+            # What the main thread has served last stays noted while it waits.
+            busy += bool(self._busy_since) - (self._crew.main.one is not None)
+        return busy
 
     def _count(self) -> None:
         """Write our row, and sample how busy we are: called every PASS_AFTER while there is anything to do."""
-        stats = self._site.stats
-        last = self._site.heads.last
-        busy = int(bool(self._busy_since))
+        counters = [0] * 6
+        errors = bytes_sent = 0
+        for site in self._crew.sites:
+            for digit, count in enumerate(site.stats.responses):
+                counters[digit] += count
+            errors += site.stats.errors
+            bytes_sent += site.stats.bytes_sent
+        counters[5] += self._audit.answered
+        servers = list(self._crew.servers)
+        last = next(
+            (server.site.heads.last for server in servers[::-1] if server.one is not None),
+            self._site.heads.last,
+        )
+        busy = self._busy_threads()
         now = time.monotonic()
         self._busy_ms += busy * int((now - self._counted) * 1000)
         self._counted = now
-        _, informational, success, redirect, client_error, server_error = stats.responses
         row = Row(
-            requests=stats.requests,
-            informational=informational,
-            success=success,
-            redirect=redirect,
-            client_error=client_error,
-            server_error=server_error,
-            errors=stats.errors,
-            bytes_sent=stats.bytes_sent,
+            requests=sum(counters),
+            informational=counters[1],
+            success=counters[2],
+            redirect=counters[3],
+            client_error=counters[4],
+            server_error=counters[5],
+            errors=errors,
+            bytes_sent=bytes_sent + self._audit.bytes_sent,
+            slow=self._audit.slow,
+            timed_out=self._audit.timed_out,
             passed=self._passed,
             busy_ms=self._busy_ms,
             connections=len(self._parked) + busy,
             parked=len(self._parked),
-            threads=1,
+            threads=len(servers),
             busy_threads=busy,
+            waiting=len(self._waits) + len(self._fresh),
             state=STATE_LEAVING if self._leaving else STATE_SERVING,
             number=self._number,
             generation=self._site.share.generation,

@@ -173,6 +173,43 @@ class Connection:
         """What the connection is doing, for logs and tests."""
         return self._state
 
+    # What the worker's threads need
+
+    @property
+    def request(self) -> Request | None:
+        """The request that is being served, or whose answer isn't all sent yet."""
+        return self._exchange.current
+
+    @property
+    def served(self) -> int:
+        """How many requests were begun: while this doesn't change, it is the same one."""
+        return self._served
+
+    @property
+    def unanswered(self) -> bool:
+        """Nothing of an answer to `request` is sent, or about to be."""
+        return self._exchange.state is Response.NOTHING
+
+    @property
+    def quiet(self) -> bool:
+        """Between two requests, and nothing of another one has come."""
+        if self._state is not _IDLE:
+            return False
+        try:
+            return not self.sock.recv(1, socket.MSG_PEEK)
+        except OSError:
+            return True
+
+    def waited(self, now: float) -> float:
+        """How long (s) its client has been waited for in the middle of a body, all in all."""
+        stream = self._stream
+        return stream.waited + (now - stream.waiting if stream.waiting else 0.0)
+
+    def move(self, site: Site) -> None:
+        """Go on with another thread's site."""
+        self._site = site
+        self._exchange.site = site
+
     # What the worker's loop calls
 
     def on_readable(self) -> Want:

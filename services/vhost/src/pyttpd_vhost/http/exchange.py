@@ -116,6 +116,11 @@ class Exchange:
             self._framing is _NO_BODY or (self._framing is _LENGTH and not self._left)
         )
 
+    @property
+    def current(self) -> Request | None:
+        """The request, between `start` and `forget`."""
+        return None if self.request is _NO_REQUEST else self.request
+
     # A whole response
 
     def respond(self, status: str, code: int, fields: Fields, content: bytes) -> None:

@@ -99,6 +99,8 @@ class Stream:
         "ahead",
         "sent",
         "sock",
+        "waited",
+        "waiting",
     )
 
     def __init__(self, sock: socket.socket, site: Site) -> None:
@@ -111,6 +113,9 @@ class Stream:
         self._pace: Pace | None = None
         self._looked = 0.0
         self._taken = 0
+        #: How long a thread has waited for the client (s), and since when one does now (0.0: none does).
+        self.waited = 0.0
+        self.waiting = 0.0
         self._parts: list[Part] = []  # what follows `_pending` and `_file`, the last one first
         self._file: OpenFile | None = None
         self._file_at = 0
@@ -225,7 +230,7 @@ class Stream:
         waiter.register(self.sock, select.POLLOUT)
         left = self.watch()
         while sum(map(len, self._pending)) > tail:
-            if waiter.poll(min(left, LOOK) * 1000):
+            if self._wait(waiter, min(left, LOOK)):
                 self.flush()
             left = self.look()
 
@@ -279,6 +284,14 @@ class Stream:
             return self._taken
         return self.sent - unsent
 
+    def _wait(self, waiter: select.poll, timeout: float) -> bool:
+        """Wait up to `timeout` s for the client. What that takes isn't the application's time (audit.py)."""
+        began = self.waiting = monotonic()
+        ready = waiter.poll(timeout * 1000)
+        self.waited += monotonic() - began
+        self.waiting = 0.0
+        return bool(ready)
+
     # Input
 
     def receive(self, size: int) -> bytes:
@@ -312,7 +325,7 @@ class Stream:
                 raise RequestError(
                     408, pace.slow(patience.read, "of the body came", "read_timeout", "min_body_rate")
                 )
-            waiter.poll(min(left, LOOK) * 1000)
+            self._wait(waiter, min(left, LOOK))
             now = monotonic()
             try:
                 data = self.receive(size)

@@ -1,0 +1,109 @@
+"""The connections that nobody is serving right now, and epoll, which says when one of them can go on.
+
+Rules:
+- Who takes a connection out of `parked` (dict.pop is atomic) owns it, until it settles it: back, or closed.
+- `Parked.want` is what epoll waits for; None: epoll doesn't know the connection.
+- While a connection is served it stays in epoll: two system calls for each request would be the price of taking it
+  out. That does no harm as long as who serves it is the one who polls. When another thread polls meanwhile, it would be
+  told of that connection again and again; it takes it out (`ignore`), and settling puts it back.
+- All of that happens under `_lock`, with one exception: the worker's quick path puts a connection back that waits for
+  the same as before without it. Between its look at `want` and its write to `parked` it calls nothing and jumps
+  nowhere, so no other thread can run (CPython looks for one only there); the worker's sweep finds what is left if that
+  ever changes.
+- A served connection's descriptor is closed under `_lock` only. So who holds it can tell whether a number still means
+  that connection (`take_away`).
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+import threading
+from collections.abc import Iterable
+
+from pyttpd.loop import READ, WRITE
+from pyttpd.wire.messages import Client
+
+from pyttpd_vhost.http.connection import Connection, Want
+
+_EVENTS = {Want.READ: READ, Want.WRITE: WRITE}
+
+
+class Parked:
+    """A connection of ours with what leads back to it. `consumed` is set while it is offered to a sibling."""
+
+    __slots__ = ("authority", "client", "connection", "consumed", "fd", "want")
+
+    def __init__(self, connection: Connection, client: Client, authority: str, fd: int) -> None:
+        self.connection = connection
+        self.client = client
+        self.authority = authority
+        self.fd = fd
+        self.want: Want | None = None
+        self.consumed = 0
+
+
+class Parking:
+    """See the module's text. `epoll` is the loop's, and stays its."""
+
+    __slots__ = ("_epoll", "_lock", "parked")
+
+    def __init__(self, epoll: select.epoll) -> None:
+        self._epoll = epoll
+        self._lock = threading.Lock()
+        self.parked: dict[int, Parked] = {}
+
+    def settle(self, one: Parked, want: Want) -> None:
+        """Wait for `want` on `one`, which is out of `parked`, or close it."""
+        with self._lock:
+            if want is Want.CLOSED:
+                # Out of epoll first: while the listener still has its copy, close() alone would leave it registered
+                # (epoll(7)).
+                self._forget(one)
+                one.connection.sock.close()
+                return
+            if one.want is None:
+                self._epoll.register(one.fd, _EVENTS[want])
+            elif want is not one.want:
+                self._epoll.modify(one.fd, _EVENTS[want])
+            one.want = want
+            self.parked[one.fd] = one
+
+    def forget(self, one: Parked) -> None:
+        """Take `one` out of epoll; it is out of `parked`, and goes on its way."""
+        with self._lock:
+            self._forget(one)
+
+    def _forget(self, one: Parked) -> None:
+        if one.want is not None:
+            one.want = None
+            self._epoll.unregister(one.fd)
+
+    def ignore(self, fd: int, served: Iterable[Parked | None]) -> None:
+        """Let epoll be silent about `fd` if it is one of the connections that are being `served`."""
+        with self._lock:
+            if fd in self.parked:
+                return
+            for one in served:
+                if one is not None and one.fd == fd and one.want is not None:
+                    self._forget(one)
+
+    def take_away(self, one: Parked, dead: socket.socket) -> socket.socket | None:
+        """Take a connection from whoever is stuck with it: what that one does from now on, it does to `dead`.
+
+        The number isn't closed, so nobody can get it anew; it only means something else. Returns the client's socket,
+        which the caller owns, or None if `one` isn't being served any more. Raises OSError without a free descriptor.
+        """
+        with self._lock:
+            sock = one.connection.sock
+            if sock.fileno() < 0 or self.parked.get(one.fd) is one:
+                return None
+            kept = sock.dup()
+            self._forget(one)
+            os.dup2(dead.fileno(), one.fd, inheritable=False)
+            return kept
+
+    def fork(self) -> None:
+        """In a forked child: nobody else holds the lock any more."""
+        self._lock = threading.Lock()
