@@ -23,6 +23,7 @@ import os
 import sys
 from dataclasses import dataclass, replace
 
+from pyttpd.address import Address
 from pyttpd.confine import kernel, landlock, seccomp
 from pyttpd.confine.kernel import ConfineError
 from pyttpd.confine.policy import Policy, python_paths, role_policy, tenant_policy
@@ -52,7 +53,7 @@ class NetworkGuard(enum.Enum):
 class Report:
     """What stands after confine(). abi: Landlock's, 0 if the kernel has none (then files are guarded by uids
     and mount namespaces only). missing: paths of the policy that were not there. connect: connect() can be
-    called on Unix sockets, so that a channel can be opened again.
+    called on Unix sockets, so that a channel can be opened again. reach: whom TCP connections may be opened to.
     """
 
     abi: int
@@ -60,18 +61,20 @@ class Report:
     network: NetworkGuard
     connect: bool
     missing: tuple[str, ...]
+    reach: tuple[Address, ...] = ()
 
     def __str__(self) -> str:
         names = ", ".join(sorted(lock.value for lock in self.locks)) or "no_new_privs only"
-        return f"{names}; Landlock ABI {self.abi}; TCP connect and bind refused by {self.network.value}"
+        but = f", but to {', '.join(map(str, self.reach))}" if self.reach else ""
+        return f"{names}; Landlock ABI {self.abi}; TCP connect and bind refused by {self.network.value}{but}"
 
 
 def confine(policy: Policy, *, locks: frozenset[Lock] = ALL_LOCKS) -> Report:
     """Confine this process for good by `policy`; return what stands.
 
     `locks` is for tests only: production code never names it. Raises ConfineError when seccomp, no_new_privs
-    or the dropping of capabilities fails, when Landlock fails on a kernel that has it, with more than one
-    thread, or when a uid or gid could be taken back; the process must then end, it may be half confined.
+    or the dropping of capabilities fails, when Landlock fails on a kernel that has it or can't judge what the policy
+    lets it reach, with more than one thread, or when a uid or gid could be taken back; the process must then end, it may be half confined.
     """
     _require_one_thread()
     if Lock.CAPABILITIES in locks:
@@ -81,6 +84,11 @@ def confine(policy: Policy, *, locks: frozenset[Lock] = ALL_LOCKS) -> Report:
         kernel.drop_capabilities()
     kernel.set_dumpable(policy.dumpable)
     abi = landlock.kernel_abi() if Lock.LANDLOCK in locks else 0
+    if policy.reach and Lock.LANDLOCK in locks and abi < landlock.NETWORK_ABI:
+        raise ConfineError(
+            f"an allowed address takes a kernel whose Landlock judges TCP ports (Linux 6.7, ABI {landlock.NETWORK_ABI}); "
+            f"this one's ABI is {abi}: remove `allow` from the configuration"
+        )
     missing: tuple[str, ...] = ()
     stands = set(locks)
     if abi:
@@ -89,14 +97,14 @@ def confine(policy: Policy, *, locks: frozenset[Lock] = ALL_LOCKS) -> Report:
             *((path, landlock.WRITE) for path in policy.write),
             *((path, landlock.RUN) for path in policy.execute),
         ]
-        missing = landlock.restrict(rules, abi)
+        missing = landlock.restrict(rules, abi, ports=sorted({address.port for address in policy.reach}))
     else:
         stands.discard(Lock.LANDLOCK)
     # Without Landlock's TCP rights only the filter can refuse to turn a connection round, and it can't tell a
     # Unix socket from another: both calls go, connect at the latest with seal(). In a test that left
     # Landlock out on purpose, the filter is to stand alone.
     tcp_by_landlock = abi >= landlock.NETWORK_ABI
-    connect = policy.allow_connect and (tcp_by_landlock or policy.connects_late)
+    connect = policy.allow_connect and (tcp_by_landlock or policy.connects_late or bool(policy.reach))
     network = NetworkGuard.LANDLOCK if tcp_by_landlock else NetworkGuard.NONE
     if Lock.SECCOMP in locks:
         switches = seccomp.Switches(
@@ -104,11 +112,15 @@ def confine(policy: Policy, *, locks: frozenset[Lock] = ALL_LOCKS) -> Report:
             allow_fork=policy.allow_fork,
             allow_connect=connect,
             allow_bind=policy.allow_bind and tcp_by_landlock,
+            tcp=frozenset(address.family for address in policy.reach),
+            unix=policy.own_unix_sockets,
         )
         seccomp.install(switches)
         if not tcp_by_landlock:
-            network = NetworkGuard.PENDING if connect else NetworkGuard.SECCOMP
-    return Report(abi, frozenset(stands), network, connect if Lock.SECCOMP in locks else True, missing)
+            late = NetworkGuard.PENDING if policy.connects_late else NetworkGuard.NONE
+            network = late if connect else NetworkGuard.SECCOMP
+    may_connect = connect if Lock.SECCOMP in locks else True
+    return Report(abi, frozenset(stands), network, may_connect, missing, policy.reach)
 
 
 def seal(report: Report) -> Report:

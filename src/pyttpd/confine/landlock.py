@@ -2,7 +2,8 @@
 
 Theory of operation: a ruleset names the rights it *handles*; what is handled is refused unless a rule allows
 it. We handle every right the kernel knows, up to the ABI this file was written for. Paths get rules; TCP
-connect and bind get none, so both are refused for good. The kernel's scopes (abstract Unix sockets, signals)
+bind gets none and is refused for good, and so is connect, but to the ports that a policy names (a tenant's database:
+the kernel asks for the port only; the address is a matter of namespace and egress rule). The kernel's scopes (abstract Unix sockets, signals)
 keep a process from reaching out of its own domain; who is *outside* may still signal it, as a supervisor
 must.
 
@@ -32,6 +33,7 @@ SCOPE_ABI: Final = 6
 
 _CREATE_RULESET_VERSION: Final = 1
 _RULE_PATH_BENEATH: Final = 1
+_RULE_NET_PORT: Final = 2
 
 
 class Fs(enum.IntFlag):
@@ -131,10 +133,10 @@ def ruleset_attr(abi: int) -> bytes:
     return struct.pack(f"<{len(fields)}Q", *fields)
 
 
-def restrict(rules: Iterable[tuple[str, Fs]], abi: int) -> tuple[str, ...]:
+def restrict(rules: Iterable[tuple[str, Fs]], abi: int, *, ports: Iterable[int] = ()) -> tuple[str, ...]:
     """Put the calling thread, and what it starts, into a domain with `rules`: pairs of path and rights.
 
-    no_new_privs must stand. Returns the paths that were not there (or not to be seen): they got no rule.
+    ports: TCP may be connected to these, and to no others; needs NETWORK_ABI. no_new_privs must stand. Returns the paths that were not there (or not to be seen): they got no rule.
     Raises ConfineError when the kernel refuses. Source: landlock(7), linux/landlock.h.
     """
     attr = ruleset_attr(abi)
@@ -148,6 +150,10 @@ def restrict(rules: Iterable[tuple[str, Fs]], abi: int) -> tuple[str, ...]:
         for path, rights in rules:
             if not _add_path(ruleset, path, rights & handled):
                 missing.append(path)
+        for port in ports:
+            # struct landlock_net_port_attr: both in the host's byte order.
+            rule = struct.pack("<QQ", Net.CONNECT_TCP, port)
+            syscall("landlock_add_rule", ruleset, _RULE_NET_PORT, rule, 0)
         syscall("landlock_restrict_self", ruleset, 0)
     except OSError as error:
         raise ConfineError(f"Landlock (ABI {abi}): {error}") from error

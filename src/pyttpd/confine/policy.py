@@ -7,6 +7,8 @@ import sys
 from dataclasses import dataclass
 from typing import Final
 
+from pyttpd.address import Address
+
 #: Where the interpreter finds shared libraries and its standard library, whatever its prefix. Absent ones
 #: don't count.
 LIBRARIES: Final = (
@@ -51,7 +53,11 @@ class Policy:
 
     allow_exec: start other programs.
     allow_fork: make processes; threads are always allowed.
-    allow_connect, allow_bind: call these at all (never on anything but Unix sockets).
+    allow_connect, allow_bind: call these at all (never on anything but Unix sockets, and `reach`).
+    reach: addresses to which TCP connections may be opened. What stands here is the port and the family; that it is
+        this address and no other, the network namespace and the egress rule see to.
+    own_unix_sockets: make Unix sockets other than connected pairs; off where connect() must be open for `reach` and
+        other programs of the same user would take this one's word.
     connects_late: the process has yet to connect its channels, and calls seal() when they stand; this matters
         only without Landlock's TCP rights.
     dumpable: processes of the same uid may look into this one's memory and /proc entries.
@@ -65,6 +71,8 @@ class Policy:
     allow_connect: bool = False
     allow_bind: bool = False
     connects_late: bool = False
+    reach: tuple[Address, ...] = ()
+    own_unix_sockets: bool = True
     dumpable: bool = False
 
     def __post_init__(self) -> None:
@@ -75,6 +83,8 @@ class Policy:
                 raise ValueError("a policy that opens / confines nothing")
         if self.connects_late and not self.allow_connect:
             raise ValueError("a policy that lets a process connect late must let it connect")
+        if self.reach and not self.allow_connect:
+            raise ValueError("a policy with addresses to reach must allow to connect")
         if self.execute and not self.allow_exec:
             raise ValueError("a policy with programs to run must allow to run them")
 
@@ -128,7 +138,8 @@ def tenant_policy(
     tmp: tuple[str, ...] = ("/tmp",),
     readable: tuple[str, ...] = (),
     shared_memory: str | None = SHARED_MEMORY,
-    allow_connect: bool = True,
+    reach: tuple[Address, ...] = (),
+    one_uid: bool = False,
     allow_bind: bool = True,
 ) -> Policy:
     """Return the policy of a vhost's prototype and workers, which run the tenant's code.
@@ -137,6 +148,9 @@ def tenant_policy(
     `writable`, `tmp` and shared memory. Nothing of /proc, /sys, /run or other tenants' roots; the tenant's
     own `root` is written only where `writable` says so. It may connect and bind Unix sockets below what it
     writes; it can't listen.
+
+    reach: addresses that somebody wrote down for it. one_uid: its uid isn't its alone. Then it connects to no Unix
+    socket: Landlock doesn't judge these by path, and those of the same user would take its word.
     """
     return Policy(
         read=(*ETC, *TIME_ZONES, *DEVICES_TO_READ, *readable),
@@ -145,6 +159,8 @@ def tenant_policy(
         execute=(*PROGRAMS, *LIBRARIES, *python_paths(), *python_path, root),
         allow_exec=True,
         allow_fork=True,
-        allow_connect=allow_connect,
+        allow_connect=bool(reach) or not one_uid,
         allow_bind=allow_bind,
+        reach=reach,
+        own_unix_sockets=not (reach and one_uid),
     )

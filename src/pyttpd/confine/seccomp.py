@@ -76,6 +76,10 @@ TCP_REFUSED: Final = {
     "TCP_FASTOPEN_CONNECT": 30,
     "TCP_ULP": 31,
 }
+#: What socket() and socketpair() may be told beside a type (socket.h); the kernel refuses all else.
+_SOCKET_FLAGS: Final = tuple(
+    nonblock | cloexec for nonblock in (0, socket.SOCK_NONBLOCK) for cloexec in (0, socket.SOCK_CLOEXEC)
+)
 #: Typing on somebody's terminal.
 IOCTLS_REFUSED: Final = {"TIOCSTI": 0x5412, "TIOCLINUX": 0x541C}
 #: From SIOCGSTAMP on: the interfaces, routes and the namespace (SIOCGSKNS) behind a received connection are
@@ -161,12 +165,18 @@ REFUSED: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Switches:
-    """What differs between the processes that we confine; the rest is the same for all."""
+    """What differs between the processes that we confine; the rest is the same for all.
+
+    tcp: the address families of which it may make TCP sockets. unix: it may make Unix sockets; if not, pairs of them
+    that are connected to each other for good.
+    """
 
     allow_exec: bool
     allow_fork: bool
     allow_connect: bool
     allow_bind: bool
+    tcp: frozenset[int] = frozenset()
+    unix: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,9 +254,34 @@ def _flag_refused(arg: int, mask: int) -> Block:
     return (*_load_arg(arg), *_if_any_bit(mask, _refuse()), *_ALLOW)
 
 
-def _unix_only() -> Block:
-    # EACCES is what socket(2) promises for "permission to create a socket of this type is denied".
-    return (*_load_arg(0), *_unless_equal(socket.AF_UNIX, _refuse(errno.EACCES)), *_ALLOW)
+#: EACCES is what socket(2) promises for "permission to create a socket of this type is denied".
+_NO_SUCH_SOCKET: Final = _refuse(errno.EACCES)
+
+
+def _of_types(types: tuple[int, ...], body: Block) -> Block:
+    """Run `body` if the second argument is one of the socket types, whatever flags go with it; else refuse."""
+    wanted = [i for kind in types for flags in _SOCKET_FLAGS for i in _if_equal(kind | flags, body)]
+    return (*_load_arg(1), *wanted, *_NO_SUCH_SOCKET)
+
+
+def _socket(switches: Switches) -> Block:
+    # No other protocol (MPTCP, SCTP, SMC), no datagrams, no raw packets.
+    plain_tcp: Block = (
+        *_load_arg(2),
+        *_if_equal(0, _ALLOW),
+        *_if_equal(socket.IPPROTO_TCP, _ALLOW),
+        *_NO_SUCH_SOCKET,
+    )
+    allowed = list(_if_equal(socket.AF_UNIX, _ALLOW)) if switches.unix else []
+    for family in sorted(switches.tcp):
+        allowed += _if_equal(family, _of_types((socket.SOCK_STREAM,), plain_tcp))
+    return (*_load_arg(0), *allowed, *_NO_SUCH_SOCKET)
+
+
+def _socketpair(switches: Switches) -> Block:
+    # The two ends of a datagram pair can be connected to somebody else; those of the others say EISCONN.
+    pair = _ALLOW if switches.unix else _of_types((socket.SOCK_STREAM, socket.SOCK_SEQPACKET), _ALLOW)
+    return (*_load_arg(0), *_if_equal(socket.AF_UNIX, pair), *_NO_SUCH_SOCKET)
 
 
 def _setsockopt() -> Block:
@@ -290,8 +325,8 @@ def rules(switches: Switches) -> list[tuple[str, Block]]:
         ("setsockopt", _setsockopt()),
         ("ioctl", _ioctl()),
         ("sendmmsg", _flag_refused(3, MSG_FASTOPEN)),
-        ("socket", _unix_only()),
-        ("socketpair", _unix_only()),
+        ("socket", _socket(switches)),
+        ("socketpair", _socketpair(switches)),
         ("clone", _clone(switches)),
         # clone3 takes its flags by pointer, where no filter sees them. The C library goes back to clone on
         # ENOSYS.
@@ -358,8 +393,9 @@ def install(switches: Switches) -> None:
         )
     if prctl(PR_GET_SECCOMP) != _MODE_FILTER:
         raise ConfineError("the kernel took the seccomp filter but does not show it")
+    kind = socket.SOCK_DGRAM if switches.tcp else socket.SOCK_STREAM
     try:
-        socket.socket(socket.AF_INET, socket.SOCK_STREAM).close()
+        socket.socket(socket.AF_INET, kind).close()
     except PermissionError:
         return
     raise ConfineError("the seccomp filter stands, but an AF_INET socket could be made")
