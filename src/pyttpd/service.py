@@ -21,6 +21,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from pyttpd import __version__, confine, keeper, memfd, metrics, privileges
+from pyttpd.address import Address
+from pyttpd.address import parse as parse_address
 from pyttpd.channel import Channel, Faults
 from pyttpd.confine.kernel import set_no_new_privs
 from pyttpd.health import DEFAULT_FILE, HealthFile
@@ -75,6 +77,7 @@ class Options:
     take_back: bool = False
     tmp: str = "/tmp"
     one_uid: bool = False
+    allow: tuple[Address, ...] = ()
 
 
 def _door(text: str) -> Door:
@@ -121,10 +124,24 @@ def parse(role: Role, arguments: list[str]) -> Options:
     if role is Role.VHOST:
         parser.add_argument("--tmp", default="/tmp", help="where the tenant may make temporary files")
         parser.add_argument("--one-uid", action="store_true", help="the uid is not this tenant's alone")
+        add_allow(parser)
     parser.add_argument("--version", action="version", version=__version__)
     values = vars(parser.parse_args(arguments))
-    values["doors"] = tuple(values["doors"])
+    for several in ("doors", "allow"):
+        values[several] = tuple(values.get(several, ()))
     return Options(**values)
+
+
+def add_allow(parser: argparse.ArgumentParser) -> None:
+    """Let `parser` take the exceptions from "no network", one option for each address."""
+    parser.add_argument(
+        "--allow",
+        type=parse_address,
+        action="append",
+        default=[],
+        metavar="IP:PORT",
+        help="TCP connections to this address may be opened (the tenant's `allow` in the configuration)",
+    )
 
 
 def directory_path(options: Options, directory: Directory) -> str:

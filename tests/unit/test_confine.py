@@ -18,6 +18,7 @@ from pyttpd.confine import kernel, landlock
 PRELUDE = """
 import asyncio, json, multiprocessing, os, socket, subprocess, sys, tempfile, threading
 from pyttpd import confine
+from pyttpd.address import Address
 from pyttpd.confine import Lock, confine as lock, kernel, landlock, role_policy, seal, tenant_policy
 root, tmp = sys.argv[1:]
 
@@ -240,6 +241,66 @@ def test_nobody_has_a_network(tmp_path: Path) -> None:
         """,
     )
     assert told == [["PermissionError"] * 3, *["PermissionError"] * 5, "none", "x"]
+
+
+@needs_landlock
+@pytest.mark.parametrize("one_uid", [False, True])
+def test_a_tenant_with_a_database_has_that_port(tmp_path: Path, one_uid: bool) -> None:
+    """The address is a matter of its network namespace, and of the egress rule (services/init/tests)."""
+    told = confined(
+        tmp_path,
+        f"""
+        one_uid = {one_uid}
+        database, other = [socket.create_server(("127.0.0.1", 0)) for _ in range(2)]
+        turned = socket.create_connection(other.getsockname())
+        path = f"{{tmp}}/sock"
+        door = socket.socket(socket.AF_UNIX)
+        door.bind(path)
+        door.listen()
+        stream, datagram = [socket.socketpair(socket.AF_UNIX, kind)[0] for kind in (1, 2)]
+        report = be_tenant(reach=(Address(*database.getsockname()),), one_uid=one_uid)
+        def dissolve():
+            import ctypes
+            return ctypes.CDLL(None).connect(turned.fileno(), bytes(16), 16)
+        def of(family, kind=socket.SOCK_STREAM, protocol=0):
+            return error(socket.socket, family, kind, protocol)
+        async def by_asyncio():
+            reader, writer = await asyncio.open_connection(*database.getsockname())
+            writer.close()
+            await writer.wait_closed()
+        tell([
+            str(report.reach[0]) == "%s:%s" % database.getsockname(), "but to 127.0.0.1:" in str(report),
+            error(socket.create_connection, database.getsockname()), error(asyncio.run, by_asyncio()),
+            error(socket.create_connection, other.getsockname()),
+            error(socket.socket().bind, ("127.0.0.1", 0)), error(socket.socket().listen),
+            error(socket.socket().sendto, b"x", 0x20000000, database.getsockname()),
+            of(socket.AF_INET6), of(socket.AF_INET, socket.SOCK_DGRAM), of(socket.AF_INET, 1, 262), of(socket.AF_NETLINK),
+            dissolve(), error(turned.connect, other.getsockname()),
+            error(lambda: socket.socket(socket.AF_UNIX).connect(path)), error(stream.connect, path),
+            error(socket.socketpair, socket.AF_UNIX, socket.SOCK_DGRAM),
+        ])
+        """,
+    )
+    refused = "PermissionError"
+    assert told[:4] == [True, True, "none", "none"]
+    assert told[4:12] == [refused] * 8
+    assert told[12:14] == [0, refused]
+    assert told[14:] == ([refused, "OSError", refused] if one_uid else ["none", "OSError", "none"])
+
+
+def test_a_kernel_that_cannot_judge_ports_opens_none(tmp_path: Path) -> None:
+    told = confined(
+        tmp_path,
+        """
+        landlock.kernel_abi = lambda: 3
+        try:
+            be_tenant(reach=(Address("127.0.0.1", 5432),))
+        except confine.ConfineError as problem:
+            tell(str(problem))
+        """,
+    )
+    assert "Linux 6.7" in told
+    assert "ABI is 3" in told
 
 
 def test_a_role_runs_nothing_and_reads_what_python_needs(tmp_path: Path) -> None:

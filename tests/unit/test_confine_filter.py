@@ -15,6 +15,18 @@ from pyttpd.confine.kernel import MACHINES, SYSCALLS, ConfineError, Machine
 from pyttpd.confine.seccomp import Switches
 
 TENANT = Switches(allow_exec=True, allow_fork=True, allow_connect=True, allow_bind=True)
+#: A tenant with a database: one with an IPv4 address and a uid of its own, one with both families and everybody's uid.
+REACHING = Switches(
+    allow_exec=True, allow_fork=True, allow_connect=True, allow_bind=True, tcp=frozenset({socket.AF_INET})
+)
+ONE_OF_MANY = Switches(
+    allow_exec=True,
+    allow_fork=True,
+    allow_connect=True,
+    allow_bind=True,
+    tcp=frozenset({socket.AF_INET, socket.AF_INET6}),
+    unix=False,
+)
 ROLE = Switches(allow_exec=False, allow_fork=False, allow_connect=False, allow_bind=False)
 ALLOW = 0x7FFF0000
 KILL = 0x80000000
@@ -140,6 +152,41 @@ ROLE_CASES: list[Case] = [
 ]
 
 
+STREAM, DATAGRAM, SEQPACKET = socket.SOCK_STREAM, socket.SOCK_DGRAM, socket.SOCK_SEQPACKET
+FLAGS = socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
+NO_SOCKET = refused(errno.EACCES)
+REACHING_CASES: list[Case] = [
+    ("socket", (socket.AF_UNIX, DATAGRAM), ALLOW),
+    ("socket", (socket.AF_INET, STREAM), ALLOW),
+    ("socket", (socket.AF_INET, STREAM | FLAGS, socket.IPPROTO_TCP), ALLOW),
+    ("socket", (socket.AF_INET, 1 << 32 | STREAM | socket.SOCK_CLOEXEC, 1 << 32), ALLOW),
+    ("socket", (socket.AF_INET, STREAM | 0x100), NO_SOCKET),
+    ("socket", (socket.AF_INET, STREAM, 262), NO_SOCKET),  # MPTCP
+    ("socket", (socket.AF_INET, STREAM, 132), NO_SOCKET),  # SCTP
+    ("socket", (socket.AF_INET, DATAGRAM), NO_SOCKET),
+    ("socket", (socket.AF_INET, DATAGRAM | FLAGS), NO_SOCKET),
+    ("socket", (socket.AF_INET, 3, 1), NO_SOCKET),  # raw
+    ("socket", (socket.AF_INET, SEQPACKET, 132), NO_SOCKET),
+    ("socket", (socket.AF_INET6, STREAM), NO_SOCKET),
+    ("socket", (socket.AF_NETLINK, 3), NO_SOCKET),
+    ("socketpair", (socket.AF_UNIX, DATAGRAM), ALLOW),
+    ("connect", (3,), ALLOW),
+    ("listen", (3,), refused()),
+    ("sendto", (3, 0, 0, seccomp.MSG_FASTOPEN), refused()),
+]
+ONE_OF_MANY_CASES: list[Case] = [
+    ("socket", (socket.AF_INET, STREAM), ALLOW),
+    ("socket", (socket.AF_INET6, STREAM | FLAGS), ALLOW),
+    ("socket", (socket.AF_INET6, DATAGRAM), NO_SOCKET),
+    ("socket", (socket.AF_UNIX, STREAM), NO_SOCKET),
+    ("socket", (socket.AF_UNIX, DATAGRAM), NO_SOCKET),
+    ("socketpair", (socket.AF_UNIX, STREAM | FLAGS), ALLOW),
+    ("socketpair", (socket.AF_UNIX, SEQPACKET), ALLOW),
+    ("socketpair", (socket.AF_UNIX, DATAGRAM | socket.SOCK_CLOEXEC), NO_SOCKET),
+    ("socketpair", (socket.AF_INET, STREAM), NO_SOCKET),
+]
+
+
 def on_each(cases: list[Case]) -> pytest.MarkDecorator:
     """Try each case on each architecture that has the call."""
     there = [(on, *case) for on in ON for case in cases if SYSCALLS[case[0]][on.column] is not None]
@@ -150,6 +197,18 @@ def on_each(cases: list[Case]) -> pytest.MarkDecorator:
 @on_each(TENANT_CASES)
 def test_a_tenant_may(on: Machine, name: str, args: tuple[int, ...], expected: int) -> None:
     assert ask(on, TENANT, name, *args) == expected
+
+
+@on_each(REACHING_CASES)
+def test_a_tenant_with_a_database_may(on: Machine, name: str, args: tuple[int, ...], expected: int) -> None:
+    assert ask(on, REACHING, name, *args) == expected
+
+
+@on_each(ONE_OF_MANY_CASES)
+def test_one_without_a_uid_of_its_own_may(
+    on: Machine, name: str, args: tuple[int, ...], expected: int
+) -> None:
+    assert ask(on, ONE_OF_MANY, name, *args) == expected
 
 
 @on_each(ROLE_CASES)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from pyttpd.address import Address
 from pyttpd.confine import Policy, landlock, python_paths, role_policy, tenant_policy
 from pyttpd.confine.landlock import Fs
 
@@ -21,6 +22,7 @@ from pyttpd.confine.landlock import Fs
         ({"write": ("/tmp/..",)}, "confines nothing"),
         ({"execute": ("/bin",)}, "must allow to run"),
         ({"connects_late": True}, "must let it connect"),
+        ({"reach": (Address("127.0.0.1", 1),)}, "must allow to connect"),
     ],
 )
 def test_what_no_policy_can_be(fields: dict[str, Any], message: str) -> None:

@@ -20,6 +20,7 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from pyttpd import confine, privileges
+from pyttpd.address import parse
 from pyttpd.channel import Channel, Faults
 from pyttpd.config.shares import VhostShare
 from pyttpd.confine.policy import SHARED_MEMORY
@@ -109,18 +110,15 @@ class Prototype:
         self._site = Site(share, log, commons)
 
     def confine(self, tmp: str, *, one_uid: bool) -> None:
-        """Lock this process, and so all that comes of it, before the tenant's code is seen.
-
-        Where the uid isn't the tenant's alone, it may not connect() at all: Landlock doesn't judge Unix
-        sockets by path, and those of the same user would take its word.
-        """
+        """Lock this process, and so all that comes of it, before the tenant's code is seen."""
         share = self._share
         policy = confine.tenant_policy(
             share.root,
             python_path=(*share.python_path, *((share.virtualenv,) if share.virtualenv else ())),
             writable=share.writable,
             tmp=(tmp,),
-            allow_connect=not one_uid,
+            reach=tuple([parse(address) for address in share.allow]),
+            one_uid=one_uid,
             shared_memory=None if one_uid else SHARED_MEMORY,
         )
         report = confine.confine(policy)

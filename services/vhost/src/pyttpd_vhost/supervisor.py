@@ -27,6 +27,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from pyttpd import confine, metrics, privileges
+from pyttpd.address import Address, parse
 from pyttpd.channel import Channel
 from pyttpd.config.shares import VhostShare
 from pyttpd.rendezvous import LEFT
@@ -121,9 +122,12 @@ class PrototypeChild:
     killed: bool = False
 
 
-def stage_one_policy(tmp: str) -> confine.Policy:
+def stage_one_policy(tmp: str, reach: tuple[Address, ...] = ()) -> confine.Policy:
     """Return what the supervisor itself may do: no network at all, and of the files what its uid may, less
     the system's.
+
+    reach: what its tenant will be allowed. No more can be opened later, so it has to be said when the process is
+    started; the share may only ask for as much.
 
     The tenant's own rules come on top of it, in the prototype: before the share has come nobody knows its root.
     """
@@ -137,13 +141,14 @@ def stage_one_policy(tmp: str) -> confine.Policy:
         allow_connect=True,
         allow_bind=True,
         connects_late=True,
+        reach=reach,
     )
 
 
 def serve(service: Service) -> None:
     """Run a vhost's supervisor in this process."""
     privileges.adopt_orphans()
-    service.confine(stage_one_policy(service.options.tmp))
+    service.confine(stage_one_policy(service.options.tmp, service.options.allow))
     Supervisor(service)
     service.run()
 
@@ -199,7 +204,24 @@ class Supervisor:
             self._scoreboard = Scoreboard(rows)
             self._commons = Commons(rows, limit=share.http.max_connections_per_client)
             self._link.start()
-            self._service.when_sealed(self._start_prototype)
+            if self._was_started_for(share):
+                self._service.when_sealed(self._start_prototype)
+
+    def _was_started_for(self, share: VhostShare) -> bool:
+        """Whether this process may reach what its tenant is allowed; say what is missing, if not.
+
+        What isn't open from the start can't be opened any more. Without it the application would fail later, somewhere.
+        """
+        shut = [each for each in share.allow if parse(each) not in self._service.options.allow]
+        if shut:
+            options = " ".join(f"--allow {each}" for each in shut)
+            self._failure = f"started without {options}"
+            self._log.error(
+                "the configuration allows an address that this container was started without: add the option to its "
+                "command in the compose file, and bring it up again",
+                missing=options,
+            )
+        return not shut
 
     # ---- the prototype ----
 
