@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import socket
@@ -11,8 +12,11 @@ from typing import Any
 
 import pytest
 
+from pyttpd.address import Address, parse
+
 from pyttpd_init import egress
 from pyttpd_init.egress import (
+    Allowed,
     EgressError,
     UidRange,
     remove_egress,
@@ -30,8 +34,8 @@ PATIENCE = 0.3
 OUTPUT = "add chain inet pyttpd output { type filter hook output priority 0; }"
 
 
-def connect(address: Any, uid: int = 0) -> str:
-    with socket_made_by(uid, socket.AF_INET, socket.SOCK_STREAM) as sock:
+def connect(address: Any, uid: int = 0, family: int = socket.AF_INET) -> str:
+    with socket_made_by(uid, family, socket.SOCK_STREAM) as sock:
         sock.settimeout(PATIENCE)
         return outcome(sock.connect, address)
 
@@ -136,13 +140,105 @@ def test_by_uid_only_those_are_held_back() -> None:
     assert held == {10_001, 10_035, 10_040, 20_001, 30_000}
 
 
+#: Everybody on this stage: two databases with one port, on two addresses; something else on a third.
+DATABASE, ANOTHER, SIX = "127.0.0.2:5432", "127.0.0.3:5432", "[::1]:5432"
+
+
+def databases() -> list[socket.socket]:
+    found = []
+    for text in (DATABASE, ANOTHER, SIX, "127.0.0.2:5433"):
+        address = parse(text)
+        found.append(socket.create_server((address.host, address.port), family=address.family))
+    return found
+
+
+def reaches(uid: int = 0) -> list[str]:
+    """Return which of the databases `uid` can connect to."""
+    there = []
+    for text in (DATABASE, ANOTHER, SIX, "127.0.0.2:5433"):
+        address = parse(text)
+        if connect((address.host, address.port), uid, address.family) == "done":
+            there.append(text)
+    # The same by way of an IPv6 socket: the packets are IPv4 all the same.
+    if connect(("::ffff:127.0.0.2", 5432), uid, socket.AF_INET6) == "done":
+        there.append("mapped")
+    return there
+
+
+@root
+def test_what_is_allowed_is_one_address_one_port_and_tcp() -> None:
+    allowed = [Allowed(parse(DATABASE)), Allowed(parse(SIX))]
+
+    def scene() -> Any:
+        enter_network_namespace()
+        kept = databases()
+        set_egress(allowed=allowed)
+        verify_egress(allowed=allowed)
+        found = reaches()
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp:
+            datagram = outcome(udp.sendto, b"x", ("127.0.0.2", 5432))
+        # Whoever expects another rule says so.
+        others = [(), allowed[:1], [*allowed, Allowed(parse(ANOTHER))], [Allowed(parse(ANOTHER)), allowed[1]]]
+        del kept
+        return found, datagram, [outcome(lambda each=each: verify_egress(allowed=each)) for each in others]
+
+    found, datagram, others = play(scene)
+    assert found == [DATABASE, SIX, "mapped"]
+    assert datagram == "PermissionError"
+    assert others == ["EgressError"] * 4
+
+
+@root
+def test_an_exception_is_one_uids() -> None:
+    """Two tenants, each with its own database; a listener, whose connections both are handed."""
+    uids = [UidRange(10_010, 10_010), UidRange(20_001, 20_002)]
+    allowed = [Allowed(parse(DATABASE), 20_001), Allowed(parse(ANOTHER), 20_002), Allowed(parse(SIX), 20_002)]
+
+    def scene() -> Any:
+        enter_network_namespace()
+        kept = databases()
+        set_egress(uids, allowed=allowed)
+        verify_egress(by_uid=True, allowed=allowed)
+        found = {uid: reaches(uid) for uid in (10_010, 20_001, 20_002)}
+        # A client's connection, accepted by the listener, turned round by whoever has it.
+        with socket_made_by(10_010, socket.AF_INET, socket.SOCK_STREAM) as door:
+            door.bind(("127.0.0.1", 0))
+            door.listen()
+            turned = []
+            for uid, database in ((20_001, 2), (20_001, 3), (20_002, 2), (20_002, 3)):
+                with socket.create_connection(door.getsockname()):
+                    os.seteuid(10_010)
+                    accepted, _ = door.accept()
+                    os.seteuid(0)
+                    os.seteuid(uid)
+                    with accepted:
+                        libc = ctypes.CDLL(None)
+                        assert libc.connect(accepted.fileno(), bytes(16), 16) == 0
+                        accepted.settimeout(PATIENCE)
+                        turned.append(outcome(accepted.connect, (f"127.0.0.{database}", 5432)))
+                    os.seteuid(0)
+        del kept
+        return found, turned
+
+    found, turned = play(scene)
+    assert found == {"10010": [], "20001": [DATABASE, "mapped"], "20002": [ANOTHER, SIX]}
+    assert turned == ["TimeoutError"] * 4
+
+
+def test_an_exception_has_a_uid_where_the_rule_has() -> None:
+    for uids, uid in ((None, 20_001), ([UidRange(20_001, 20_001)], None)):
+        with pytest.raises(ValueError, match="only there"):
+            set_egress(uids, allowed=[Allowed(Address("127.0.0.1", 1), uid)])
+
+
 @root
 def test_ten_thousand_tenants() -> None:
     def scene() -> Any:
         enter_network_namespace()
         with socket.create_server(("127.0.0.1", 0)) as door:
-            set_egress(UidRange(uid, uid) for uid in range(20_001, 40_001, 2))
-            verify_egress(by_uid=True)
+            allowed = [Allowed(Address("127.0.0.2", 5432), uid) for uid in range(20_001, 40_001, 2)]
+            set_egress((UidRange(uid, uid) for uid in range(20_001, 40_001, 2)), allowed=allowed)
+            verify_egress(by_uid=True, allowed=allowed)
             return [connect(door.getsockname(), uid) for uid in (20_003, 20_004, 39_999, 40_000)]
 
     assert play(scene) == ["TimeoutError", "done", "TimeoutError", "done"]
@@ -158,9 +254,23 @@ def test_nft_reads_it_as_it_was_meant() -> None:
             set_egress(ranges)
             done = subprocess.run(["nft", "list", "ruleset"], capture_output=True, text=True, check=True)
             listings.append(" ".join(done.stdout.split()))
+        for allowed in (
+            [Allowed(parse(SIX))],
+            [Allowed(parse(DATABASE), 20_001), Allowed(parse(SIX), 20_002)],
+        ):
+            set_egress([UidRange(20_001, 20_002)] if allowed[0].uid else None, allowed=allowed)
+            done = subprocess.run(["nft", "list", "ruleset"], capture_output=True, text=True, check=True)
+            listings.append(" ".join(done.stdout.split()))
         return listings
 
-    everybody, by_uid = play(scene)
+    everybody, by_uid, but_one, two = play(scene)
+    assert "set allowed6 { type ipv6_addr . inet_service elements = { ::1 . 5432 } }" in but_one
+    assert ("ip6 daddr . tcp dport @allowed6 counter packets 0 bytes 0 accept ct state new") in but_one
+    assert (
+        "set allowed4 { type uid . ipv4_addr . inet_service elements = { 20001 . 127.0.0.2 . 5432 } } "
+        "set allowed6 { type uid . ipv6_addr . inet_service elements = { 20002 . ::1 . 5432 } }"
+    ) in two
+    assert "meta skuid . ip daddr . tcp dport @allowed4 counter packets 0 bytes 0 accept" in two
     assert everybody == (
         "table inet pyttpd { chain output { type filter hook output priority filter; policy accept; "
         "ct state new counter packets 0 bytes 0 drop } }"

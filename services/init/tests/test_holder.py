@@ -14,9 +14,10 @@ from typing import Any
 import pytest
 
 from pyttpd import health
+from pyttpd.address import Address
 
 from pyttpd_init import holder
-from pyttpd_init.egress import verify_egress
+from pyttpd_init.egress import Allowed, verify_egress
 from pyttpd_init.namespaces import enter_network_namespace
 from support.play import play
 
@@ -56,6 +57,31 @@ def test_it_locks_and_holds_and_leaves(tmp_path: Path, number: signal.Signals) -
     assert code == 0
     assert "nothing opens a connection from here" in said
     assert not left
+
+
+@pytest.mark.root
+def test_it_lets_through_what_somebody_wrote_down(tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    allowed = Address("127.0.0.2", 5432)
+
+    def scene() -> Any:
+        enter_network_namespace()
+        command = [*COMMAND, str(state), "--allow", str(allowed)]
+        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+            ready = until(lambda: health.read(str(state))[0])
+            verify_egress(allowed=[Allowed(allowed)])
+            process.terminate()
+            said = process.communicate(timeout=5)[1]
+        wrong = subprocess.run(
+            [*COMMAND, str(state), "--allow", "db:5432"], capture_output=True, text=True, check=False
+        )
+        return ready, process.returncode, said, wrong.returncode, wrong.stderr
+
+    ready, code, said, wrong, usage = play(scene)
+    assert ready
+    assert code == 0
+    assert "from here but_to=127.0.0.2:5432" in said
+    assert (wrong, "--allow" in usage, "Traceback" in usage) == (2, True, False)
 
 
 @pytest.mark.root

@@ -10,7 +10,12 @@ seen on its way out) is dropped; answers to those who came in are not. Two forms
   accepted it, and so that a listening socket belongs to its listener as well, init makes it under that uid
   (`socket_made_by`).
 
-We speak nfnetlink ourselves: three messages in one transaction that stands or falls as a whole, no `nft`
+Exceptions are addresses that somebody wrote down (`allow` in the configuration): TCP to exactly that address and port
+is let through before anything is dropped. In plain mode an exception is one uid's, that of the tenant it was written
+for; a connection that was handed over counts as its listener's there, so whoever turns it round has no exception. A
+holder's exceptions are everybody's in its namespace; init's holder has none.
+
+We speak nfnetlink ourselves: a few messages in one transaction that stands or falls as a whole, no `nft`
 program, and nothing that would start an event loop in a process that sleeps for the rest of its life. What
 was set is read back.
 
@@ -27,12 +32,16 @@ import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from pyttpd.address import Address
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
 TABLE: Final = "pyttpd"
 CHAIN: Final = "output"
 SET: Final = "uids"
+#: The exceptions, one set for each address family.
+ALLOWED_SETS: Final = {socket.AF_INET: "allowed4", socket.AF_INET6: "allowed6"}
 
 # --- netlink ------------------------------------------------------------------------------------------------
 _NETLINK_NETFILTER: Final = 12
@@ -56,15 +65,28 @@ _BATCH_BEGIN: Final = 0x10
 _BATCH_END: Final = 0x11
 _SUBSYS: Final = 10
 _NEWTABLE, _GETTABLE, _DELTABLE, _NEWCHAIN, _GETCHAIN = (_SUBSYS << 8 | n for n in (0, 1, 2, 3, 4))
-_NEWRULE, _GETRULE, _NEWSET, _NEWSETELEM = (_SUBSYS << 8 | n for n in (6, 7, 9, 12))
+_NEWRULE, _GETRULE, _NEWSET, _NEWSETELEM, _GETSETELEM = (_SUBSYS << 8 | n for n in (6, 7, 9, 12, 13))
 _FAMILY_INET: Final = 1
 _HOOK_OUTPUT: Final = 3
 _PRIORITY_FILTER: Final = 0
 _POLICY_ACCEPT: Final = 1
 _VERDICT_DROP: Final = 0
+_VERDICT_ACCEPT: Final = 1
 _REGISTER_VERDICT: Final = 0
 _REGISTER: Final = 1
+#: The same space as 4-byte registers, for keys of several parts: each part begins a new one.
+_FIRST_REGISTER32: Final = 8
+_REGISTERS32_A_REGISTER: Final = 4
 _META_SKUID: Final = 10
+_META_NFPROTO: Final = 15
+_META_L4PROTO: Final = 16
+_PAYLOAD_NETWORK: Final = 1
+_PAYLOAD_TRANSPORT: Final = 2
+#: NFPROTO_IPV4 and NFPROTO_IPV6; where the destination's address lies in a packet, and how long it is.
+_NFPROTO: Final = {socket.AF_INET: 2, socket.AF_INET6: 10}
+_DESTINATION: Final = {socket.AF_INET: (16, 4), socket.AF_INET6: (24, 16)}
+_DESTINATION_PORT: Final = (2, 2)
+_CMP_EQ: Final = 0
 _CT_STATE: Final = 0
 #: NF_CT_STATE_BIT(IP_CT_NEW).
 _STATE_NEW: Final = 8
@@ -75,6 +97,10 @@ _SET_ELEM_INTERVAL_END: Final = 1
 #: nft's own number of the type "uid", and its note that the host's byte order is shown; both for `nft list`
 #: only.
 _TYPE_UID: Final = 24
+#: Likewise "ipv4_addr", "ipv6_addr", "inet_service"; a key of several parts has six bits for each.
+_TYPE_ADDRESS: Final = {socket.AF_INET: 7, socket.AF_INET6: 8}
+_TYPE_PORT: Final = 13
+_TYPE_BITS: Final = 6
 _SET_NOTE: Final = struct.pack("<BBI", 0, 4, 1)
 
 #: Interval elements of one message; the kernel takes attributes of at most 64 KiB, an element has under 40
@@ -102,6 +128,20 @@ class UidRange:
 
 
 @dataclass(frozen=True, slots=True)
+class Allowed:
+    """An exception: TCP to `address`, of sockets that `uid` has made, or, None, of everybody in the namespace."""
+
+    address: Address
+    uid: int | None = None
+
+    def key(self) -> bytes:
+        """Return the element of its set: the parts as they lie in registers, each filled up to four bytes."""
+        uid = b"" if self.uid is None else struct.pack("=I", self.uid)
+        host = socket.inet_pton(self.address.family, self.address.host)
+        return uid + host + struct.pack(">Hxx", self.address.port)
+
+
+@dataclass(frozen=True, slots=True)
 class Dropped:
     """What the rule has dropped since it was set."""
 
@@ -109,15 +149,20 @@ class Dropped:
     bytes: int
 
 
-def set_egress(uids: Iterable[UidRange] | None = None, *, table: str = TABLE) -> None:
+def set_egress(
+    uids: Iterable[UidRange] | None = None, *, allowed: Iterable[Allowed] = (), table: str = TABLE
+) -> None:
     """Drop every outgoing new connection in this network namespace; with `uids`, only of sockets these made.
 
-    Replaces a table of that name in the same transaction, so there is no moment without it. Needs
-    CAP_NET_ADMIN over the namespace. Raises EgressError; then nothing has changed.
+    allowed: the exceptions; each has a uid if there are `uids`, none otherwise (else ValueError).
+
+    Replaces a table of that name in the same transaction, so there is no moment without it. Needs CAP_NET_ADMIN
+    over the namespace. Raises EgressError; then nothing has changed.
     """
     ranges = None if uids is None else _merge(uids)
     if ranges is not None and not ranges:
         raise EgressError("no uids to hold back")
+    keys = _keys(allowed, by_uid=ranges is not None)
     family_of = _attr(1, _text(table))
     messages = [
         # Made and deleted first: deleting one that is not there would fail the transaction.
@@ -131,18 +176,40 @@ def set_egress(uids: Iterable[UidRange] | None = None, *, table: str = TABLE) ->
         for start in range(0, len(ranges), _ELEMENTS_A_MESSAGE // 2):
             part = ranges[start : start + _ELEMENTS_A_MESSAGE // 2]
             messages.append((_NEWSETELEM, _NLM_F_CREATE, _set_elements(table, part)))
-    messages.append((_NEWRULE, _NLM_F_CREATE | _NLM_F_APPEND, _rule(table, by_uid=ranges is not None)))
+    for number, (family, elements) in enumerate(keys.items(), start=2):
+        messages.append(
+            (
+                _NEWSET,
+                _NLM_F_CREATE | _NLM_F_EXCL,
+                _allowed_set(table, family, number, by_uid=ranges is not None),
+            )
+        )
+        for start in range(0, len(elements), _ELEMENTS_A_MESSAGE):
+            part = _allowed_elements(table, family, elements[start : start + _ELEMENTS_A_MESSAGE])
+            messages.append((_NEWSETELEM, _NLM_F_CREATE, part))
+    messages += [
+        (_NEWRULE, _NLM_F_CREATE | _NLM_F_APPEND, _rule(table, expressions))
+        for expressions in _rules(keys, by_uid=ranges is not None)
+    ]
     _transact(messages, f"the egress rule can't be set (table inet {table})")
 
 
-def verify_egress(*, by_uid: bool = False, table: str = TABLE) -> Dropped:
-    """Read the rule back from the kernel and compare it with what set_egress sends; return its counter.
+def verify_egress(*, by_uid: bool = False, allowed: Iterable[Allowed] = (), table: str = TABLE) -> Dropped:
+    """Read the rules back from the kernel and compare them, and the exceptions, with what set_egress sends; return the
+    counter of what was dropped.
 
     Raises EgressError, saying what is missing.
     """
+    keys = _keys(allowed, by_uid=by_uid)
+    standing: dict[socket.AddressFamily, list[bytes]] = {}
     with _netlink() as sock:
         chains = [dict(_attrs(body)) for body in _dump(sock, _GETCHAIN, b"")]
         rules = [dict(_attrs(body)) for body in _dump(sock, _GETRULE, _attr(1, _text(table)))]
+        for family in keys:
+            named = _attr(1, _text(table)) + _attr(2, _text(ALLOWED_SETS[family]))
+            standing[family] = [
+                key for body in _dump(sock, _GETSETELEM, named) for key in _read_elements(body)
+            ]
     ours = [chain for chain in chains if chain[1] == _text(table) and chain[3] == _text(CHAIN)]
     if not ours:
         raise EgressError(f"there is no chain {CHAIN} in table inet {table}")
@@ -152,21 +219,35 @@ def verify_egress(*, by_uid: bool = False, table: str = TABLE) -> Dropped:
     rules = [rule for rule in rules if rule[1] == _text(table) and rule[2] == _text(CHAIN)]
     if not rules:
         raise EgressError(f"there is no rule in table inet {table}")
-    expected = _expressions(by_uid=by_uid)
-    standing = list(_read_expressions(rules[0][4]))
+    expected = _rules(keys, by_uid=by_uid)
+    if len(rules) < len(expected):
+        raise EgressError(f"a rule is missing in table inet {table}")
+    # What somebody put behind ours does no harm: ours have decided by then.
+    dropped = [
+        _compare(list(_read_expressions(rule[4])), ours_rule, table)
+        for rule, ours_rule in zip(rules, expected, strict=False)
+    ]
+    for family, elements in keys.items():
+        if sorted(standing[family]) != elements:
+            raise EgressError(f"the set {ALLOWED_SETS[family]} of table inet {table} is not ours")
+    return dropped[-1]
+
+
+def _compare(standing: list[tuple[str, bytes]], expected: list[tuple[str, bytes]], table: str) -> Dropped:
+    """Compare a rule with ours; return its counter. Raises EgressError."""
     if [name for name, _ in standing] != [name for name, _ in expected]:
         raise EgressError(f"the rule of table inet {table} is not ours: {[name for name, _ in standing]}")
-    dropped = Dropped(0, 0)
+    counted = Dropped(0, 0)
     for (name, data), (_, ours_data) in zip(standing, expected, strict=True):
         there = _values(data)
         if name == "counter":
-            dropped = Dropped(*(struct.unpack(">Q", there[(key,)])[0] for key in (2, 1)))
+            counted = Dropped(*(struct.unpack(">Q", there[(key,)])[0] for key in (2, 1)))
             continue
         # The kernel adds defaults and numbers of its own; what we asked for must be there as we asked for it.
         for key, value in _values(ours_data).items():
             if there.get(key) != value:
                 raise EgressError(f"the rule of table inet {table} differs in its part {name!r}")
-    return dropped
+    return counted
 
 
 def remove_egress(*, table: str = TABLE) -> None:
@@ -205,6 +286,16 @@ def _merge(uids: Iterable[UidRange]) -> list[UidRange]:
         else:
             merged.append(each)
     return merged
+
+
+def _keys(allowed: Iterable[Allowed], *, by_uid: bool) -> dict[socket.AddressFamily, list[bytes]]:
+    """Return the elements of each set of exceptions that is needed, in order."""
+    keys: dict[socket.AddressFamily, set[bytes]] = {}
+    for each in allowed:
+        if (each.uid is not None) != by_uid:
+            raise ValueError("an exception has a uid where the rule has uids, and only there")
+        keys.setdefault(each.address.family, set()).add(each.key())
+    return {family: sorted(keys[family]) for family in sorted(keys)}
 
 
 # --- the messages' bodies -----------------------------------------------------------------------------------
@@ -248,19 +339,86 @@ def _set_elements(table: str, ranges: Iterable[UidRange]) -> bytes:
     return _attr(1, _text(table)) + _attr(2, _text(SET)) + _nested(3, *elements)
 
 
-def _expressions(*, by_uid: bool) -> list[tuple[str, bytes]]:
+def _allowed_set(table: str, family: socket.AddressFamily, number: int, *, by_uid: bool) -> bytes:
+    """A set of keys: [uid .] address . port; `number` tells the sets of one transaction apart."""
+    parts = [(_TYPE_UID, 4)] if by_uid else []
+    parts += [(_TYPE_ADDRESS[family], _DESTINATION[family][1]), (_TYPE_PORT, 4)]
+    kind = 0
+    for each, _ in parts:
+        kind = kind << _TYPE_BITS | each
+    named = _attr(1, _text(table)) + _attr(2, _text(ALLOWED_SETS[family]))
+    key = _be32(4, kind) + _be32(5, sum(length for _, length in parts))
+    return named + _be32(3, 0) + key + _be32(10, number)
+
+
+def _allowed_elements(table: str, family: socket.AddressFamily, keys: Iterable[bytes]) -> bytes:
+    elements = [_nested(1, _nested(1, _attr(1, key))) for key in keys]
+    return _attr(1, _text(table)) + _attr(2, _text(ALLOWED_SETS[family])) + _nested(3, *elements)
+
+
+def _rules(families: Iterable[socket.AddressFamily], *, by_uid: bool) -> list[list[tuple[str, bytes]]]:
+    """Return all rules in order: what is let through, then what is dropped."""
+    return [*(_accept(family, by_uid=by_uid) for family in families), _drop(by_uid=by_uid)]
+
+
+def _accept(family: socket.AddressFamily, *, by_uid: bool) -> list[tuple[str, bytes]]:
+    """Return the rule of a family's exceptions: meta nfproto X meta l4proto tcp [meta skuid .] ip daddr . tcp dport
+    @allowed counter accept.
+    """
+    words = 0  # of the key, so far
+    key = []
+    if by_uid:
+        key.append(("meta", _be32(1, _register(words)) + _be32(2, _META_SKUID)))
+        words += 1
+    for base, (offset, length) in (
+        (_PAYLOAD_NETWORK, _DESTINATION[family]),
+        (_PAYLOAD_TRANSPORT, _DESTINATION_PORT),
+    ):
+        where = _be32(2, base) + _be32(3, offset) + _be32(4, length)
+        key.append(("payload", _be32(1, _register(words)) + where))
+        words += length // 4
+    return [
+        *_is(_META_NFPROTO, _NFPROTO[family]),
+        *_is(_META_L4PROTO, socket.IPPROTO_TCP),
+        *key,
+        ("lookup", _attr(1, _text(ALLOWED_SETS[family])) + _be32(2, _REGISTER)),
+        _COUNTER,
+        _verdict(_VERDICT_ACCEPT),
+    ]
+
+
+def _register(word: int) -> int:
+    """Return the register that the key's word of that number lies in, by the name that the kernel calls it back."""
+    whole, part = divmod(word, _REGISTERS32_A_REGISTER)
+    return _FIRST_REGISTER32 + word if part else _REGISTER + whole
+
+
+def _is(meta: int, value: int) -> list[tuple[str, bytes]]:
+    """Go on if this property of a packet, one byte, has that value."""
+    load = _be32(1, _REGISTER) + _be32(2, meta)
+    compare = _be32(1, _REGISTER) + _be32(2, _CMP_EQ) + _nested(3, _attr(1, bytes([value])))
+    return [("meta", load), ("cmp", compare)]
+
+
+_COUNTER: Final = ("counter", _attr(1, bytes(8)) + _attr(2, bytes(8)))
+
+
+def _verdict(code: int) -> tuple[str, bytes]:
+    return "immediate", _be32(1, _REGISTER_VERDICT) + _nested(2, _nested(2, _be32(1, code)))
+
+
+def _drop(*, by_uid: bool) -> list[tuple[str, bytes]]:
     """Return the rule: [meta skuid @uids] ct state new counter drop."""
     load_state = _be32(1, _REGISTER) + _be32(2, _CT_STATE)
     mask = _nested(4, _attr(1, struct.pack("<I", _STATE_NEW))) + _nested(5, _attr(1, bytes(4)))
     only_new = _be32(1, _REGISTER) + _be32(2, _REGISTER) + _be32(3, 4) + mask
     is_set = _be32(1, _REGISTER) + _be32(2, _CMP_NEQ) + _nested(3, _attr(1, bytes(4)))
-    drop = _be32(1, _REGISTER_VERDICT) + _nested(2, _nested(2, _be32(1, _VERDICT_DROP)))
     rule = [
         ("ct", load_state),
         ("bitwise", only_new),
         ("cmp", is_set),
-        ("counter", _attr(1, bytes(8)) + _attr(2, bytes(8))),
-        ("immediate", drop),
+        _COUNTER,
+        _verdict(_VERDICT_DROP),
     ]
     if not by_uid:
         return rule
@@ -272,10 +430,8 @@ def _expressions(*, by_uid: bool) -> list[tuple[str, bytes]]:
     return [("meta", load_uid), ("byteorder", to_network), ("lookup", look_up), *rule]
 
 
-def _rule(table: str, *, by_uid: bool) -> bytes:
-    parts = [
-        _nested(1, _attr(1, _text(name)), _nested(2, data)) for name, data in _expressions(by_uid=by_uid)
-    ]
+def _rule(table: str, expressions: list[tuple[str, bytes]]) -> bytes:
+    parts = [_nested(1, _attr(1, _text(name)), _nested(2, data)) for name, data in expressions]
     return _attr(1, _text(table)) + _attr(2, _text(CHAIN)) + _nested(4, *parts)
 
 
@@ -295,6 +451,12 @@ def _read_expressions(data: bytes) -> Iterator[tuple[str, bytes]]:
     for _, element in _attrs(data):
         fields = dict(_attrs(element))
         yield fields[1].rstrip(b"\0").decode(), fields.get(2, b"")
+
+
+def _read_elements(data: bytes) -> Iterator[bytes]:
+    """Yield the keys of a set's elements, as one message lists them."""
+    for _, element in _attrs(dict(_attrs(data)).get(3, b"")):
+        yield dict(_attrs(dict(_attrs(element))[1]))[1]
 
 
 #: Attributes of the expressions we use that hold others: data values, and within an immediate the verdict.

@@ -6,6 +6,9 @@ up every capability and be confined, say so in the health file (init waits for i
 the rule), sleep. Woken every few seconds it does no more than say that it is alive, and reap what the kernel
 may have given it as PID 1.
 
+A tenant with a database has a holder of its own, for a namespace in the network of the two (compose:
+examples/database). There `--allow IP:PORT` names the one thing that may be opened from that namespace.
+
 A rule that can't be set ends the process with status 1 and a sentence: a tree without its third lock must not
 start.
 """
@@ -20,8 +23,9 @@ import sys
 from pyttpd.confine import ConfineError, confine, role_policy
 from pyttpd.health import DEFAULT_FILE, STALE_AFTER, HealthFile
 from pyttpd.log import Log
+from pyttpd.service import add_allow
 
-from pyttpd_init.egress import EgressError, set_egress, verify_egress
+from pyttpd_init.egress import Allowed, EgressError, set_egress, verify_egress
 
 #: How often (s) the holder says that it is alive; often enough that one late turn is not taken for its end.
 HEARTBEAT = STALE_AFTER / 5
@@ -37,12 +41,13 @@ def main(arguments: list[str]) -> int:
         allow_abbrev=False,
     )
     parser.add_argument("--health-file", default=DEFAULT_FILE, help="where to say how the holder is")
+    add_allow(parser)
     options = parser.parse_args(arguments)
     log = Log("init", "net")
     # As PID 1 nothing has a default action; blocked, the signals wait for us from the first moment.
     signal.pthread_sigmask(signal.SIG_BLOCK, _AWAITED)
     try:
-        lock(log, options.health_file)
+        lock(log, options.health_file, [Allowed(address) for address in options.allow])
     except (EgressError, ConfineError) as error:
         log.error("cannot hold the network namespace", error=error)
         return 1
@@ -51,14 +56,15 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def lock(log: Log, health_file: str) -> None:
+def lock(log: Log, health_file: str, allowed: list[Allowed]) -> None:
     """Set and verify the rule, give up all rights but that to write the health file. Raises EgressError,
     ConfineError.
     """
-    set_egress()
-    verify_egress()
+    set_egress(allowed=allowed)
+    verify_egress(allowed=allowed)
     report = confine(role_policy(write=(os.path.dirname(os.path.abspath(health_file)),), allow_connect=False))
-    log.info("network namespace locked: nothing opens a connection from here", confined=report)
+    but = {"but_to": " ".join(str(each.address) for each in allowed)} if allowed else {}
+    log.info("network namespace locked: nothing opens a connection from here", **but, confined=report)
 
 
 def hold(health: HealthFile) -> None:
