@@ -5,7 +5,9 @@ thread; what they make belongs to the child and what it starts, and vanishes wit
 for what `network_mode: none`, a read-only root and private volumes do there (DESIGN section 8).
 
 The network: a namespace with nothing in it but `lo`, which is brought up (applications look for 127.0.0.1; there is
-nobody on it).
+nobody on it). A tenant with a database gets no more than that: its namespace is made beforehand, the database's address
+becomes one of `lo`'s, and a *gate* (gate.py), which works outside, listens there. So there is no route, no bridge and no
+rule by which anything else could be reached.
 
 The files: everything that is mounted becomes read-only, set-uid files and device nodes lose their meaning; the
 directories in which processes meet by accident or on purpose (/tmp, /run, shared memory) are covered by empty ones
@@ -19,13 +21,16 @@ In step with it: pyttpd.confine, which refuses the same again by Landlock; the t
 from __future__ import annotations
 
 import fcntl
+import ipaddress
 import os
 import socket
 import stat
 import struct
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
+from pyttpd.address import Address
 from pyttpd.confine import python_paths
 from pyttpd.confine.kernel import syscall
 
@@ -49,6 +54,17 @@ _MOVE_MOUNT_F_EMPTY_PATH: Final = 4
 _SIOCGIFFLAGS: Final = 0x8913
 _SIOCSIFFLAGS: Final = 0x8914
 _IFF_UP: Final = 1
+# --- linux/rtnetlink.h, linux/if_addr.h ---------------------------------------------------------------------------
+_NLMSG_ERROR: Final = 2
+_NLM_F_REQUEST_ACK: Final = 0x5
+_NLM_F_CREATE: Final = 0x400
+_RTM_NEWADDR: Final = 20
+_IFA_ADDRESS: Final = 1
+_IFA_LOCAL: Final = 2
+#: No search for others who have the address: it would take a second, and nobody is there.
+_IFA_F_NODAD: Final = 2
+_SCOPE_HOST: Final = 254
+_LO: Final = 1
 
 #: Where processes of different users meet. Covered, for each child by a directory of its own.
 MEETING_PLACES: Final = ("/tmp", "/var/tmp", "/run", "/var/run", "/var/lock")
@@ -121,6 +137,96 @@ def enter_network_namespace() -> None:
             fcntl.ioctl(any_socket, _SIOCSIFFLAGS, struct.pack("16sH22x", b"lo", flags | _IFF_UP))
     except OSError as error:
         raise NamespaceError(f"no network namespace of its own: {error}") from error
+
+
+def make_network_namespace(addresses: Iterable[Address]) -> int:
+    """Make a network namespace with only `lo`, up, which has the hosts of `addresses`; return a descriptor of it.
+
+    This process, which must have one thread, goes there and comes back. The namespace lasts as long as the descriptor
+    and those inside. Raises NamespaceError.
+    """
+    outside = _network_namespace()
+    try:
+        enter_network_namespace()
+        try:
+            for host in sorted({address.host for address in addresses}):
+                if not ipaddress.ip_address(host).is_loopback:
+                    _add_to_lo(host)
+            return _network_namespace()
+        finally:
+            _go(outside)
+    finally:
+        os.close(outside)
+
+
+def join_network_namespace(namespace: int) -> None:
+    """Enter a network namespace that was made before. Raises NamespaceError."""
+    _go(namespace)
+
+
+def listen_inside(namespace: int, addresses: Iterable[Address], backlog: int) -> list[socket.socket]:
+    """Return a listening socket of another network namespace for each of `addresses`, in order; the caller owns them.
+
+    This process, which must have one thread, goes there and comes back. Raises NamespaceError.
+    """
+    outside = _network_namespace()
+    found: list[socket.socket] = []
+    try:
+        _go(namespace)
+        try:
+            for address in addresses:
+                found.append(sock := socket.socket(address.family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK))
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                sock.bind((address.host, address.port))
+                sock.listen(backlog)
+        except OSError as error:
+            raise NamespaceError(
+                f"{address}: cannot listen in a tenant's network namespace: {error}"
+            ) from error
+        finally:
+            _go(outside)
+    except BaseException:
+        for sock in found:
+            sock.close()
+        raise
+    finally:
+        os.close(outside)
+    return found
+
+
+def _network_namespace() -> int:
+    try:
+        return os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise NamespaceError(f"no descriptor of the network namespace: {error}") from error
+
+
+def _go(namespace: int) -> None:
+    try:
+        syscall("setns", namespace, _CLONE_NEWNET)
+    except OSError as error:
+        raise NamespaceError(f"the network namespace can't be entered: {error}") from error
+
+
+def _add_to_lo(host: str) -> None:
+    """Give `lo` one more address, with nothing around it (rtnetlink(7), RTM_NEWADDR)."""
+    family = Address(host, 0).family
+    raw = socket.inet_pton(family, host)
+    message = struct.pack("=BBBBI", family, 8 * len(raw), _IFA_F_NODAD, _SCOPE_HOST, _LO)
+    for kind in (_IFA_LOCAL, _IFA_ADDRESS):
+        message += struct.pack("=HH", 4 + len(raw), kind) + raw
+    flags = _NLM_F_REQUEST_ACK | _NLM_F_CREATE
+    message = struct.pack("=IHHII", 16 + len(message), _RTM_NEWADDR, flags, 1, 0) + message
+    try:
+        with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, 0) as netlink:
+            netlink.sendto(message, (0, 0))
+            kind, code = struct.unpack_from("=4xH10xi", netlink.recv(1024))
+        if kind != _NLMSG_ERROR or code:
+            raise OSError(-code, os.strerror(-code))
+    except OSError as error:
+        raise NamespaceError(
+            f"{host} can't be an address of a tenant's network namespace: {error}"
+        ) from error
 
 
 def enter_mount_namespace(view: MountView) -> None:
@@ -273,6 +379,9 @@ __all__ = [
     "NamespaceError",
     "enter_mount_namespace",
     "enter_network_namespace",
+    "join_network_namespace",
+    "listen_inside",
+    "make_network_namespace",
     "role_view",
     "tenant_view",
 ]

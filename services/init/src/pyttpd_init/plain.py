@@ -5,7 +5,8 @@ directories, starts one keeper per role and tenant, starts again what ends, and 
 order. It reads no peer and holds no listening socket. What it can give a role depends on who runs it:
 
     as root             each role its uid, a network namespace with only `lo` (all but init), a mount namespace of
-                        its own, and the egress rule for all uids of the tree
+                        its own, and the egress rule for all uids of the tree. A tenant that is allowed addresses has a
+                        gate beside it (gate.py), and an exception from the rule for its uid
     as an ordinary user one uid for all; who is who is told by inherited socketpairs (doors); Landlock and seccomp
                         still stand. A warning says what is missing.
 
@@ -29,6 +30,7 @@ import time
 from dataclasses import dataclass, field
 
 from pyttpd import health, privileges, service
+from pyttpd.address import Address
 from pyttpd.config import startup
 from pyttpd.config.model import Config
 from pyttpd.confine import python_paths
@@ -38,7 +40,7 @@ from pyttpd.rendezvous import SOCKET_NAME, Door
 from pyttpd.roles import ROLES, Role
 from pyttpd.service import Options, StartError, door_argument
 
-from pyttpd_init import egress, namespaces
+from pyttpd_init import egress, gate, namespaces
 
 #: All that roles and tenants get of the operator's environment: the rest may hold secrets.
 PASSED_ENVIRONMENT = ("LANG", "LC_ALL", "LC_CTYPE", "TZ")
@@ -73,9 +75,20 @@ class Instance:
     failures: int = 0
     start_at: float | None = 0.0
     asked: bool = False
+    allow: tuple[Address, ...] = ()
+    #: A descriptor of the network namespace that it shares with its gate; without one it makes its own.
+    network: int = -1
 
     def __str__(self) -> str:
         return f"{self.role.value}.{self.name}" if self.name else self.role.value
+
+
+@dataclass(slots=True, eq=False)
+class GateInstance(Instance):
+    """The gate of a tenant: a program of init's, not a role, with the tenant's uid. It comes and goes with init."""
+
+    def __str__(self) -> str:
+        return f"gate.{self.name}"
 
 
 def instances(config: Config) -> list[Instance]:
@@ -85,7 +98,24 @@ def instances(config: Config) -> list[Instance]:
         for role in (Role.INIT, Role.MASTER, Role.UMASTER)
     ]
     found += [Instance(Role.LISTENER, each.name, each.uid, each.uid) for each in config.listeners]
-    found += [Instance(Role.VHOST, each.name, each.uid, each.gid) for each in config.vhosts]
+    found += [Instance(Role.VHOST, each.name, each.uid, each.gid, allow=each.allow) for each in config.vhosts]
+    return found
+
+
+def gates(children: list[Instance]) -> list[Instance]:
+    """Return a gate for each tenant that is allowed addresses, in a network namespace that both are given here.
+
+    Raises NamespaceError. The descriptors stay open as long as the tree.
+    """
+    found: list[Instance] = []
+    for child in children:
+        if child.allow:
+            child.network = namespaces.make_network_namespace(child.allow)
+            found.append(
+                GateInstance(
+                    Role.INIT, child.name, child.uid, child.gid, allow=child.allow, network=child.network
+                )
+            )
     return found
 
 
@@ -179,23 +209,31 @@ class Runner:
                     for directory in row.binds:
                         self._directory(directory.value, row.uid, row.uid)
                     del role
+                self._children += gates(self._children)
             self._directory("health", os.geteuid(), os.getegid())
             for child in self._children:
                 self._directory(f"health/{child}", *self._owner(child))
                 if child.role is Role.VHOST and not self._as_root:
                     self._directory(f"tmp-{child.name}", *self._owner(child), mode=0o700)
+        except namespaces.NamespaceError as error:
+            raise StartError(f"{error} (allow)") from None
         except OSError as error:
             raise StartError(f"{error.filename or self._dir}: {error.strerror} (runtime_dir)") from None
         finally:
             os.umask(old)
         if self._as_root:
             check_interpreter()
+            allowed = [
+                egress.Allowed(address, child.uid) for child in self._children for address in child.allow
+            ]
             try:
                 egress.set_egress(
                     [egress.UidRange(10_000, 10_000)]
                     + [egress.UidRange(child.uid, child.uid) for child in self._children if child.uid],
+                    allowed=allowed,
                     table=self._table,
                 )
+                egress.verify_egress(by_uid=True, allowed=allowed, table=self._table)
             except egress.EgressError as error:
                 raise StartError(str(error)) from None
         else:
@@ -206,6 +244,12 @@ class Runner:
                 uid=os.geteuid(),
             )
             self._doors = make_doors(self._children)
+            if any(child.allow for child in self._children):
+                self._log.warning(
+                    "as an ordinary user, `allow` opens its ports at every address, and to whoever turns a client's "
+                    "connection round",
+                    tenants=" ".join(child.name for child in self._children if child.allow),
+                )
 
     def _check_directory(self) -> None:
         """Raise StartError if anybody else could put something of theirs in the place of what we make here."""
@@ -235,6 +279,10 @@ class Runner:
         return f"{self._dir}/health/{child}/state"
 
     def _command(self, child: Instance, runner: int) -> list[str]:
+        if isinstance(child, GateInstance):
+            command = [sys.executable, "-I", "-m", "pyttpd_init.gate", "--name", child.name]
+            command += ["--uid", str(child.uid), "--gid", str(child.gid), "--die-with", str(runner)]
+            return [*command, "--health-file", self._health_file(child)]
         command = [sys.executable, "-I", "-m", f"pyttpd_{child.role.value}"]
         command += ["--runtime-dir", self._dir, "--health-file", self._health_file(child)]
         command += ["--grace", str(self._config.grace), "--die-with", str(runner)]
@@ -248,6 +296,8 @@ class Runner:
             command += ["--max-age", str(self._options.max_age or service.DEFAULT_MAX_AGE)]
             if self._as_root:
                 command += ["--uid", str(child.uid), "--gid", str(child.gid)]
+        for address in child.allow:
+            command += ["--allow", str(address)]
         if child.role is Role.VHOST and not self._as_root:
             command += ["--tmp", f"{self._dir}/tmp-{child.name}", "--one-uid"]
         for door in child.doors:
@@ -273,6 +323,14 @@ class Runner:
         null = os.open("/dev/null", os.O_RDONLY)
         os.dup2(null, 0)
         os.close(null)
+        command = self._command(child, runner)
+        kept = [door.fd for door in child.doors]
+        if isinstance(child, GateInstance):
+            # Made here and not by the runner, which holds no listening socket.
+            inside = namespaces.listen_inside(child.network, child.allow, gate.BACKLOG)
+            for address, sock in zip(child.allow, inside, strict=True):
+                command += ["--door", gate.door_argument(address, sock)]
+                kept.append(sock.detach())
         if self._as_root:
             self._enter_namespaces(child)
         else:
@@ -281,15 +339,19 @@ class Runner:
         environment["PATH"] = PATH
         # What our caller left open (a shell's redirections, a directory, an agent's socket) is nobody's business here.
         first = 3
-        for fd in sorted(door.fd for door in child.doors):
+        for fd in sorted(kept):
             os.closerange(first, fd)
             os.set_inheritable(fd, True)
             first = fd + 1
         os.closerange(first, _LAST_DESCRIPTOR)
-        command = self._command(child, runner)
         os.execve(command[0], command, environment)
 
     def _enter_namespaces(self, child: Instance) -> None:
+        if isinstance(child, GateInstance):
+            # It connects from here, the network of the machine.
+            own = (os.path.dirname(self._health_file(child)),)
+            namespaces.enter_mount_namespace(namespaces.role_view(own=own))
+            return
         row = ROLES[child.role]
         channels = tuple(f"{self._dir}/{directory.value}" for directory in row.connects)
         own = (
@@ -311,7 +373,9 @@ class Runner:
             # init and master read the configuration, which may lie below a directory that is covered.
             reads = (os.path.dirname(self._file),) if child.role in (Role.INIT, Role.MASTER) else ()
             view = namespaces.role_view(channels=(*channels, *reads), own=own)
-        if child.role is not Role.INIT:
+        if child.network >= 0:
+            namespaces.join_network_namespace(child.network)
+        elif child.role is not Role.INIT:
             namespaces.enter_network_namespace()
         namespaces.enter_mount_namespace(view)
 
@@ -452,6 +516,8 @@ class Runner:
                 _quietly(os.unlink, f"{self._dir}/{directory.value}/{SOCKET_NAME}")
                 _quietly(os.rmdir, f"{self._dir}/{directory.value}")
         for child in self._children:
+            if child.network >= 0 and not isinstance(child, GateInstance):
+                os.close(child.network)
             for name in (self._health_file(child), f"{self._health_file(child)}.new"):
                 _quietly(os.unlink, name)
             _quietly(os.rmdir, os.path.dirname(self._health_file(child)))
