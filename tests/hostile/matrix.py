@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 from hostile.attempts import ATTEMPTS
-from hostile.stage import ALL, EVERYBODY, NONE, TENANT, Lock, Outcomes, play
+from hostile.stage import ALL, EVERYBODY, NONE, TENANT, WITH_DATABASE, Lock, Outcomes, play
 
 BEGIN, END = "<!-- matrix:begin -->", "<!-- matrix:end -->"
 MARKS = {"SUCCEEDED": "**yes**", "refused": "no", "not applicable": "-"}
@@ -30,11 +30,13 @@ GROUPS = {
 INTRODUCTION = """\
 Made by `make test` and then `cd tests && python -m hostile.matrix --write ../SECURITY.md`. A cell says whether the
 attempt succeeds: **yes**, no, or - where there is nothing to try it on. The first columns are a tenant's process behind
-only that lock (and an ordinary uid), then behind all; then our own roles, taken over, behind all; then a tenant in a
-running tree of each form of deployment."""
+only that lock (and an ordinary uid), then behind all; then a tenant that is allowed a database, whose port is the
+target's and whose address isn't; then our own roles, taken over, behind all; then a tenant in a running tree of each
+form of deployment."""
 #: What the tests of running trees leave (tests/hostile/test_tree.py, tests/e2e/test_hostile_tenant.py).
 FORMS = {
     "plain, root": "hostile-plain-root.json",
+    "plain, root, with a database": "hostile-plain-root-database.json",
     "plain, ordinary user": "hostile-plain-ordinary-user.json",
     "compose": "hostile-compose.json",
 }
@@ -52,7 +54,7 @@ def columns() -> dict[str, Outcomes]:
 
 def roles() -> Outcomes:
     """Try everything as each of our own roles behind all locks; return the worst of it."""
-    outcomes = [play(who, ALL) for who in EVERYBODY if who is not TENANT]
+    outcomes = [play(who, ALL) for who in EVERYBODY if who not in (TENANT, WITH_DATABASE)]
     return {
         name: min((each[name] for each in outcomes), key=lambda each: WORST.index(each["outcome"]))
         for name in ATTEMPTS
@@ -109,7 +111,12 @@ def main(arguments: list[str]) -> int:
     )
     options = parser.parse_args(arguments)
     tried = columns()
-    closed = {"all": tried["all"], "our roles, all": roles(), **forms()}
+    closed = {
+        "all": tried["all"],
+        "all, with a database": play(WITH_DATABASE, ALL),
+        "our roles, all": roles(),
+        **forms(),
+    }
     for name, _, file in (column.partition("=") for column in options.column):
         closed[name] = json.loads(Path(file).read_text(encoding="utf-8"))
     table = render(tried | closed)

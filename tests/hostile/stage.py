@@ -24,16 +24,17 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NoReturn
 
 from pyttpd import confine, privileges
+from pyttpd.address import Address
 from pyttpd.confine import Policy, kernel, role_policy, tenant_policy
 from pyttpd.roles import ROLES, Role
 
 from hostile.attempts import ATTEMPTS, NotApplicable, Plan, killed, run
-from pyttpd_init.egress import set_egress
+from pyttpd_init.egress import Allowed, set_egress
 from pyttpd_init.namespaces import (
     MountView,
     enter_mount_namespace,
@@ -66,12 +67,13 @@ NONE: frozenset[Lock] = frozenset()
 
 @dataclass(frozen=True, slots=True)
 class Who:
-    """An attacker: its uid, and what its role is given."""
+    """An attacker: its uid, and what its role is given. database: it is allowed an address, with the target's port."""
 
     name: str
     uid: int
     policy: Callable[[Path], Policy]
     view: Callable[[Path], MountView]
+    database: bool = False
 
 
 def _role(name: str, uid: int) -> Who:
@@ -91,9 +93,15 @@ def _tenant_view(top: Path) -> MountView:
 
 
 TENANT = Who("tenant", ROLES[Role.VHOST].uid, _tenant_policy, _tenant_view)
+WITH_DATABASE = Who(
+    "tenant with a database", ROLES[Role.VHOST].uid, _tenant_policy, _tenant_view, database=True
+)
+#: Where its database would be; the target is its neighbour.
+DATABASE_HOST = "127.0.0.2"
 LISTENER = _role("listener", ROLES[Role.LISTENER].uid)
 EVERYBODY = (
     TENANT,
+    WITH_DATABASE,
     LISTENER,
     _role("master", ROLES[Role.MASTER].uid),
     _role("umaster", ROLES[Role.UMASTER].uid),
@@ -157,7 +165,7 @@ def _stage(who: Who, locks: frozenset[Lock]) -> Outcomes:
         channels = [socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET) for _ in range(2)]
         doors = [socket.create_server(("127.0.0.1", 0)) for _ in range(2)]
         if Lock.EGRESS in locks:
-            set_egress()
+            set_egress(allowed=[Allowed(address) for address in _reach(who, target)])
 
         def plan() -> Plan:
             return Plan(
@@ -302,7 +310,8 @@ def _attack(who: Who, locks: frozenset[Lock], top: Path, plan: Plan, only: str |
 
         def attack() -> None:
             privileges.die_with_parent(stage, signal.SIGKILL)
-            _lock_in(who, locks, top)
+            assert plan.target is not None
+            _lock_in(who, locks, top, plan.target)
             outcomes = run(plan, None if only is None else [only])
             os.write(write, json.dumps(outcomes).encode())
 
@@ -331,9 +340,13 @@ def run_killed(name: str, number: int) -> Outcomes:
     return {name: {"outcome": "SUCCEEDED", "detail": ""}}
 
 
-def _lock_in(who: Who, locks: frozenset[Lock], top: Path) -> None:
+def _reach(who: Who, target: tuple[str, int]) -> tuple[Address, ...]:
+    return (Address(DATABASE_HOST, target[1]),) if who.database else ()
+
+
+def _lock_in(who: Who, locks: frozenset[Lock], top: Path, target: tuple[str, int]) -> None:
     """Become `who` behind `locks`, in the order in which production does it."""
-    policy = who.policy(top)
+    policy = replace(who.policy(top), reach=_reach(who, target))
     if Lock.NAMESPACES in locks:
         enter_network_namespace()
         enter_mount_namespace(who.view(top))

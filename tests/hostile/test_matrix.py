@@ -9,7 +9,7 @@ import pytest
 
 from hostile import matrix
 from hostile.attempts import ATTEMPTS
-from hostile.stage import ALL, EVERYBODY, LISTENER, NONE, TENANT, Lock, Outcomes, Who, play
+from hostile.stage import ALL, EVERYBODY, LISTENER, NONE, TENANT, WITH_DATABASE, Lock, Outcomes, Who, play
 
 pytestmark = pytest.mark.root
 
@@ -95,6 +95,17 @@ def test_no_connection_is_opened_when_one_lock_fails(left_out: Lock) -> None:
     """Any one of the locks may have a hole tomorrow: the network stays out of reach."""
     through = succeeded(played(TENANT, ALL - {left_out}))
     assert set(through) & NETWORK == set()
+
+
+#: A connection that is turned round goes where Landlock lets it: to the allowed port, at any address.
+BY_THE_EGRESS_RULE_ALONE = {"client: connect", "listening: connect"}
+
+
+@pytest.mark.parametrize("left_out", Lock, ids=lambda lock: lock.name.lower())
+def test_with_a_database_one_port_is_left_to_the_egress_rule_and_nothing_else(left_out: Lock) -> None:
+    """The target has the port of what is allowed, and another address."""
+    through = succeeded(played(WITH_DATABASE, ALL - {left_out}))
+    assert set(through) & NETWORK == (BY_THE_EGRESS_RULE_ALONE if left_out is Lock.EGRESS else set())
 
 
 def test_the_matrix_can_be_printed(capsys: pytest.CaptureFixture[str]) -> None:

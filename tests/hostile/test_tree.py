@@ -87,11 +87,20 @@ def assail(request: Callable[..., bytes], plan: dict[str, object]) -> Outcomes:
 
 
 @pytest.mark.parametrize(
-    "ordinary",
-    [pytest.param(False, id="as-root", marks=pytest.mark.root), pytest.param(True, id="ordinary-user")],
+    "column",
+    [
+        pytest.param("root", marks=pytest.mark.root),
+        pytest.param("root-database", marks=pytest.mark.root),
+        "ordinary-user",
+    ],
 )
-def test_a_hostile_tenant(plant: Callable[..., Tree], target: tuple[str, int], ordinary: bool) -> None:
-    tree = plant(tenants=TENANTS, files=FILES, hosts=(HOST, "neighbour.localhost"), ordinary=ordinary)
+def test_a_hostile_tenant(plant: Callable[..., Tree], target: tuple[str, int], column: str) -> None:
+    ordinary = column == "ordinary-user"
+    tenants = TENANTS
+    if column == "root-database":
+        # The port that it is allowed is the target's; the address is another.
+        tenants = TENANTS.replace("uid = 20001", f'uid = 20001\nallow = ["127.0.0.2:{target[1]}"]')
+    tree = plant(tenants=tenants, files=FILES, hosts=(HOST, "neighbour.localhost"), ordinary=ordinary)
     run = tree.folder / "run"
 
     def request(method: str, path: str, body: bytes) -> bytes:
@@ -112,7 +121,6 @@ def test_a_hostile_tenant(plant: Callable[..., Tree], target: tuple[str, int], o
     # Unprivileged runs of the tests needn't be able to write there.
     with contextlib.suppress(OSError):
         COLUMNS.mkdir(exist_ok=True)
-        column = "ordinary-user" if ordinary else "root"
         (COLUMNS / f"hostile-plain-{column}.json").write_text(
             json.dumps(outcomes, indent=1), encoding="utf-8"
         )

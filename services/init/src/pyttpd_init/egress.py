@@ -185,8 +185,8 @@ def set_egress(
             )
         )
         for start in range(0, len(elements), _ELEMENTS_A_MESSAGE):
-            part = _allowed_elements(table, family, elements[start : start + _ELEMENTS_A_MESSAGE])
-            messages.append((_NEWSETELEM, _NLM_F_CREATE, part))
+            some = _allowed_elements(table, family, elements[start : start + _ELEMENTS_A_MESSAGE])
+            messages.append((_NEWSETELEM, _NLM_F_CREATE, some))
     messages += [
         (_NEWRULE, _NLM_F_CREATE | _NLM_F_APPEND, _rule(table, expressions))
         for expressions in _rules(keys, by_uid=ranges is not None)

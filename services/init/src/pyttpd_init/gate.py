@@ -2,9 +2,9 @@
 
 Theory of operation. The tenant's network namespace has nothing but `lo`, and `lo` has the address of, say, its
 database. The gate's listening sockets are in there (the runner's child made them before it became this program); the
-gate itself is outside, in the machine's namespace. Whoever connects inside is joined to a connection that the gate opens
-outside, to the same address and port. So the tenant's application connects to its database as on any other machine, and
-there is nothing else that it could reach: no route leads out.
+gate itself is outside, in the machine's namespace. Whoever connects inside is joined to a connection that the gate
+opens outside, to the same address and port. So the tenant's application connects to its database as on any other
+machine, and there is nothing else that it could reach: no route leads out.
 
     accepted ── connecting outside ──> open: what comes from one side goes to the other, each way by itself
     open     ── one side's end is passed on by shutdown(); both ended, or an error ──> closed
@@ -279,6 +279,8 @@ def main(arguments: list[str]) -> int:
         confine(policy([address for address, _ in options.doors], options.health_file))
     except (privileges.PrivilegeError, ConfineError) as error:
         log.error("cannot start", error=error)
+        for _, door in options.doors:
+            door.close()
         return 2
     serve(options.doors, HealthFile(options.health_file), log)
     return 0

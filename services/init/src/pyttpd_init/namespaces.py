@@ -5,9 +5,9 @@ thread; what they make belongs to the child and what it starts, and vanishes wit
 for what `network_mode: none`, a read-only root and private volumes do there (DESIGN section 8).
 
 The network: a namespace with nothing in it but `lo`, which is brought up (applications look for 127.0.0.1; there is
-nobody on it). A tenant with a database gets no more than that: its namespace is made beforehand, the database's address
-becomes one of `lo`'s, and a *gate* (gate.py), which works outside, listens there. So there is no route, no bridge and no
-rule by which anything else could be reached.
+nobody on it). A tenant with a database gets no more than that: its namespace is made beforehand, the database's
+address becomes one of `lo`'s, and a *gate* (gate.py), which works outside, listens there. So there is no route, no
+bridge and no rule by which anything else could be reached.
 
 The files: everything that is mounted becomes read-only, set-uid files and device nodes lose their meaning; the
 directories in which processes meet by accident or on purpose (/tmp, /run, shared memory) are covered by empty ones
@@ -174,15 +174,7 @@ def listen_inside(namespace: int, addresses: Iterable[Address], backlog: int) ->
     try:
         _go(namespace)
         try:
-            for address in addresses:
-                found.append(sock := socket.socket(address.family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK))
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                sock.bind((address.host, address.port))
-                sock.listen(backlog)
-        except OSError as error:
-            raise NamespaceError(
-                f"{address}: cannot listen in a tenant's network namespace: {error}"
-            ) from error
+            found.extend(_listen(address, backlog) for address in addresses)
         finally:
             _go(outside)
     except BaseException:
@@ -192,6 +184,21 @@ def listen_inside(namespace: int, addresses: Iterable[Address], backlog: int) ->
     finally:
         os.close(outside)
     return found
+
+
+def _listen(address: Address, backlog: int) -> socket.socket:
+    try:
+        sock = socket.socket(address.family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        try:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sock.bind((address.host, address.port))
+            sock.listen(backlog)
+        except OSError:
+            sock.close()
+            raise
+    except OSError as error:
+        raise NamespaceError(f"{address}: cannot listen in a tenant's network namespace: {error}") from error
+    return sock
 
 
 def _network_namespace() -> int:

@@ -349,8 +349,8 @@ class Runner:
     def _enter_namespaces(self, child: Instance) -> None:
         if isinstance(child, GateInstance):
             # It connects from here, the network of the machine.
-            own = (os.path.dirname(self._health_file(child)),)
-            namespaces.enter_mount_namespace(namespaces.role_view(own=own))
+            view = namespaces.role_view(own=(os.path.dirname(self._health_file(child)),))
+            namespaces.enter_mount_namespace(view)
             return
         row = ROLES[child.role]
         channels = tuple(f"{self._dir}/{directory.value}" for directory in row.connects)
