@@ -74,7 +74,8 @@ def confine(policy: Policy, *, locks: frozenset[Lock] = ALL_LOCKS) -> Report:
 
     `locks` is for tests only: production code never names it. Raises ConfineError when seccomp, no_new_privs
     or the dropping of capabilities fails, when Landlock fails on a kernel that has it or can't judge what the policy
-    lets it reach, with more than one thread, or when a uid or gid could be taken back; the process must then end, it may be half confined.
+    lets it reach, with more than one thread, or when a uid or gid could be taken back; the process must then end, it
+    may be half confined.
     """
     _require_one_thread()
     if Lock.CAPABILITIES in locks:
@@ -86,8 +87,8 @@ def confine(policy: Policy, *, locks: frozenset[Lock] = ALL_LOCKS) -> Report:
     abi = landlock.kernel_abi() if Lock.LANDLOCK in locks else 0
     if policy.reach and Lock.LANDLOCK in locks and abi < landlock.NETWORK_ABI:
         raise ConfineError(
-            f"an allowed address takes a kernel whose Landlock judges TCP ports (Linux 6.7, ABI {landlock.NETWORK_ABI}); "
-            f"this one's ABI is {abi}: remove `allow` from the configuration"
+            "an allowed address takes a kernel whose Landlock judges TCP ports "
+            f"(Linux 6.7, ABI {landlock.NETWORK_ABI}); this one's ABI is {abi}: remove `allow` from the configuration"
         )
     missing: tuple[str, ...] = ()
     stands = set(locks)

@@ -3,7 +3,8 @@
 Theory of operation: a ruleset names the rights it *handles*; what is handled is refused unless a rule allows
 it. We handle every right the kernel knows, up to the ABI this file was written for. Paths get rules; TCP
 bind gets none and is refused for good, and so is connect, but to the ports that a policy names (a tenant's database:
-the kernel asks for the port only; the address is a matter of namespace and egress rule). The kernel's scopes (abstract Unix sockets, signals)
+the kernel asks for the port only; the address is a matter of namespace and egress rule). The kernel's scopes
+(abstract Unix sockets, signals)
 keep a process from reaching out of its own domain; who is *outside* may still signal it, as a supervisor
 must.
 
@@ -136,7 +137,9 @@ def ruleset_attr(abi: int) -> bytes:
 def restrict(rules: Iterable[tuple[str, Fs]], abi: int, *, ports: Iterable[int] = ()) -> tuple[str, ...]:
     """Put the calling thread, and what it starts, into a domain with `rules`: pairs of path and rights.
 
-    ports: TCP may be connected to these, and to no others; needs NETWORK_ABI. no_new_privs must stand. Returns the paths that were not there (or not to be seen): they got no rule.
+    ports: TCP may be connected to these, and to no others; needs NETWORK_ABI.
+
+    no_new_privs must stand. Returns the paths that were not there (or not to be seen): they got no rule.
     Raises ConfineError when the kernel refuses. Source: landlock(7), linux/landlock.h.
     """
     attr = ruleset_attr(abi)
