@@ -7,8 +7,10 @@ import os
 import re
 import socket
 import struct
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from email.utils import parsedate_to_datetime
 from typing import Any
 
 import pytest
@@ -20,7 +22,7 @@ from pyttpd.roles import Role
 from pyttpd.wire import messages as m
 
 from pyttpd_listener import listener as module
-from pyttpd_listener.answers import ANSWERS, answer
+from pyttpd_listener.answers import answer
 from pyttpd_listener.listener import Listener
 from support.wired import PATIENCE, Stage, stage
 
@@ -41,6 +43,12 @@ SHARE = ListenerShare(
     grace=30.0,
 )
 HEAD = b"GET / HTTP/1.1\r\nHost: a.example\r\n\r\n"
+DATE = re.compile(rb"Date: ([^\r]*)\r\n")
+
+
+def undated(status: int, *, head_only: bool = False) -> bytes:
+    """The listener's answer, as `Front.answer_to` returns it."""
+    return DATE.sub(b"", answer(status, head_only=head_only), count=1)
 
 
 class Front:
@@ -112,7 +120,7 @@ class Front:
             return True
 
         self.on.until(ended)
-        return got
+        return DATE.sub(b"", got, count=1)
 
     # ---- umaster ----------------------------------------------------------------------------------------------------
 
@@ -327,7 +335,7 @@ def test_what_can_not_be_named_is_answered_and_closed(make: Make, head: bytes, e
     client = front.connect(head)
     got = front.answer_to(client)
     assert status(got) == expected
-    assert got == ANSWERS[expected]
+    assert got == undated(expected)
     assert not front.umaster.record.messages
     assert front.listener.answers == {expected: 1}
     client.close()
@@ -341,7 +349,7 @@ def test_a_refusal_is_answered(make: Make, refused: int) -> None:
     client = front.connect(HEAD)
     front.tell(m.Refuse(front.offered().id, refused))
     got = front.answer_to(client)
-    assert got == ANSWERS[refused]
+    assert got == undated(refused)
     assert (b"Retry-After:" in got) is (refused == 503)
 
 
@@ -372,7 +380,7 @@ def test_the_answer_arrives_though_the_client_still_sends(make: Make) -> None:
         return not left
 
     front.on.until(sent)
-    assert front.answer_to(client) == ANSWERS[421]
+    assert front.answer_to(client) == undated(421)
     assert front.open == 1  # still waits for our end
     client.close()
     front.on.until(lambda: not front.open)
@@ -405,8 +413,16 @@ def test_an_answer_that_nobody_is_there_for_costs_nothing(make: Make) -> None:
 
 
 def test_statuses_that_it_has_no_words_for_are_503() -> None:
-    assert answer(599) == ANSWERS[503]
-    assert answer(599, head_only=True) == answer(503, head_only=True)
+    assert undated(599) == undated(503)
+    assert undated(599, head_only=True) == undated(503, head_only=True)
+
+
+def test_every_answer_has_a_date() -> None:
+    """RFC 9110 section 6.6.1."""
+    match = DATE.search(answer(400))
+    assert match is not None
+    assert abs(parsedate_to_datetime(match[1].decode()).timestamp() - time.time()) < 60
+    assert DATE.search(answer(400, head_only=True))
 
 
 # ---- umaster is away, or loses something ----

@@ -4,6 +4,8 @@ connection.
 
 from __future__ import annotations
 
+import time
+
 REASONS = {
     400: "Bad Request",
     404: "Not Found",
@@ -30,7 +32,8 @@ TEXTS = {
 RETRY_AFTER = 1
 
 
-def _answer(status: int) -> bytes:
+def _answer(status: int) -> tuple[bytes, bytes]:
+    """Return the head, as far as the time of day doesn't matter, and the body."""
     reason, text = REASONS[status], TEXTS[status]
     body = (
         f"<!DOCTYPE html>\n<html lang=en><title>{status} {reason}</title>\n<h1>{reason}</h1>\n<p>{text}</p></html>\n"
@@ -38,15 +41,17 @@ def _answer(status: int) -> bytes:
     retry = f"Retry-After: {RETRY_AFTER}\r\n" if status == 503 else ""
     head = (
         f"HTTP/1.1 {status} {reason}\r\nServer: pyttpd\r\nContent-Type: text/html; charset=utf-8\r\n"
-        f"Content-Length: {len(body)}\r\nCache-Control: no-store\r\n{retry}Connection: close\r\n\r\n"
+        f"Content-Length: {len(body)}\r\nCache-Control: no-store\r\n{retry}Connection: close\r\n"
     )
-    return head.encode("ascii") + body
+    return head.encode("ascii"), body
 
 
-ANSWERS: dict[int, bytes] = {status: _answer(status) for status in REASONS}
+_ANSWERS = {status: _answer(status) for status in REASONS}
 
 
 def answer(status: int, *, head_only: bool = False) -> bytes:
     """Return the whole answer for `status`, without its body if it answers a HEAD request."""
-    whole = ANSWERS.get(status) or ANSWERS[503]
-    return whole[: whole.index(b"\r\n\r\n") + 4] if head_only else whole
+    head, body = _ANSWERS.get(status) or _ANSWERS[503]
+    # Python's own locale is C's unless somebody sets it, and nobody does here.
+    date = time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime()).encode("ascii")
+    return b"%bDate: %b\r\n\r\n%b" % (head, date, b"" if head_only else body)
