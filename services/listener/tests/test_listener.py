@@ -362,6 +362,12 @@ def test_a_head_request_gets_no_body(make: Make) -> None:
     assert re.search(rb"\r\nContent-Length: [1-9]", got)
 
 
+@pytest.mark.parametrize("head", [b"HEAD / HTTP/1.1\r\n\r\n", b"\r\nHEAD / HTTP/1.1\r\nHost: a b\r\n\r\n"])
+def test_a_malformed_head_request_gets_no_body_either(make: Make, head: bytes) -> None:
+    front = make()
+    assert front.answer_to(front.connect(head)) == undated(400, head_only=True)
+
+
 def test_the_answer_arrives_though_the_client_still_sends(make: Make) -> None:
     front = make()
     client = front.connect(

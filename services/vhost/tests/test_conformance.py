@@ -1,4 +1,4 @@
-"""The conformance suite (cases.py) on both engines: whole, byte by byte, and in random pieces.
+"""The conformance suite (tests/conformance/cases.py) on both engines: whole, byte by byte, and in random pieces.
 
 Over real sockets, against the real Connection, with a kind that echoes (echo.py). So no answer may depend on how the
 bytes were cut, and none on the engine but where a row says so.
@@ -14,9 +14,9 @@ import pytest
 
 from pyttpd.config.shares import HttpSettings
 
+from conformance.cases import BODY_LIMIT, CLOSED, HEAD_LIMIT, OPEN, PROBE, SECTIONS, WAITING, Case, H, head
 from pyttpd_vhost.site import Site
 
-from .cases import BODY_LIMIT, CLOSED, HEAD_LIMIT, OPEN, PROBE, SECTIONS, WAITING, Case, H, head
 from .conftest import Client, ListLog, Server, make_share
 from .echo import EchoKind
 

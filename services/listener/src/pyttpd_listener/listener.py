@@ -260,6 +260,8 @@ class Listener:
         try:
             found = head.scan(bytes(self._view[:size]), limit, self._bounds)
         except head.Refused as refused:
+            # whatever else is wrong with it (RFC 9110 section 9.3.2)
+            connection.head_only = bytes(self._view[: min(size, 7)]).startswith((b"HEAD ", b"\r\nHEAD "))
             self._answer(connection, refused.status)
             return True
         if found is None:

@@ -2,7 +2,8 @@
 
 A row: its name, the bytes, the answers, the end. `head(line, *fields)` writes a head with CRLF at the end of each line
 and after the last; what comes behind it is added as bytes. An answer is a status and, as far as it matters, the body
-and headers (None: the header must not be there). What the paths do that the requests ask for is said in `echo.py`.
+and headers (None: the header must not be there). What the paths do that the requests ask for is said in
+services/vhost/tests/echo.py.
 
 The end is one of:
 
