@@ -41,6 +41,7 @@ uid = 20001
 kind = "wsgi"
 root = "{root}"
 application = "hello:app"
+access_log = "{access_log}"
 pool = {{ max_workers = 1 }}
 """
 
@@ -110,7 +111,7 @@ def main() -> None:
     os.chmod(folder, 0o755)
     shutil.copy(HERE / "hello.py", folder)
     Path(folder, "bench.toml").write_text(
-        CONFIG.format(folder=folder, port=tree, metrics=first + 4, root=folder)
+        CONFIG.format(folder=folder, port=tree, metrics=first + 4, root=folder, access_log="off")
     )
     pinned = ["taskset", "-c", SERVER_CORE, sys.executable]
     commands = {

@@ -35,7 +35,8 @@ def printable(value: object, limit: int = MAX_VALUE) -> str:
     )
 
 
-def _write(line: bytes) -> None:
+def write(line: bytes) -> None:
+    """Write a line to standard error."""
     try:
         os.write(2, line)
     except OSError:
@@ -45,7 +46,7 @@ def _write(line: bytes) -> None:
 class Log:
     """The log of one role. `name` is the instance's (a vhost's, a listener's), or empty."""
 
-    def __init__(self, role: str, name: str = "", *, write: Callable[[bytes], None] = _write) -> None:
+    def __init__(self, role: str, name: str = "", *, write: Callable[[bytes], None] = write) -> None:
         self.role = role
         self.name = name
         self.level = "info"

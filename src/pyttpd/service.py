@@ -78,6 +78,7 @@ class Options:
     tmp: str = "/tmp"
     one_uid: bool = False
     allow: tuple[Address, ...] = ()
+    shared_output: bool = False
 
 
 def _door(text: str) -> Door:
@@ -123,6 +124,9 @@ def parse(role: Role, arguments: list[str]) -> Options:
         )
     if role is Role.VHOST:
         parser.add_argument("--tmp", default="/tmp", help="where the tenant may make temporary files")
+        parser.add_argument(
+            "--shared-output", action="store_true", help="other tenants have the same standard output"
+        )
         parser.add_argument("--one-uid", action="store_true", help="the uid is not this tenant's alone")
         add_allow(parser)
     parser.add_argument("--version", action="version", version=__version__)

@@ -32,7 +32,7 @@ from dataclasses import dataclass, field
 from pyttpd import health, privileges, service
 from pyttpd.address import Address
 from pyttpd.config import startup
-from pyttpd.config.model import Config
+from pyttpd.config.model import Config, Vhost
 from pyttpd.confine import python_paths
 from pyttpd.log import Log
 from pyttpd.loop import soft_descriptor_limit
@@ -298,6 +298,8 @@ class Runner:
                 command += ["--uid", str(child.uid), "--gid", str(child.gid)]
         for address in child.allow:
             command += ["--allow", str(address)]
+        if child.role is Role.VHOST:
+            command += ["--shared-output"]
         if child.role is Role.VHOST and not self._as_root:
             command += ["--tmp", f"{self._dir}/tmp-{child.name}", "--one-uid"]
         for door in child.doors:
@@ -364,7 +366,7 @@ class Runner:
                 vhost.root,
                 channels=channels,
                 python_path=(*vhost.python_path, *((vhost.virtualenv,) if vhost.virtualenv else ())),
-                writable=(*vhost.writable, *own),
+                writable=(*vhost.writable, *own, *log_folders(vhost)),
                 hidden=(os.path.dirname(self._file),)
                 if not _inside(vhost.root, os.path.dirname(self._file))
                 else (),
@@ -538,6 +540,21 @@ def _quietly(function: object, path: str | int) -> None:
         function(path)  # type: ignore[operator]
     except (OSError, RecursionError):  # a tenant can nest its directories deeper than anybody can walk
         pass
+
+
+def log_folders(vhost: Vhost) -> tuple[str, ...]:
+    """Return the folders of a tenant's log files, for its supervisor's view. Its code reaches none of them.
+
+    Raises NamespaceError if a way there leads through a symbolic link: it may be the tenant's, and then show what was
+    to be hidden.
+    """
+    folders = tuple(sorted({os.path.dirname(file) for file in vhost.log_files}))
+    for folder in folders:
+        if os.path.realpath(folder) != folder:
+            raise namespaces.NamespaceError(
+                f"{folder} leads through a symbolic link (vhost {vhost.name}, log files)"
+            )
+    return folders
 
 
 def _inside(path: str, folder: str) -> bool:

@@ -32,8 +32,6 @@ from time import gmtime, monotonic, time
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from pyttpd_vhost.http.engine import Request
 
 #: The longest line, its end included. PIPE_BUF on Linux.
@@ -44,10 +42,10 @@ MAX_METHOD: Final = 32
 MAX_TARGET: Final = 1960
 MAX_REFERER: Final = 1000
 MAX_AGENT: Final = 500
-#: The first line of what isn't a request.
-MAX_REQUEST: Final = 2000
 _CUT: Final = "..."
 
+#: A busy worker sends its lines when there are so many: fewer cost a wake-up of the supervisor each time.
+BATCH: Final = 128
 #: The longest record: a quarter of a socket's usual buffer (net.core.wmem_default).
 MAX_RECORD: Final = 49152
 #: What a worker keeps while its supervisor takes nothing: a second of a busy one.
@@ -95,31 +93,15 @@ def line_pattern(form: str, vhost: str) -> re.Pattern[bytes]:
 
 
 class AccessLog:
-    """A worker's end. `form` is "combined" or "json"; owns `sock`, which it makes non-blocking."""
+    """A worker's end: what is the same in both forms. Owns `sock`, which it makes non-blocking."""
 
-    __slots__ = (
-        "_flushing",
-        "_json",
-        "_lost",
-        "_memory",
-        "_sock",
-        "_stamp",
-        "_unsent",
-        "_unsent_bytes",
-        "_vhost",
-        "clock",
-        "lines",
-        "worker",
-    )
+    #: Whether entries say how long an answer took: then `add` wants to know since when.
+    timed = False
 
-    def __init__(self, form: str, vhost: str, sock: socket.socket) -> None:
+    def __init__(self, vhost: str, sock: socket.socket) -> None:
         sock.setblocking(False)
-        #: What wasn't flushed yet.
+        #: What wasn't flushed yet. Always the same list.
         self.lines: list[str] = []
-        self._json = form == "json"
-        #: Seconds, for `took` of `add`; it stands still where entries don't say how long an answer took.
-        self.clock: Callable[[], float] = monotonic if self._json else float
-        #: The worker's number, for JSON.
         self.worker = 0
         self._vhost = vhost
         self._sock = sock
@@ -127,74 +109,58 @@ class AccessLog:
         self._unsent: deque[bytes] = deque()
         self._unsent_bytes = 0
         self._lost = 0
-        self._stamp = (0, "")
+        self._moment = (0, "")  # a second, and what is written for it
         self._memory: dict[Request, tuple[str, str]] = {}
 
     # Entries
 
-    def add(self, client: str, request: Request, code: int, sent: int, took: float) -> None:
-        """Add the entry of `request`, answered with `code` and `sent` bytes of a body within `took` s."""
-        self._add(client, self._memory.get(request) or self._parts(request), code, sent, took)
+    def add(self, client: str, request: Request, code: int, sent: int, since: float) -> None:
+        """Add the entry of `request`, answered with `code` and `sent` bytes of a body.
+
+        It was there at `since` (CLOCK_MONOTONIC, s), if the log is `timed`.
+        """
+        self._add(client, self._memory.get(request) or self._remember(request), code, sent, since)
 
     def add_refused(self, client: str, head: bytes, code: int, sent: int) -> None:
         """Add the entry of what isn't a request: `head` is what has come of it."""
         line = head.lstrip(b"\r\n").partition(b"\n")[0].rstrip(b"\r").decode("latin-1")
-        if self._json:
-            before = f'"host":"","method":"","target":{_quoted(line, MAX_REQUEST)},"protocol":""'
-            parts = before, '"referer":"","agent":""'
-        else:
-            parts = f'"{_escaped(line, MAX_REQUEST)}"', '"-" "-"'
-        self._add(client, parts, code, sent, 0.0)
+        self._add(client, self._parts("", line, "", "", "", ""), code, sent, monotonic())
 
-    def _add(self, client: str, parts: tuple[str, str], code: int, sent: int, took: float) -> None:
-        now = time()
-        second, stamp = self._stamp
-        if int(now) != second:
-            second = int(now)
-            stamp = _json_stamp(second) if self._json else _combined_stamp(second)
-            self._stamp = second, stamp
-        if self._json:
-            self.lines.append(
-                f'{stamp}.{int((now - second) * 1000):03d}Z","vhost":"{self._vhost}","worker":{self.worker},"client":'
-                f'"{client}",{parts[0]},"status":{code},"bytes":{sent},"duration":{took:.6f},{parts[1]}}}\n'
-            )
-        else:
-            self.lines.append(f"{client}{stamp}{parts[0]} {code} {sent} {parts[1]}\n")
-
-    def _parts(self, request: Request) -> tuple[str, str]:
+    def _remember(self, request: Request) -> tuple[str, str]:
         """Return what the head says: as it is written before, and behind, what the answer says."""
-        target = request.target.decode("latin-1")
-        protocol = "HTTP/1.1" if request.version == 11 else "HTTP/1.0"
         referer = agent = ""
         for name, value in request.fields:
             if len(name) == 7 and not referer and name.lower() == b"referer":
                 referer = value.decode("latin-1")
             elif len(name) == 10 and not agent and name.lower() == b"user-agent":
                 agent = value.decode("latin-1")
-        if self._json:
-            method, target = _quoted(request.method, MAX_METHOD), _quoted(target, MAX_TARGET)
-            parts = (
-                f'"host":"{request.host}","method":{method},"target":{target},"protocol":"{protocol}"',
-                f'"referer":{_quoted(referer, MAX_REFERER)},"agent":{_quoted(agent, MAX_AGENT)}',
-            )
-        else:
-            method, target = _escaped(request.method, MAX_METHOD), _escaped(target, MAX_TARGET)
-            parts = (
-                f'"{method} {target} {protocol}"',
-                f'"{_escaped(referer, MAX_REFERER)}" "{_escaped(agent, MAX_AGENT)}"',
-            )
+        protocol = "HTTP/1.1" if request.version == 11 else "HTTP/1.0"
+        target = request.target.decode("latin-1")
+        parts = self._parts(request.method, target, protocol, request.host, referer, agent)
         if request.remembered:
             if len(self._memory) >= _MAX_REMEMBERED:
                 self._memory.clear()
             self._memory[request] = parts
         return parts
 
+    def _add(self, client: str, parts: tuple[str, str], code: int, sent: int, since: float) -> None:
+        raise NotImplementedError
+
+    def _parts(
+        self, method: str, target: str, protocol: str, host: str, referer: str, agent: str
+    ) -> tuple[str, str]:
+        """Return the parts of an entry. Of what isn't a request all is in `target`, the others are empty."""
+        raise NotImplementedError
+
     # Sending
 
     def flush(self) -> None:
-        """Send what was added. Never waits."""
-        while self.lines and self._flushing.acquire(blocking=False):
+        """Send what was added, and what could not be sent before. Never waits."""
+        while (self.lines or self._unsent or self._lost) and self._flushing.acquire(blocking=False):
             try:
+                if not self.lines:
+                    self._send()
+                    return
                 lines = self.lines
                 count = len(lines)
                 record = "".join(lines[:count]).encode("ascii")
@@ -205,14 +171,6 @@ class AccessLog:
             finally:
                 self._flushing.release()
 
-    def again(self) -> None:
-        """Try again to send what could not be sent; to be called now and then."""
-        if (self._unsent or self._lost) and self._flushing.acquire(blocking=False):
-            try:
-                self._send()
-            finally:
-                self._flushing.release()
-
     def finish(self, within: float = 1.0) -> int:
         """Send all, waiting up to `within` s; return how many entries are lost all the same."""
         self.flush()
@@ -220,7 +178,7 @@ class AccessLog:
         writable = select.poll()
         writable.register(self._sock, select.POLLOUT)
         while (self._unsent or self._lost) and (left := end - monotonic()) > 0 and writable.poll(left * 1000):
-            self.again()
+            self.flush()
         return self._lost + sum(record.count(b"\n") for record in self._unsent)
 
     def _sent(self, record: bytes) -> bool:
@@ -260,16 +218,60 @@ class AccessLog:
             self._lost = 0
 
 
-def _json_stamp(second: int) -> str:
-    t = gmtime(second)
-    date = f"{t.tm_year:04}-{t.tm_mon:02}-{t.tm_mday:02}"
-    return f'{{"time":"{date}T{t.tm_hour:02}:{t.tm_min:02}:{t.tm_sec:02}'
+class Combined(AccessLog):
+    """Apache's and nginx's form."""
+
+    def _add(self, client: str, parts: tuple[str, str], code: int, sent: int, since: float) -> None:
+        second, moment = self._moment
+        now = int(time())
+        if now != second:
+            t = gmtime(now)
+            date = f"{t.tm_mday:02}/{_MONTHS[t.tm_mon - 1]}/{t.tm_year:04}"
+            moment = f" - - [{date}:{t.tm_hour:02}:{t.tm_min:02}:{t.tm_sec:02} +0000] "
+            self._moment = now, moment
+        self.lines.append(f"{client}{moment}{parts[0]} {code} {sent} {parts[1]}\n")
+
+    def _parts(
+        self, method: str, target: str, protocol: str, host: str, referer: str, agent: str
+    ) -> tuple[str, str]:
+        line = _escaped(target, MAX_TARGET)
+        if method:
+            line = f"{_escaped(method, MAX_METHOD)} {line} {protocol}"
+        return f'"{line}"', f'"{_escaped(referer, MAX_REFERER)}" "{_escaped(agent, MAX_AGENT)}"'
 
 
-def _combined_stamp(second: int) -> str:
-    t = gmtime(second)
-    date = f"{t.tm_mday:02}/{_MONTHS[t.tm_mon - 1]}/{t.tm_year:04}"
-    return f" - - [{date}:{t.tm_hour:02}:{t.tm_min:02}:{t.tm_sec:02} +0000] "
+class Json(AccessLog):
+    """One object a line."""
+
+    timed = True
+
+    def _add(self, client: str, parts: tuple[str, str], code: int, sent: int, since: float) -> None:
+        second, moment = self._moment
+        now = time()
+        if int(now) != second:
+            second = int(now)
+            t = gmtime(second)
+            date = f"{t.tm_year:04}-{t.tm_mon:02}-{t.tm_mday:02}"
+            moment = f'{{"time":"{date}T{t.tm_hour:02}:{t.tm_min:02}:{t.tm_sec:02}'
+            self._moment = second, moment
+        self.lines.append(
+            f'{moment}.{int((now - second) * 1000):03d}Z","vhost":"{self._vhost}","worker":{self.worker},'
+            f'"client":"{client}",{parts[0]},"status":{code},"bytes":{sent},'
+            f'"duration":{monotonic() - since:.6f},{parts[1]}}}\n'
+        )
+
+    def _parts(
+        self, method: str, target: str, protocol: str, host: str, referer: str, agent: str
+    ) -> tuple[str, str]:
+        method, target = _quoted(method, MAX_METHOD), _quoted(target, MAX_TARGET)
+        return (
+            f'"host":"{host}","method":{method},"target":{target},"protocol":"{protocol}"',
+            f'"referer":{_quoted(referer, MAX_REFERER)},"agent":{_quoted(agent, MAX_AGENT)}',
+        )
+
+
+#: By the value of `access_log`.
+ACCESS_LOGS: Final[dict[str, type[AccessLog]]] = {"combined": Combined, "json": Json}
 
 
 def _escaped(text: str, most: int) -> str:

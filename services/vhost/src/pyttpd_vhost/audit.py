@@ -135,8 +135,10 @@ class Audit:
                 pass  # gone, or it takes nothing: what is left is to close
             else:
                 self.answered += 1
+                connection.taken_away(504, len(content))
                 self._lingering.append((sock, now + LINGER))
                 return
+        connection.taken_away()
         try:
             sock.shutdown(socket.SHUT_RDWR)
         except OSError:

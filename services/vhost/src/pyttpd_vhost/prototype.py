@@ -30,6 +30,7 @@ from pyttpd.wire.messages import Beat, Failed, Message, Ready, Spawn, Spawned
 from pyttpd.wire.permits import Kind, Side
 
 from pyttpd_vhost import worker
+from pyttpd_vhost.access import ACCESS_LOGS
 from pyttpd_vhost.commons import Commons
 from pyttpd_vhost.output import redirect
 from pyttpd_vhost.scoreboard import Scoreboard
@@ -49,16 +50,20 @@ def main(
     log: Log,
     *,
     printed: int,
+    entries: int,
     tmp: str,
     one_uid: bool,
 ) -> NoReturn:
-    """Be the prototype of `share`, whose standard output goes to the pipe `printed`; ends with the process."""
+    """Be the prototype of `share`, whose standard output goes to the pipe `printed`; ends with the process.
+
+    `entries` is the socket of the access log, -1 if there is none.
+    """
     status = 1
     try:
         redirect(printed)
         log.bare = True
         privileges.set_process_name(f"p:{share.name}")
-        prototype = Prototype(share, control, scoreboard, commons, log)
+        prototype = Prototype(share, control, scoreboard, commons, entries, log)
         prototype.confine(tmp, one_uid=one_uid)
         prototype.load()
         prototype.loop.run()
@@ -90,7 +95,13 @@ class Prototype:
     """See the module's text. Owns `control`."""
 
     def __init__(
-        self, share: VhostShare, control: socket.socket, scoreboard: Scoreboard, commons: Commons, log: Log
+        self,
+        share: VhostShare,
+        control: socket.socket,
+        scoreboard: Scoreboard,
+        commons: Commons,
+        entries: int,
+        log: Log,
     ) -> None:
         self._share = share
         self._scoreboard = scoreboard
@@ -108,6 +119,9 @@ class Prototype:
             on_close=lambda _channel, _reason: self.loop.stop(),
         )
         self._site = Site(share, log, commons)
+        if entries >= 0:
+            sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, fileno=entries)
+            self._site.access = ACCESS_LOGS[share.logs.access_log](share.name, sock)
 
     def confine(self, tmp: str, *, one_uid: bool) -> None:
         """Lock this process, and so all that comes of it, before the tenant's code is seen."""
@@ -200,6 +214,8 @@ class Prototype:
             self._control.close()
             privileges.set_process_name(f"w{number}:{self._share.name}")
             self._site.clients = self._site.commons.clients(slot)
+            if self._site.access is not None:
+                self._site.access.worker = number
             process = worker.Worker(self._site, sock, self._scoreboard, slot, number, self._log)
             if not self._share.preload:
                 load(self._site, self._log, process.tell)
@@ -208,5 +224,6 @@ class Prototype:
         except BaseException as error:  # noqa: BLE001 - the process ends here, whatever it was
             self._log.error("worker ended by an error", error=repr(error), traceback=traceback.format_exc())
         finally:
+            self._site.finish()
             sys.stdout.flush()
             os._exit(status)

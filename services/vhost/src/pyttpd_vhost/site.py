@@ -146,6 +146,16 @@ class Site:
         other.heads = _reader(other.engine, self.share)
         return other
 
+    def flush(self) -> None:
+        """Send what there is of the access log, without waiting. Any thread may do so."""
+        if self.access is not None:
+            self.access.flush()
+
+    def finish(self) -> None:
+        """Send all of it, waiting a moment if need be: the process ends."""
+        if self.access is not None and (lost := self.access.finish()):
+            self.log.warning("entries of the access log are lost", count=lost)
+
     def load(self) -> None:
         """Make the kind, importing the tenant's code. Call it confined. Raises whatever that code raises."""
         # imported here: a tenant's process holds the code of its own kind only, and of what it uses

@@ -23,13 +23,14 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from pyttpd import confine, metrics, privileges
 from pyttpd.address import Address, parse
 from pyttpd.channel import Channel
 from pyttpd.config.shares import VhostShare
+from pyttpd.log import Log, write
 from pyttpd.rendezvous import LEFT
 from pyttpd.roles import Channel as Directory
 from pyttpd.service import Service
@@ -57,7 +58,8 @@ from pyttpd.wire.permits import Kind, Side
 
 from pyttpd_vhost import prototype
 from pyttpd_vhost.commons import Commons
-from pyttpd_vhost.output import Output
+from pyttpd_vhost.logfile import LOOK_INTERVAL, LogFile
+from pyttpd_vhost.output import Entries, Output
 from pyttpd_vhost.scoreboard import Scoreboard
 from pyttpd_vhost.stress import Stress
 
@@ -161,6 +163,8 @@ class Supervisor:
         self._loop = service.loop
         self._log = service.log
         self._output = Output(service.loop, service.log)
+        self._entries: Entries | None = None
+        self._log_files: dict[str, LogFile] = {}
         self._share: VhostShare | None = None
         self._scoreboard: Scoreboard | None = None
         self._commons: Commons | None = None
@@ -203,6 +207,7 @@ class Supervisor:
             rows = 2 * share.pool.max_workers + 2
             self._scoreboard = Scoreboard(rows)
             self._commons = Commons(rows, limit=share.http.max_connections_per_client)
+            self._open_logs(share)
             self._link.start()
             if self._was_started_for(share):
                 self._service.when_sealed(self._start_prototype)
@@ -222,6 +227,40 @@ class Supervisor:
                 missing=options,
             )
         return not shut
+
+    # ---- the tenant's logs ----
+
+    def _open_logs(self, share: VhostShare) -> None:
+        """Open the tenant's log files, if it has any, and what its workers send their access log to."""
+        logs, options = share.logs, self._service.options
+        for which, path in (("access", logs.access_log_file), ("error", logs.error_log_file)):
+            if path is not None and (which == "error" or logs.access_log != "off"):
+                self._log_files[which] = LogFile(path, logs.log_file_limit, self._log)
+        if logs.access_log != "off":
+            self._entries = Entries(
+                self._loop,
+                self._log,
+                form=logs.access_log,
+                vhost=share.name,
+                file=self._log_files.get("access"),
+                shared=options.shared_output,
+            )
+        if (error := self._log_files.get("error")) is not None:
+            self._output.log = Log(self._service.role.value, share.name, write=self._write_printed(error))
+            self._output.log.level, self._output.log.format = share.log.level, share.log.format
+        if self._entries is not None or self._log_files:
+            self._loop.call_later(LOOK_INTERVAL, self._look_at_logs)
+
+    def _write_printed(self, file: LogFile) -> Callable[[bytes], None]:
+        """Return what writes to `file`, or to the role's log as long as that can't be opened."""
+        return lambda line: file.write(line) if file.is_open else write(line)
+
+    def _look_at_logs(self) -> None:
+        for file in self._log_files.values():
+            file.look()
+        if self._entries is not None:
+            self._entries.tell()
+        self._loop.call_later(LOOK_INTERVAL, self._look_at_logs)
 
     # ---- the prototype ----
 
@@ -246,7 +285,8 @@ class Supervisor:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         pid = os.fork()
         if pid == 0:
-            self._keep_only(theirs.fileno(), self._output.fd)
+            entries = self._entries.fd if self._entries is not None else -1
+            self._keep_only(*(fd for fd in (theirs.fileno(), self._output.fd, entries) if fd >= 0))
             options = self._service.options
             prototype.main(
                 self._share,
@@ -255,6 +295,7 @@ class Supervisor:
                 self._commons,
                 self._log,
                 printed=self._output.fd,
+                entries=entries,
                 tmp=options.tmp,
                 one_uid=options.one_uid,
             )
@@ -641,6 +682,12 @@ class Supervisor:
                 [name, state.value], sum(worker.state is state for worker in self._workers.values())
             )
         yield workers
+        lost = counter("pyttpd_vhost_log_lines_lost", "Lines that are in no log.", labels=["vhost", "log"])
+        files = {which: file.lost for which, file in self._log_files.items()}
+        access = self._entries.lost if self._entries is not None else 0
+        lost.add_metric([name, "access"], access + files.get("access", 0))
+        lost.add_metric([name, "error"], files.get("error", 0))
+        yield lost
         exits = counter("pyttpd_vhost_worker_exits", "Workers that ended.", labels=["vhost", "reason"])
         for reason, count in sorted(self.exits.items()):
             exits.add_metric([name, reason], count)
@@ -709,4 +756,6 @@ class Supervisor:
                 self._kill(self._prototype)
             self._link.close()
             self._output.finish()
+            if self._entries is not None:
+                self._entries.finish()
             self._service.leave()

@@ -63,6 +63,7 @@ from pyttpd.wire.messages import (
 )
 from pyttpd.wire.permits import Kind, Side
 
+from pyttpd_vhost.access import BATCH
 from pyttpd_vhost.audit import Audit
 from pyttpd_vhost.crew import Crew, Server
 from pyttpd_vhost.http.connection import Connection, Want
@@ -207,9 +208,11 @@ class Worker(Loop):
         poll = self._epoll.poll
         parked = self._parked
         callbacks = self._callbacks
+        lines = () if self._site.access is None else self._site.access.lines
         while self._alone:
             self._busy_since = 0.0
-            events = poll(SWEEP_INTERVAL, EVENTS)
+            # Lines of the access log are sent before we sleep, or when there are many.
+            events = poll(0.0 if lines else SWEEP_INTERVAL, EVENTS)
             self._busy_since = self.now = time.monotonic()
             for fd, event in events:
                 one = parked.pop(fd, None)
@@ -226,6 +229,8 @@ class Worker(Loop):
                         callback(event)
                     while (fresh := self._next_fresh()) is not None:
                         self._serve(me, fresh, fresh.connection.on_readable)
+            if lines and (not events or len(lines) >= BATCH):
+                self._site.flush()
             if self._spent >= CREDIT_PORTION or self._timers or self.now >= self._sweep_at:
                 self._look_after(me)
 
@@ -243,6 +248,7 @@ class Worker(Loop):
             one, event = found
             began = self.now
             self._serve(me, one, one.connection.on_writable if event & WRITE else one.connection.on_readable)
+            self._site.flush()
             self._quick = self._quick + 1 if time.monotonic() - began < QUICK else 0
 
     def _find(self, me: Server) -> tuple[Parked, int] | None:
@@ -339,6 +345,7 @@ class Worker(Loop):
                 self._serve(me, one, one.connection.on_timeout)
             elif one.want is None and self._parked.pop(fd, None) is not None:
                 self._settle(me, one, Want.WRITE)  # see parking.py; it is writable, and goes on from there
+        self._site.flush()
         if self._leaving:
             self._leave_when_done(me)
 
@@ -552,6 +559,7 @@ class Worker(Loop):
     def _look(self) -> None:
         now = time.monotonic()
         self._count()
+        self._site.flush()
         busy_since = self._busy_since
         servers = list(self._crew.servers)
         if self._alone and busy_since != self._looked_at:
@@ -673,6 +681,7 @@ class Worker(Loop):
     def _end(self) -> None:
         """End the process, whatever its threads do."""
         self._count()
+        self._site.finish()
         os._exit(0)
 
     def _forked(self) -> None:

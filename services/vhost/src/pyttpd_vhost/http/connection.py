@@ -385,7 +385,7 @@ class Connection:
             exchange.start(request, body, keep=keep)
             if access is not None:
                 self._owed = True
-                self._since = access.clock()
+                self._since = monotonic() if access.timed else 0.0
             try:
                 site.kind.handle(request, exchange)
             except ClientGone as gone:
@@ -513,9 +513,17 @@ class Connection:
             exchange.client[0],
             exchange.request,
             exchange.code if sent else CLIENT_GONE,
-            max(0, sent - exchange.head_size),
-            access.clock() - self._since,
+            sent - exchange.head_size if sent > exchange.head_size else 0,
+            self._since,
         )
+
+    def taken_away(self, status: int = 0, sent: int = 0) -> None:
+        """Put a request into the access log whose client was taken away from us; `status`: it has got that instead."""
+        access, request = self._site.access, self._exchange.request
+        if status and access is not None and self._owed:
+            self._owed = False
+            access.add(self._exchange.client[0], request, status, sent, self._since)
+        self._note()
 
     def _note_refused(self, status: int, request: Request | None = None, sent: int = 0) -> None:
         """Put what was never given to the kind into the access log."""
@@ -526,7 +534,7 @@ class Connection:
         if request is None:
             access.add_refused(client, self._stream.ahead, status, sent)
         else:
-            access.add(client, request, status, sent, 0.0)
+            access.add(client, request, status, sent, monotonic())
 
     def _ask_proxy(self, proxy: tuple[str, str], request: Request) -> None:
         """Learn from a trusted proxy's request whose it is. Raises Refused."""
