@@ -196,3 +196,19 @@ def serve() -> Iterator[Serve]:
             return server
 
         yield start
+
+
+@pytest.fixture
+def front(tmp_path: Path) -> Iterator[Callable[..., Any]]:
+    """Start real workers behind a played umaster: front(application, workers=1, **pool settings); see front.py."""
+    from .front import Front
+
+    with contextlib.ExitStack() as stack:
+
+        def start(application: Application, **settings: Any) -> Front:
+            started = Front(application, tmp_path / "log", **settings)
+            stack.callback(started.close)
+            return started
+
+        yield start
+

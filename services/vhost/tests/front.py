@@ -58,6 +58,9 @@ class Played:
     offered: int = 0
 
 
+Fronts = Callable[..., "Front"]
+
+
 class Front:
     """See the module's text."""
 
@@ -73,6 +76,7 @@ class Front:
         self._queue: collections.deque[socket.socket] = collections.deque()
         self._next_id = 0
         self.refused = 0
+        self._clients: list[socket.socket] = []
         self._stopping, self._stop = socket.socketpair()
         self.fault: BaseException | None = None
         self._thread = threading.Thread(target=self._run)
@@ -111,8 +115,10 @@ class Front:
     # ---- what a test asks ----
 
     def connect(self) -> socket.socket:
+        """Return a new connection, which is closed with the front at the latest."""
         sock = socket.create_connection(("127.0.0.1", self.port), timeout=PATIENCE)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._clients.append(sock)
         return sock
 
     def ask(self, path: str = "/", sock: socket.socket | None = None) -> socket.socket:
@@ -123,6 +129,11 @@ class Front:
 
     def row(self, number: int = 1) -> Row:
         return self.board.read(self.workers[number - 1].slot, number)
+
+    def cpu_seconds(self, number: int = 1) -> float:
+        """Processor time that a worker has used."""
+        fields = Path(f"/proc/{self.workers[number - 1].pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     def log(self) -> str:
         return self._log.read_text(errors="replace")
@@ -270,7 +281,7 @@ class Front:
             worker.channel.close()
             for sock, _ in worker.given.values():
                 sock.close()
-        for sock in self._queue:
+        for sock in (*self._queue, *self._clients):
             sock.close()
         self._listener.close()
         self._stopping.close()

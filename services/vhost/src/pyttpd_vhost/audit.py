@@ -29,15 +29,13 @@ from collections.abc import Iterable, Iterator
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from pyttpd_vhost.http.response import CLOSE, STATUS, date_line, plain_page
+from pyttpd_vhost.http.response import CLOSE, STATUS, date_line
 
 if TYPE_CHECKING:
-    from pyttpd.config.shares import PoolSettings
-
     from pyttpd_vhost.crew import Server
     from pyttpd_vhost.http.connection import Connection
     from pyttpd_vhost.parking import Parking
-    from pyttpd_vhost.site import SiteLog
+    from pyttpd_vhost.site import Site, SiteLog
 
 #: Entries that a worker writes within WINDOW (s); the others are counted, and told with the next one.
 MAX_ENTRIES = 10
@@ -58,9 +56,10 @@ _LINGER_BURST = 16
 class Audit:
     """A worker's. Its counters are for the scoreboard: `slow` requests, those `timed_out`, those of them `answered`."""
 
-    def __init__(self, settings: PoolSettings, log: SiteLog, parking: Parking) -> None:
-        self._slow_after = settings.slow_request
-        self._end_after = settings.request_timeout
+    def __init__(self, site: Site, log: SiteLog, parking: Parking) -> None:
+        self._slow_after = site.share.pool.slow_request
+        self._end_after = site.share.pool.request_timeout
+        self._page = site.page
         self._log = log
         self._parking = parking
         self._lingering: list[tuple[socket.socket, float]] = []
@@ -113,7 +112,7 @@ class Audit:
         else:
             if sock is None:
                 return False
-        server.seen = None
+        server.condemned = one
         self.timed_out += 1
         self._report("request timed out: its worker retires", server, age, now)
         if sock is not None:
@@ -124,7 +123,7 @@ class Audit:
         """Answer 504 if nothing was sent, and close as soon as the client has read it. Owns `sock`."""
         request = connection.request
         if connection.unanswered and request is not None:
-            fields, content = plain_page(504)
+            fields, content = self._page(504)
             head = f"HTTP/1.1 {STATUS[504]}\r\n{fields.text}Content-Length: {len(content)}\r\n{date_line()}{CLOSE}\r\n"
             if request.method == "HEAD":
                 content = b""
@@ -191,7 +190,7 @@ class Audit:
 def follow(server: Server, now: float) -> float:
     """Return how old (s) the request is that `server` serves, at least; 0.0: it serves none, or one that is new."""
     one = server.one
-    if one is None or one.connection.request is None:
+    if one is None or one is server.condemned or one.connection.request is None:
         server.seen = None
         return 0.0
     connection = one.connection

@@ -148,7 +148,7 @@ class Worker(Loop):
         self._credit = min(MAX_CREDIT, CREDIT + pool.max_threads - 1)
         self._alone = True
         self._quick = 0
-        self._audit = Audit(pool, log, self._parking)
+        self._audit = Audit(site, log, self._parking)
         self._waits = Waits()
         self._processor = Processor()
         self._thread_wait = pool.thread_wait
@@ -669,10 +669,8 @@ class Worker(Loop):
 
     def _condemn(self, server: Server, now: float) -> None:
         """A request has had its time: its client is let go, and so are we, as soon as the other ones are done."""
-        one = server.one
         if not self._audit.condemn(server, now):
             return
-        server.condemned = one
         with self._lock:
             if not self._leaving:
                 self._control.send(Goodbye(TIMED_OUT))
