@@ -145,8 +145,8 @@ def test_crowds_mix_nothing_up(front: Fronts) -> None:
                 pause = 0.003 * (turn % 3)
                 body = f"body {number} {turn}".encode() * (1 + 500 * (turn % 5 == 4))
                 one = (
-                    f"POST /echo/{pause}?first-{number}-{turn} HTTP/1.1\r\nHost: {HOST}\r\nX-Filler: {'x' * 40 * turn}\r\n"
-                    f"Content-Length: {len(body)}\r\n\r\n"
+                    f"POST /echo/{pause}?first-{number}-{turn} HTTP/1.1\r\nHost: {HOST}\r\n"
+                    f"X-Filler: {'x' * 40 * turn}\r\nContent-Length: {len(body)}\r\n\r\n"
                 ).encode() + body
                 two = f"GET /echo/0?second-{number}-{turn} HTTP/1.1\r\nHost: {HOST}\r\n\r\n".encode()
                 sock.sendall(one[: 50 + turn])
@@ -223,7 +223,7 @@ def test_a_worker_that_retires_finishes_what_its_threads_have(front: Fronts, thr
         answer(sock)
         ours.ask("/sleep/0.3", sock)
     ours.wait_for(lambda: ours.row().busy_threads == threads)
-    ours.tell(m.Goodbye("retire"))
+    ours.tell(m.Goodbye("stop"))
     for sock in socks:
         with sock:
             client = Client(sock)
