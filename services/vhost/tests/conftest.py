@@ -211,4 +211,3 @@ def front(tmp_path: Path) -> Iterator[Callable[..., Any]]:
             return started
 
         yield start
-
