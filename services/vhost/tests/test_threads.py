@@ -182,6 +182,24 @@ def test_clients_that_close_or_send_while_they_are_served_cost_no_turns(front: F
             assert answer(ours.ask("/", sock)) == "serving-2"
 
 
+def test_one_thread_goes_on_alone_while_another_is_stuck(front: Fronts) -> None:
+    """Whichever it is that is stuck; and what the stuck one's client does costs no turns then, either."""
+    ours = front(application, max_threads=4, slow_request=0, request_timeout=0, thread_idle=0.1)
+    with ours.ask("/sleep/0.5") as first, ours.ask("/for-ever") as left, ours.ask() as sock:
+        answer(first)
+        answer(sock)
+        for _ in range(40):  # quick ones
+            answer(ours.ask("/", sock))
+        ours.wait_for(lambda: ours.row().threads == 2)
+        assert answer(ours.ask("/", sock)) == "MainThread"
+        left.sendall(b"more")
+        left.close()
+        used = ours.cpu_seconds()
+        time.sleep(0.3)
+        assert ours.cpu_seconds() - used < 0.15
+        assert answer(ours.ask("/", sock)) == "MainThread"
+
+
 def test_when_all_threads_are_busy_connections_go_to_a_free_sibling(front: Fronts) -> None:
     """A parked connection that becomes readable, and one that was given to the worker meanwhile."""
     ours = front(application, workers=2, max_threads=2, slow_request=0, request_timeout=0)

@@ -4,7 +4,7 @@ Theory of operation (leader and followers). One thread at a time leads: it waits
 thread, which leads all the time and serves what it finds itself: no request is handed from thread to thread. When a
 request has waited for `thread_wait` while all were busy, the worker's watcher makes a crowd of it: it deposes the
 leader and recruits a thread for each request that waits. In a crowd, who leads takes one connection, lets another one
-lead, and serves it. When requests are quick again, the main thread goes on alone, and the others, idle, end after
+lead, and serves it. When requests are quick again, whoever leads goes on alone; the others, idle, end after
 `thread_idle`.
 
     IDLE ── nobody leads, or the leader takes something ──> LEADING ── found something ──> serving ──> IDLE or LEADING
@@ -82,6 +82,11 @@ class Crew:
         self._started = 0
         self._ended = False
         self._lock = threading.Lock()
+
+    @property
+    def main_waits(self) -> bool:
+        """The main thread has nothing to do and doesn't lead."""
+        return self.main in self._idle
 
     @property
     def idle(self) -> int:

@@ -103,7 +103,7 @@ THREAD_LOOK = 0.02
 SHORTEST_LOOK = 0.005
 #: Events taken at a time: by a thread that serves them all itself, and by one of a crowd, which takes the first.
 EVENTS, CROWD_EVENTS = 256, 16
-#: A request that takes less (s) is quicker than what a crowd costs it; after so many in a row the crowd is over.
+#: A request that takes less (s) is quicker than what a crowd costs it; after so many in a row one serves alone.
 QUICK, CALM = 0.001, 16
 #: What the worker says to its supervisor when a request has had its time (wire: Goodbye).
 TIMED_OUT = "request-timeout"
@@ -146,8 +146,9 @@ class Worker(Loop):
         self._wake = threading.Event()
         self._crew = Crew(site, most=pool.max_threads, idle_after=pool.thread_idle)
         self._credit = min(MAX_CREDIT, CREDIT + pool.max_threads - 1)
-        self._alone = True
-        self._quick = 0
+        #: Who serves all that is ready by itself, if anybody: the leader, while there is no crowd.
+        self._solo: Server | None = None
+        self._quick = CALM
         self._audit = Audit(site, log, self._parking)
         self._waits = Waits()
         self._processor = Processor()
@@ -184,15 +185,10 @@ class Worker(Loop):
         self._pid = os.getpid()
         os.register_at_fork(after_in_child=self._forked)
         self._running = True
-        me = self._crew.main
         threading.Thread(target=self._watch, name="watcher", daemon=True).start()
         self._control.send(Ready())
         try:
-            while self._running:
-                if self._alone:
-                    self._serve_alone(me)
-                else:
-                    self._serve_in_crowd(me)
+            self._serve_as_one(self._crew.main)
         finally:
             if os.getpid() != self._pid:
                 os._exit(0)  # a child that the application has forked, and that has come back from there
@@ -200,47 +196,19 @@ class Worker(Loop):
 
     def stop(self) -> None:
         """Let all threads come to their end."""
-        self._running = self._alone = False
+        self._running = False
+        self._solo = None
         self._crew.end()
 
-    def _serve_alone(self, me: Server) -> None:
-        """The main thread's quick path: serve all that is ready, until there is a crowd."""
-        poll = self._epoll.poll
-        parked = self._parked
-        callbacks = self._callbacks
-        lines = () if self._site.access is None else self._site.access.lines
-        while self._alone:
-            self._busy_since = 0.0
-            # Lines of the access log are sent before we sleep, or when there are many.
-            events = poll(0.0 if lines else SWEEP_INTERVAL, EVENTS)
-            self._busy_since = self.now = time.monotonic()
-            for fd, event in events:
-                one = parked.pop(fd, None)
-                if one is not None:
-                    me.one = one
-                    connection = one.connection
-                    want = connection.on_writable() if event & WRITE else connection.on_readable()
-                    if want is one.want:
-                        parked[fd] = one
-                    else:
-                        self._settle(me, one, want)
-                elif (callback := callbacks.get(fd)) is not None:
-                    with self._lock:
-                        callback(event)
-                    while (fresh := self._next_fresh()) is not None:
-                        self._serve(me, fresh, fresh.connection.on_readable)
-            if lines and (not events or len(lines) >= BATCH):
-                self._site.flush()
-            if self._spent >= CREDIT_PORTION or self._timers or self.now >= self._sweep_at:
-                self._look_after(me)
-
-    def _serve_in_crowd(self, me: Server) -> None:
-        """Be one of several threads: wait for something, let another one wait, serve it; and again."""
-        me.one = None
+    def _serve_as_one(self, me: Server) -> None:
+        """What each serving thread does, until it is to end: lead when it is its turn, alone or as one of a crowd."""
         while self._crew.await_turn(me):
-            if me is self._crew.main and self._quick >= CALM:
-                self._alone = self._running
-                return
+            if self._quick >= CALM:
+                self._solo = me if self._running else None
+                self._serve_alone(me)
+                me.one = None
+                self._crew.hand_over(me)
+                continue
             found = self._find(me)
             if found is None:
                 continue
@@ -250,6 +218,47 @@ class Worker(Loop):
             self._serve(me, one, one.connection.on_writable if event & WRITE else one.connection.on_readable)
             self._site.flush()
             self._quick = self._quick + 1 if time.monotonic() - began < QUICK else 0
+
+    def _serve_alone(self, me: Server) -> None:
+        """The quick path: serve all that is ready, until there is a crowd, or the main thread can do it."""
+        site, home = me.site, self._site
+        away = site is not home
+        poll = self._epoll.poll
+        parked = self._parked
+        callbacks = self._callbacks
+        lines = () if self._site.access is None else self._site.access.lines
+        while self._solo is me:
+            self._busy_since = 0.0
+            # Lines of the access log are sent before we sleep, or when there are many.
+            events = poll(0.0 if lines else SWEEP_INTERVAL, EVENTS)
+            self._busy_since = self.now = time.monotonic()
+            for fd, event in events:
+                one = parked.pop(fd, None)
+                if one is not None:
+                    me.one = one
+                    connection = one.connection
+                    if away:
+                        connection.move(site)
+                    want = connection.on_writable() if event & WRITE else connection.on_readable()
+                    if away:
+                        connection.move(home)
+                    if want is one.want:
+                        parked[fd] = one
+                    else:
+                        self._settle(me, one, want)
+                elif (callback := callbacks.get(fd)) is not None:
+                    with self._lock:
+                        callback(event)
+                    while (fresh := self._next_fresh()) is not None:
+                        self._serve(me, fresh, fresh.connection.on_readable)
+                else:
+                    self._parking.ignore(fd, self._crew.served())
+            if lines and (not events or len(lines) >= BATCH):
+                self._site.flush()
+            if self._spent >= CREDIT_PORTION or self._timers or self.now >= self._sweep_at:
+                self._look_after(me)
+            if away and self._crew.main_waits:
+                self._solo = None
 
     def _find(self, me: Server) -> tuple[Parked, int] | None:
         """Lead: wait until something can be served, and return one. None: `me` leads no longer, or all is over."""
@@ -562,11 +571,12 @@ class Worker(Loop):
         self._site.flush()
         busy_since = self._busy_since
         servers = list(self._crew.servers)
-        if self._alone and busy_since != self._looked_at:
-            # The main thread has turned meanwhile, or waits: what it was serving it serves no longer.
-            self._crew.main.seen = None
+        solo = self._solo
+        if solo is not None and busy_since != self._looked_at:
+            # It has turned meanwhile, or waits: what it was serving it serves no longer.
+            solo.seen = None
             if not busy_since:
-                servers.remove(self._crew.main)
+                servers.remove(solo)
         self._looked_at = busy_since
         for server in self._audit.look(now, servers):
             self._condemn(server, now)
@@ -612,17 +622,17 @@ class Worker(Loop):
             if channel is not None and not channel.closed and channel.sock.fileno() in late:
                 channel.receive(max(1, room - count))
         idle = crew.idle
-        self._alone = False
+        self._solo = None
         self._quick = 0
         crew.depose()
-        started = crew.recruit(count + len(self._fresh) - idle, self._be_of_crowd)
+        started = crew.recruit(count + len(self._fresh) - idle, self._be_another)
         self._waits.forget()
         return bool(started or idle)
 
-    def _be_of_crowd(self, me: Server) -> None:
+    def _be_another(self, me: Server) -> None:
         """What a thread runs that is not the main one. An error ends the process, as it would there."""
         try:
-            self._serve_in_crowd(me)
+            self._serve_as_one(me)
         except BaseException as error:  # noqa: BLE001 - whatever it was
             if os.getpid() == self._pid:
                 self._log.error(
@@ -688,7 +698,8 @@ class Worker(Loop):
         Not a connection, whose client would wait for the child's end; not the loop, whose events it would take from us;
         and no way to answer the request a second time.
         """
-        self._running = self._alone = False
+        self._running = False
+        self._solo = None
         self._lock = threading.RLock()
         self._parking.fork()
         self._crew.fork()
@@ -717,9 +728,10 @@ class Worker(Loop):
 
     def _busy_threads(self) -> int:
         busy = self._crew.busy()
-        if self._alone:
-            # What the main thread has served last stays noted while it waits.
-            busy += bool(self._busy_since) - (self._crew.main.one is not None)
+        solo = self._solo
+        if solo is not None:
+            # What it has served last stays noted while it waits.
+            busy += bool(self._busy_since) - (solo.one is not None)
         return busy
 
     def _count(self) -> None:

@@ -1,0 +1,236 @@
+"""The parts of a worker's threads, each by itself: who waits, who leads, whose a connection is."""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from pyttpd.wire.messages import Client as Address
+
+from pyttpd_vhost.audit import stack, tracebacks
+from pyttpd_vhost.crew import Crew, Server
+from pyttpd_vhost.http.connection import Connection, Want
+from pyttpd_vhost.parking import Parked, Parking
+from pyttpd_vhost.site import Site
+from pyttpd_vhost.waits import Processor, Usage, Waits
+
+from .conftest import HOST, ListLog, make_share
+
+
+def until(what: Callable[[], bool]) -> None:
+    """Wait until `what` is true."""
+    end = time.monotonic() + 10
+    while not what():
+        assert time.monotonic() < end
+        time.sleep(0.001)
+
+
+# --- who waits --------------------------------------------------------------------------------------------------------
+
+
+def test_who_is_ready_at_every_look_has_waited_since_the_first() -> None:
+    waits = Waits()
+    waits.look({5: "a", 6: "b"}, 10.0)
+    assert waits.longer_than(0.1, 10.0) == []
+    waits.look({5: "a", 7: "c"}, 10.2)
+    assert waits.longer_than(0.1, 10.2) == [5]
+    assert len(waits) == 2
+    waits.look({5: "the next one", 7: "c"}, 10.4)
+    assert waits.longer_than(0.1, 10.4) == [7]
+    waits.forget()
+    assert len(waits) == 0
+
+
+@pytest.mark.parametrize(
+    ("used", "at_work"),
+    [
+        (Usage(0.9, 0, 5), True),  # of one second
+        (Usage(0.2, 0, 5), False),  # it has waited for something
+        (Usage(0.2, 7, 5), True),  # it would have worked more, if others had let it
+    ],
+)
+def test_a_process_is_at_work_if_it_works_or_would(used: Usage, at_work: bool) -> None:
+    usages = iter([Usage(0.0, 0, 0), Usage(0.0, 0, 0), used])
+    processor = Processor(lambda: next(usages))
+    processor.at_work(100.0)
+    assert processor.at_work(101.0) is at_work
+
+
+# --- who leads --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def crew() -> Iterator[Crew]:
+    made = Crew(Site(make_share(), ListLog()), most=3, idle_after=60.0)
+    before = threading.active_count()
+    yield made
+    made.end()
+    until(lambda: threading.active_count() <= before)
+
+
+def test_one_leads_at_a_time_and_the_main_thread_comes_first(crew: Crew) -> None:
+    turns: list[str] = []
+    go = threading.Semaphore(0)
+    told = threading.Semaphore(0)
+
+    def serve(me: Server) -> None:
+        while crew.await_turn(me):
+            turns.append(me.name)
+            told.release()
+            go.acquire()
+            crew.hand_over(me)
+
+    assert crew.await_turn(crew.main)
+    assert crew.recruit(5, serve) == 2  # three is the most
+    until(lambda: crew.idle == 2)
+    crew.hand_over(crew.main)
+    told.acquire()
+    assert crew.busy() == 0
+    assert not crew.main_waits
+    waiter = threading.Thread(target=lambda: turns.append(f"main {crew.await_turn(crew.main)}"))
+    waiter.start()
+    until(lambda: crew.main_waits)
+    crew.depose()  # the one that leads is stuck: the main thread, though another one has waited longer
+    waiter.join()
+    assert turns[1:] == ["main True"]
+    go.release()  # it is back, and hands over nothing that it hasn't
+    until(lambda: crew.idle == 2)
+    assert crew.leader is crew.main
+    go.release(10)
+
+
+def test_when_the_system_has_no_thread_to_give_the_crew_goes_on(
+    crew: Crew, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuses(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuses)
+    assert crew.recruit(2, lambda _: None) == 0
+    assert crew.servers == [crew.main]
+    monkeypatch.undo()
+    assert crew.recruit(1, lambda _: None) == 1
+    assert len(crew.sites) == 2  # the site that was made for nobody is the next one's
+    assert threading.stack_size() == 0
+
+
+def test_an_ended_crew_takes_nobody(crew: Crew) -> None:
+    crew.end()
+    assert not crew.await_turn(crew.main)
+    assert crew.recruit(1, lambda _: None) == 0
+
+
+# --- whose a connection is --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def place() -> Iterator[tuple[Parking, Parked, socket.socket, select.epoll]]:
+    """A connection that somebody is serving, its client, and the epoll it is in."""
+    client, sock = socket.socketpair()
+    sock.setblocking(False)
+    epoll = select.epoll()
+    parking = Parking(epoll)
+    connection = Connection(sock, ("127.0.0.1", 1), HOST, Site(make_share(), ListLog()))
+    one = Parked(connection, Address("127.0.0.1", 1), HOST, sock.fileno())
+    parking.settle(one, Want.READ)
+    del parking.parked[one.fd]
+    yield parking, one, client, epoll
+    client.close()
+    connection.sock.close()
+    epoll.close()
+
+
+Place = tuple[Parking, Parked, socket.socket, select.epoll]
+
+
+def test_what_is_served_can_be_ignored_and_is_back_when_it_is_settled(place: Place) -> None:
+    parking, one, client, epoll = place
+    client.send(b"!")
+    assert epoll.poll(0)
+    parking.ignore(one.fd + 1000, [one, None])
+    assert epoll.poll(0)
+    parking.ignore(one.fd, [None, one])
+    assert not epoll.poll(0)
+    parking.ignore(one.fd, [one])  # by somebody else, meanwhile
+    parking.settle(one, Want.READ)
+    assert epoll.poll(0)
+    parking.ignore(one.fd, [one])  # too late: it is served no longer
+    assert epoll.poll(0)
+
+
+def test_what_is_taken_away_reaches_nobody_and_frees_no_number(place: Place) -> None:
+    parking, one, client, epoll = place
+    ours, dead = socket.socketpair()
+    with ours, dead:
+        dead.shutdown(socket.SHUT_RDWR)
+        kept = parking.take_away(one, dead)
+    assert kept is not None
+    assert os.fstat(one.fd)
+    with pytest.raises(BrokenPipeError):
+        one.connection.sock.send(b"from the one that is stuck")
+    assert one.connection.sock.recv(10) == b""
+    client.send(b"x")
+    assert not epoll.poll(0)
+    assert kept.recv(10) == b"x"
+    kept.send(b"from the audit")
+    kept.close()
+    assert client.recv(100) == b"from the audit"
+    assert client.recv(100) == b""
+    parking.settle(one, Want.READ)  # it comes back: an event, for a connection that is at its end
+    assert epoll.poll(0)
+    parking.parked.pop(one.fd)
+    parking.settle(one, one.connection.on_readable())
+    assert one.connection.sock.fileno() == -1
+
+
+def test_what_is_settled_or_closed_is_not_taken_away(place: Place) -> None:
+    parking, one, client, _ = place
+    with client.dup() as dead:
+        parking.settle(one, Want.READ)
+        assert parking.take_away(one, dead) is None
+        del parking.parked[one.fd]
+        parking.settle(one, Want.CLOSED)
+        assert parking.take_away(one, dead) is None
+
+
+# --- what they are doing ----------------------------------------------------------------------------------------------
+
+
+def test_a_stack_shows_the_innermost_frames() -> None:
+    def deep(depth: int) -> list[str]:
+        import sys
+
+        return deep(depth - 1) if depth else stack(sys._getframe(), 5)
+
+    lines = deep(20)
+    assert len(lines) == 6
+    assert lines[0] == "  ..."
+    assert "in test_a_stack_shows_the_innermost_frames.<locals>.deep" in lines[-1]
+
+
+def test_tracebacks_name_the_threads_and_end_with_the_slow_one() -> None:
+    done = threading.Event()
+    begun: list[Any] = []
+    threads = [
+        threading.Thread(target=lambda: (begun.append(1), done.wait()), name=f"t{n}") for n in range(15)
+    ]
+    for thread in threads:
+        thread.start()
+    until(lambda: len(begun) == len(threads))
+    ident = threads[3].ident
+    assert ident is not None
+    lines = list(tracebacks(ident))
+    done.set()
+    for thread in threads:
+        thread.join()
+    last = max(index for index, line in enumerate(lines) if line.startswith("Thread "))
+    assert lines[last] == "Thread t3, which is slow:"
+    assert sum(line.startswith("Thread ") for line in lines) == 11
+    assert any(line.endswith("more threads)") for line in lines)
+    assert list(tracebacks(0))[-1] == "  (it has ended)"
