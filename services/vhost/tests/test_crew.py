@@ -216,10 +216,13 @@ def test_a_stack_shows_the_innermost_frames() -> None:
 
 def test_tracebacks_name_the_threads_and_end_with_the_slow_one() -> None:
     done = threading.Event()
-    begun: list[Any] = []
-    threads = [
-        threading.Thread(target=lambda: (begun.append(1), done.wait()), name=f"t{n}") for n in range(15)
-    ]
+    begun: list[int] = []
+
+    def wait() -> None:
+        begun.append(1)
+        done.wait()
+
+    threads = [threading.Thread(target=wait, name=f"t{number}") for number in range(15)]
     for thread in threads:
         thread.start()
     until(lambda: len(begun) == len(threads))
