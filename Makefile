@@ -4,7 +4,7 @@ SHELL := /bin/bash
 # The order of a target's prerequisites matters, and the programs below use both cores themselves.
 .NOTPARALLEL:
 
-.PHONY: help up down images run venv test lint format lock bench clean wheels
+.PHONY: help up down images run venv test lint format docs lock bench clean wheels
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -38,6 +38,11 @@ format: ## let ruff format the code and put imports in order
 	@scripts/venv test
 	.venv-test/bin/ruff check --select I --fix --quiet .
 	.venv-test/bin/ruff format .
+
+docs: ## write what is made from the configuration's schema: docs/configuration.md, docs/pyttpd.schema.json
+	@scripts/venv test
+	.venv-test/bin/python -m pyttpd.config.document > docs/configuration.md
+	.venv-test/bin/python -m pyttpd.config.json_schema > docs/pyttpd.schema.json
 
 lock: ## write the hash-pinned locks anew (KEEP=1: only what the projects' dependencies changed)
 	@scripts/venv lock

@@ -284,9 +284,7 @@ def test_the_example_is_valid() -> None:
 
 
 def test_the_document_is_the_schema_s() -> None:
-    assert (ROOT / "docs" / "configuration.md").read_text() == document(), (
-        "run: python -m pyttpd.config.document > docs/configuration.md"
-    )
+    assert (ROOT / "docs" / "configuration.md").read_text() == document(), "run: make docs"
 
 
 def test_shares_hold_what_the_role_needs_and_nothing_else(folder: Path) -> None:
@@ -353,6 +351,18 @@ def test_where_things_are_written(folder: Path) -> None:
     assert (file, line) == (str(folder / "conf.d" / "shop.toml"), 7)
     assert locate(("log", "level")) == (str(folder / "pyttpd.toml"), 7)
     assert locate(("grace",)) == (str(folder / "pyttpd.toml"), 4)
+
+
+def test_a_folder_is_included_with_its_files(tmp_path: Path) -> None:
+    (tmp_path / "a.toml").write_text('include = "tenants"\n[listen.http]\naddress = "0.0.0.0:80"\n')
+    (tmp_path / "tenants").mkdir()
+    assert load(tmp_path / "a.toml").vhosts == ()
+    for number, name in enumerate(("b.toml", "a.toml", "notes.txt", ".c.toml")):
+        text = f'[vhost.{name[0] if name[0] != "." else "c"}]\nhosts = ["{number}.example"]\nuid = {20001 + number}\n'
+        (tmp_path / "tenants" / name).write_text(text + 'kind = "static"\nroot = "site"\n')
+    config = load(tmp_path / "a.toml")
+    assert [vhost.name for vhost in config.vhosts] == ["a", "b"]
+    assert config.vhost("a").root == str(tmp_path / "tenants" / "site")
 
 
 def test_a_file_is_not_included_twice_or_by_itself(tmp_path: Path) -> None:

@@ -172,6 +172,12 @@ def test_run_when_it_cannot_start(file: Path, monkeypatch: pytest.MonkeyPatch) -
     assert "Exec format error" in result.stderr
 
 
+def test_schema() -> None:
+    result = invoke("schema")
+    assert result.exit_code == 0
+    assert json.loads(result.stdout)["properties"]["vhost"]["type"] == "object"
+
+
 def test_version() -> None:
     result = invoke("version")
     assert result.exit_code == 0

@@ -1,4 +1,4 @@
-"""The configuration's reference, made from the schema: `python -m pyttpd.config.document > docs/configuration.md`."""
+"""The configuration's reference, made from the schema: `make docs`."""
 
 from __future__ import annotations
 
@@ -14,13 +14,17 @@ if TYPE_CHECKING:
 _INTRODUCTION = f"""\
 # Configuration
 
-<!-- Made from the schema by `python -m pyttpd.config.document`; a test holds the two together. -->
+<!-- Made from the schema by `make docs`; a test holds the two together. -->
 
 pyttpd reads one TOML file, or a folder with a `pyttpd.toml` in it; `include` brings in more files (at most
 {limits.MAX_CONFIG_FILES:,}, and {limits.MAX_CONFIG_BYTES >> 20} MiB in all). Each named table stands in one of them,
 once. Relative paths start at the folder of the file that they are written in. A key that is not in the tables below is
 an error, and so is a value out of its bounds: `pyttpd check FILE` tells all errors at once, with file and line, and
 starts nothing.
+
+Editors can complete keys, show their meaning and mark mistakes while you write: `pyttpd schema` prints a JSON schema
+([pyttpd.schema.json](pyttpd.schema.json)). Put it beside the configuration, and `#:schema pyttpd.schema.json` into its
+first line; Taplo ("Even Better TOML" in VS Code, `taplo lsp` elsewhere) reads that.
 
 Names of listeners and vhosts are {limits.NAME_RULE}.
 Host names are written without port and final dot, in lower case or not; other than ASCII ones as punycode (`xn--...`).

@@ -191,8 +191,10 @@ class _Reader:
         files: list[str] = []
         for pattern in patterns:
             # Hidden files don't match "*": editors' copies of a file being written stay out.
-            matched = sorted(glob.glob(os.path.join(glob.escape(main.folder), pattern)))
-            if not matched and not glob.has_magic(pattern):
+            is_folder = not glob.has_magic(pattern) and os.path.isdir(os.path.join(main.folder, pattern))
+            path = os.path.join(glob.escape(main.folder), pattern, *(["*.toml"] if is_folder else []))
+            matched = sorted(glob.glob(path))
+            if not matched and not glob.has_magic(path):
                 self._errors.at(
                     main, (), "include", f'the file "{printable(pattern)}" does not exist', pattern
                 )
@@ -275,7 +277,29 @@ def _syntax_error(error: tomllib.TOMLDecodeError, text: str) -> tuple[str, int |
     if match is not None:
         line = int(match[1]) if match[1] else max(1, len(text.splitlines()))
         message = message[: match.start()]
+    for start, hint in _SYNTAX_HINTS.items():
+        if message.startswith(start):
+            return f"must be TOML: {hint}", line
     return f"must be TOML: {printable(message)}", line
+
+
+#: What tomllib says, by its beginning, in words for somebody who has never written a parser.
+_SYNTAX_HINTS = {
+    "Invalid value": 'this is no value; texts stand in quotes, such as root = "/srv/blog"',
+    "Illegal character '\\n'": "a text isn't closed: a quote is missing at the end of this line",
+    "Illegal character": "a control character in a text; write it as \\uXXXX",
+    "Unclosed array": 'a list isn\'t closed: "]" is missing, here or on a line before',
+    "Unclosed inline table": 'a table isn\'t closed: "}" is missing, here or on a line before',
+    "Unterminated string": "a text isn't closed: a quote is missing",
+    'Expected "\'"': "a text isn't closed: a quote is missing",
+    "Unescaped '\\'": "a backslash in a text is written twice, or the text in single quotes",
+    "Cannot overwrite a value": "this key, or table, is there already",
+    "Duplicate inline table key": "a key is there twice in this table",
+    "Expected '='": 'behind a key there must be "=" and its value',
+    "Expected newline": "there is something behind the value; each key stands on a line of its own, texts in quotes",
+    "Expected ']' at the end of a table": 'the name of a table isn\'t closed: "]" is missing',
+    "Invalid statement": "a line must be a key with its value, such as grace = 10, or a table's name, such as [log]",
+}
 
 
 # --- 2. walk ------------------------------------------------------------------------------------------------
@@ -421,12 +445,40 @@ def _unknown(name: str, value: object, table: Table, path: tuple[str, ...]) -> s
     )
     if near:
         return f'unknown {what}; did you mean "{near[0]}"?'
+    meant = _CALLED_ELSEWHERE.get(name.lower().replace("-", "_"), "")
+    for home, keys in homes.items():
+        if meant in keys:
+            return f'unknown {what}; what you mean may be "{meant}" {home}'
     for home, keys in homes.items():
         near = difflib.get_close_matches(name, keys, 1)
         if near:
             return f'unknown {what}; did you mean "{near[0]}" {home}?'
     names = [key.name for key in table.keys] + [f"[{below.name}]" for below in table.tables]
     return f"unknown {what}; known here: {', '.join(names)}"
+
+
+#: What our keys are called in Apache, nginx, gunicorn, uWSGI and PHP-FPM, where it doesn't look alike.
+_CALLED_ELSEWHERE = {
+    **dict.fromkeys(
+        ("server_name", "servername", "serveralias", "domain", "domains", "server_names"), "hosts"
+    ),
+    **dict.fromkeys(("document_root", "documentroot", "docroot", "directory", "folder", "chdir"), "root"),
+    **dict.fromkeys(("user", "owner"), "uid"),
+    "group": "gid",
+    **dict.fromkeys(("wsgi", "module", "app", "wsgi_file", "callable"), "application"),
+    **dict.fromkeys(("venv", "home", "virtual_env"), "virtualenv"),
+    "pythonpath": "python_path",
+    **dict.fromkeys(("environment", "setenv", "raw_env", "variables"), "env"),
+    **dict.fromkeys(("processes", "workers", "max_children", "startservers"), "max_workers"),
+    "threads": "max_threads",
+    **dict.fromkeys(("client_max_body_size", "limitrequestbody", "max_body", "post_max_size"), "body_limit"),
+    **dict.fromkeys(("keepalive_timeout", "keepalivetimeout"), "idle_timeout"),
+    **dict.fromkeys(("error_log", "errorlog"), "error_log_file"),
+    **dict.fromkeys(("customlog", "accesslog"), "access_log"),
+    **dict.fromkeys(("error_page", "errordocument"), "error_pages"),
+    **dict.fromkeys(("bind", "http_socket", "host"), "address"),
+    "loglevel": "level",
+}
 
 
 def _homes(path: tuple[str, ...]) -> dict[str, list[str]]:

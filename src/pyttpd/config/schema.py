@@ -1,7 +1,8 @@
 """The one table of configuration keys: name, kind of value, default, unit, bounds, one sentence of documentation.
 
-It drives validation (loader.py), error messages (values.py) and docs/configuration.md (document.py). To add a key: add
-a row here, a field to the dataclass that carries it (model.py or shares.py), and regenerate the document.
+It drives validation (loader.py), error messages (values.py), docs/configuration.md (document.py) and the JSON schema
+for editors (json_schema.py). To add a key: add a row here, a field to the dataclass that carries it (model.py or
+shares.py), and `make docs`. To add a kind of value: values.py and json_schema.py know them all.
 """
 
 from __future__ import annotations
@@ -128,7 +129,8 @@ SCHEMA = Table(
             "include",
             Kind.PATTERNS,
             (),
-            "More files to read, in sorted order, such as one for each tenant; in the main file only, relative to it.",
+            "More files to read, in sorted order, such as one for each tenant; a folder stands for its *.toml. In the "
+            "main file only, relative to it.",
             default_text="none",
             example='"conf.d/*.toml"',
         ),

@@ -9,6 +9,7 @@ import enum
 import ipaddress
 import math
 import os.path
+import re
 from collections.abc import Callable
 from typing import TypeAlias
 
@@ -60,7 +61,8 @@ def describe(value: object) -> str:
 
 def _integer(key: Key, value: object, report: Report) -> object:
     if type(value) is not int:
-        report(f"must be a whole number{_within(key.bounds)}{_such_as(key)}, not {describe(value)}", None)
+        hint = _number_meant(key, value) or _such_as(key)
+        report(f"must be a whole number{_within(key.bounds)}{hint}, not {describe(value)}", None)
         return INVALID
     if key.bounds is not None and value not in key.bounds:
         report(
@@ -77,13 +79,44 @@ def _number(key: Key, value: object, report: Report) -> object:
         or isinstance(value, bool)
         or (isinstance(value, float) and math.isnan(value))
     ):
-        report(f"must be {key.kind.value}{_within(key.bounds)}{_such_as(key)}, not {describe(value)}", None)
+        hint = _number_meant(key, value) or _such_as(key)
+        report(f"must be {key.kind.value}{_within(key.bounds)}{hint}, not {describe(value)}", None)
         return INVALID
     if key.bounds is not None and value not in key.bounds:
         unit = " seconds" if key.kind is Kind.SECONDS else ""
         report(f"must be{_within(key.bounds)}{unit}, not {describe(value).removeprefix('the number ')}", None)
         return INVALID
     return float(value)
+
+
+def _number_meant(key: Key, value: object) -> str:
+    """Propose the number to write for one with a unit or in quotes, if it is clear and within the bounds."""
+    match = _WITH_UNIT.fullmatch(value) if isinstance(value, str) else None
+    if match is not None:
+        number: float = float(match[1]) * _UNITS.get((key.unit, match[2].lower()), 0 if match[2] else 1)
+    elif isinstance(value, float) and math.isfinite(value):
+        number = value
+    else:
+        return ""
+    if not number or number != int(number) or (key.bounds is not None and number not in key.bounds):
+        return ""
+    return f": write {int(number)}"
+
+
+#: "10M", "30 s", "8": a number of few digits, and perhaps a unit.
+_WITH_UNIT = re.compile(r"([0-9]{1,12})[ ]?([A-Za-z]{0,3})", re.ASCII)
+#: By the key's unit and the one that was written.
+_UNITS = {
+    **{
+        ("bytes", f"{letter}{end}"): 1024**power
+        for power, letter in enumerate("kmgt", 1)
+        for end in ("", "b", "ib")
+    },
+    ("bytes", "b"): 1,
+    **{("s", unit): 1 for unit in ("s", "sec")},
+    **{("s", unit): 60 for unit in ("m", "min")},
+    ("s", "h"): 3600,
+}
 
 
 def _flag(_key: Key, value: object, report: Report) -> object:
@@ -124,10 +157,13 @@ def _ip(key: Key, value: object, report: Report) -> object:
 
 
 def _address(_key: Key, value: object, report: Report) -> object:
-    return _ip_and_port('must be an IP address and a port, such as "0.0.0.0:80" or "[::]:80"', value, report)
+    wanted = 'must be an IP address and a port, such as "0.0.0.0:80" or "[::]:80"'
+    return _ip_and_port(wanted, value, report, _address_meant)
 
 
-def _ip_and_port(wanted: str, value: object, report: Report) -> Address | Invalid:
+def _ip_and_port(
+    wanted: str, value: object, report: Report, meant: Callable[[str, str], str] = lambda _host, _port: ""
+) -> Address | Invalid:
     if not isinstance(value, str):
         report(f"{wanted}, not {describe(value)}", None)
         return INVALID
@@ -135,12 +171,20 @@ def _ip_and_port(wanted: str, value: object, report: Report) -> Address | Invali
     bracketed = host.startswith("[") and host.endswith("]")
     ip = normal_ip(host[1:-1] if bracketed else host)
     if not colon or ip is None or (":" in ip) != bracketed:
-        report(f"{wanted}, not {describe(value)}", None)
+        report(f"{wanted}, not {describe(value)}{meant(host, port)}", None)
         return INVALID
     if not port.isascii() or not port.isdigit() or len(port) > 5 or int(port) not in limits.PORT:
         report(f"{wanted}; the port must be{_within(limits.PORT)}, not {describe(port)}", None)
         return INVALID
     return Address(ip, int(port))
+
+
+def _address_meant(host: str, port: str) -> str:
+    """Propose the address to write for what other servers understand: "80", ":80", "*:80", "localhost:80", "::1:80"."""
+    if not port.isascii() or not port.isdigit() or len(port) > 5 or int(port) not in limits.PORT:
+        return ""
+    ip = {"": "0.0.0.0", "*": "0.0.0.0", "localhost": "127.0.0.1"}.get(host) or normal_ip(host)
+    return f' (write "{Address(ip, int(port))}")' if ip is not None else ""
 
 
 def _addresses(key: Key, value: object, report: Report) -> object:
@@ -483,6 +527,8 @@ def _name_problem(host: str, name: str, shown: str) -> str | None:
     if len(name) > limits.MAX_HOST_LENGTH:
         return f"{shown} must have at most {limits.MAX_HOST_LENGTH} characters"
     for label in name.split("."):
+        if not label:
+            return f"{shown} is no host name: there must be something before and between the dots"
         if limits.HOST_LABEL.fullmatch(label) is None:
             rule = 'must be 1 to 63 letters, digits, "-" or "_"'
             return f'{shown} is no host name: "{printable(label)}" {rule}'

@@ -1,4 +1,4 @@
-"""`pyttpd`, the operator's command: check, run, routes, status, version.
+"""`pyttpd`, the operator's command: check, run, routes, status, schema, version.
 
 Exit status: 0 all is well; 1 it is not (an invalid configuration, a host that nobody gets, a role that is down); 2
 wrong usage. What is wrong goes to standard error, one line each.
@@ -17,6 +17,7 @@ from typing import NoReturn
 import click
 
 from pyttpd import __version__
+from pyttpd.config import json_schema
 from pyttpd.config.errors import ConfigErrors, printable
 from pyttpd.config.filesystem import check_filesystem
 from pyttpd.config.limits import BASE_PORT
@@ -208,6 +209,20 @@ def status(context: click.Context, metrics: str | None, file: str | None, as_jso
     else:
         status_module.show(tree)
     context.exit(0 if tree.up else 1)
+
+
+@cli.command(
+    epilog=_examples(
+        "pyttpd schema > /etc/pyttpd/pyttpd.schema.json",
+    )
+)
+def schema() -> None:
+    """Print the configuration's JSON schema, for editors.
+
+    With it beside the configuration, and "#:schema pyttpd.schema.json" as its first line, editors that know Taplo
+    ("Even Better TOML") complete keys, show what they mean, and mark what is wrong.
+    """
+    click.echo(json_schema.document(), nl=False)
 
 
 @cli.command(
