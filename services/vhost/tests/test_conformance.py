@@ -6,6 +6,7 @@ bytes were cut, and none on the engine but where a row says so.
 
 from __future__ import annotations
 
+import contextlib
 import random
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -14,7 +15,20 @@ import pytest
 
 from pyttpd.config.shares import HttpSettings
 
-from conformance.cases import BODY_LIMIT, CLOSED, HEAD_LIMIT, OPEN, PROBE, SECTIONS, WAITING, Case, H, head
+from conformance.cases import (
+    BODY_LIMIT,
+    CLOSED,
+    HEAD_LIMIT,
+    OPEN,
+    PROBE,
+    SECTIONS,
+    WAITING,
+    Case,
+    H,
+    chunked,
+    head,
+    post,
+)
 from pyttpd_vhost.site import Site
 
 from .conftest import Client, ListLog, Server, make_share
@@ -109,6 +123,31 @@ def test_row(
 def test_names_are_unique() -> None:
     for title, cases in SECTIONS.items():
         assert len({case.name for case in cases}) == len(cases), title
+
+
+def test_what_is_not_finished_gets_408(engine: str) -> None:
+    """All at once, so that the deadline is waited for once."""
+    settings = HttpSettings(head_timeout=0.5, read_timeout=0.5, engine=engine)
+    site = Site(make_share(http=settings), ListLog())
+    site.kind = EchoKind()
+    server = Server(site)
+    server.start()
+    raws = [case.raw for case in SECTIONS["not finished"] if case.raw]
+    raws += [raw[:-1] for raw in (post(b"12", "Content-Length: 2"), chunked(b"1\r\nx\r\n0\r\n\r\n"))]
+    with contextlib.ExitStack() as stack:
+        stack.callback(server.stop)
+        clients = []
+        for before in (b"", PROBE):
+            for raw in raws:
+                client = Client(stack.enter_context(server.connect()))
+                client.sock.sendall(before + raw)
+                if before:
+                    assert client.answer().status == 200
+                clients.append(client)
+        for client in clients:
+            answer = client.answer()
+            assert (answer.status, answer["Connection"]) == (408, "close")
+            assert client.at_end()
 
 
 # ---- families: what tools that look for smuggling try, any byte at a place ------------------------------------------

