@@ -367,6 +367,48 @@ def test_a_turn_without_bytes(pair: Pair) -> None:
     assert pair.connection.state is State.HEAD
 
 
+@pytest.mark.parametrize("first", [b"", GET[:9]])
+def test_what_came_while_the_thread_was_busy_is_not_late(pair: Pair, first: bytes) -> None:
+    """The deadline of a head that is there is no reason to refuse it."""
+    pair.sock.sendall(first)
+    pair.connection.on_readable()
+    pair.sock.sendall(GET[len(first) :])
+    assert pair.connection.on_timeout() is Want.READ
+    assert pair.client.answer().status == 200
+    assert pair.connection.idle
+
+
+def test_a_head_that_goes_on_but_is_not_whole_is_late(pair: Pair) -> None:
+    pair.sock.sendall(GET[:9])
+    pair.connection.on_readable()
+    pair.sock.sendall(GET[9:-1])
+    pair.connection.on_timeout()
+    assert pair.client.answer().status == 408
+
+
+def test_a_further_head_has_a_deadline_of_its_own(pair: Pair) -> None:
+    pair.sock.sendall(GET[:9])
+    pair.connection.on_readable()
+    pair.sock.sendall(GET[9:] + GET[:9])
+    assert pair.connection.on_timeout() is Want.READ
+    assert pair.client.answer().status == 200
+    assert pair.connection.deadline > time.monotonic() + 5
+    pair.connection.on_timeout()
+    assert pair.client.answer().status == 408
+
+
+def test_a_short_body_that_came_while_the_thread_was_busy_is_not_late() -> None:
+    pair = Pair(read_all, read_timeout=0.1)
+    try:
+        pair.sock.sendall(b"POST / HTTP/1.1\r\nHost: a.test\r\nContent-Length: 5\r\n\r\n")
+        assert pair.connection.on_readable() is Want.READ
+        pair.sock.sendall(b"hello")
+        assert pair.connection.on_timeout() is Want.READ
+        assert pair.client.answer().body == b"5"
+    finally:
+        pair.close()
+
+
 def test_idle_and_detach(pair: Pair) -> None:
     pair.sock.sendall(GET)
     assert pair.connection.on_readable() is Want.READ

@@ -268,12 +268,18 @@ class Connection:
                 return Want.CLOSED
 
     def on_timeout(self) -> Want:
-        """The deadline has passed."""
+        """The deadline has passed. What has come while nobody looked (a busy thread) counts."""
         match self._state:
-            case State.HEAD | State.SURPLUS:
+            case State.HEAD:
+                since = self._waiting_since
+                want = self.on_readable()
+                if self._state is _HEAD and self._waiting_since == since:
+                    return self._refuse(408, "no complete head within head_timeout")
+                return want
+            case State.SURPLUS:
                 return self._refuse(408, "no complete head within head_timeout")
             case State.BODY:
-                return self._look_at_body(0)
+                return self._receive_body()
             case State.SENDING:
                 return self._look()
             case State.IDLE:
@@ -457,7 +463,7 @@ class Connection:
         try:
             data = self.sock.recv(BODY_READ)
         except BlockingIOError:
-            return _READ
+            return self._look_at_body(0)
         except OSError as error:
             return self._gone(ClientGone(str(error)))
         if not data:
