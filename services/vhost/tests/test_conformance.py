@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import random
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 
 import pytest
 
@@ -110,14 +110,15 @@ def random_pieces(case: Case) -> Iterable[bytes]:
     return (case.raw[start:end] for start, end in zip([0, *cuts], [*cuts, len(case.raw)], strict=True))
 
 
-@pytest.mark.parametrize("pieces", [whole, byte_by_byte, random_pieces], ids=lambda pieces: pieces.__name__)
 @pytest.mark.parametrize(("title", "case"), ROWS, ids=[f"{title}: {case.name}" for title, case in ROWS])
-def test_row(
-    server: Server, engine: str, title: str, case: Case, pieces: Callable[[Case], Iterable[bytes]]
-) -> None:
-    if case.together and pieces is not whole:
-        pytest.skip("makes sense only in one piece")
-    check(server, engine, case, pieces(case))
+def test_row(server: Server, engine: str, title: str, case: Case) -> None:
+    for cut in (whole, byte_by_byte, random_pieces):
+        if cut is whole or not case.together:
+            try:
+                check(server, engine, case, cut(case))
+            except AssertionError as fault:
+                fault.add_note(f"{engine}, {cut.__name__}")
+                raise
 
 
 def test_names_are_unique() -> None:
