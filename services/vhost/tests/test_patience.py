@@ -57,32 +57,34 @@ def wait_until(condition: Callable[[], object], within: float = 10.0) -> None:
         ([], 5.0),  # the timeout is shorter than the grace
         ([(1.0, 0)], 4.0),
         ([(4.0, 1)], 5.0),  # anything that moves begins the timeout anew
-        ([(4.0, 1), (4.0, 1), (4.0, 1)], 5.0),
+        ([(4.0, 1)] * 4, 20.0 - 15.96),
         ([(4.0, 1)] * 5, 0.05),  # the grace is used up, and five bytes are worth five hundredths of a second
         ([(4.0, 1)] * 5 + [(0.1, 0)], -0.05),
+        ([(4.0, 1)] * 5 + [(1.0, 2000)], 5.0),  # it has caught up
         ([(4.0, 1000)] * 50, 5.0),  # quicker than the rate, for as long as it takes
         ([(0.0, 1 << 30), (4.0, 0)], 1.0),
+        ([(0.0, 1 << 30)] + [(4.0, 1)] * 5, 0.05),  # nothing is saved up
     ],
 )
 def test_pace(steps: list[tuple[float, int]], left: float) -> None:
     pace = Pace()
     for seconds, count in steps:
-        pace.add(seconds, count)
+        pace.add(seconds, count, 100)
     assert pace.left(5.0, 100, 20.0) == pytest.approx(left)
 
 
 def test_without_a_rate_only_the_timeout_counts() -> None:
     pace = Pace()
     for _ in range(1000):
-        pace.add(4.0, 1)
+        pace.add(4.0, 1, 0)
     assert pace.left(5.0, 0, 0.0) == 5.0
 
 
 def test_stress_shrinks_everything_by_its_factor() -> None:
     http = HttpSettings()
     calm, stressed = Patience.of(http), Patience.of(http, 0.2)
-    assert calm == Patience(10.0, 60.0, 30.0, 30.0, 500, 500, 20.0)
-    assert stressed == Patience(2.0, 12.0, 6.0, 6.0, 2500, 2500, 4.0)
+    assert calm == Patience(10.0, 60.0, 30.0, 30.0, 500, 500, 30.0)
+    assert stressed == Patience(2.0, 12.0, 6.0, 6.0, 2500, 2500, 6.0)
 
 
 # ---- bodies ----------------------------------------------------------------------------------------------------------

@@ -691,8 +691,8 @@ SCHEMA = Table(
                         _seconds(
                             "rate_grace",
                             _HTTP.rate_grace,
-                            "So long we wait for each body and each response before the rates are asked for: who is "
-                            "slow at first may catch up.",
+                            "A client may lag behind a rate by so much, at the start and later: who is slow for a "
+                            "moment may catch up.",
                             limits.RATE_GRACE,
                         ),
                         Key(

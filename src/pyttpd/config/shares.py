@@ -393,7 +393,7 @@ class HttpSettings:
     read_timeout: float = 30.0
     min_body_rate: int = 500
     min_read_rate: int = 500
-    rate_grace: float = 20.0
+    rate_grace: float = 30.0
     stress_factor: float = 0.2
     max_connections_per_client: int = 0
     max_keepalive_requests: int = 0

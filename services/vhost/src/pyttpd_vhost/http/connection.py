@@ -478,7 +478,7 @@ class Connection:
         """See how the body comes; `count` bytes just have."""
         pace, patience, now = self._pace, self._site.patience, monotonic()
         assert pace is not None
-        pace.add(now - self._waiting_since, count)
+        pace.add(now - self._waiting_since, count, patience.body_rate)
         self._waiting_since = now
         if pace.left(patience.read, patience.body_rate, patience.grace) > 0:
             return _READ

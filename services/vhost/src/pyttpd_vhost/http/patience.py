@@ -4,9 +4,9 @@ Rules:
 - A `Patience` is the configuration's; under stress there is a second one, shrunk by `stress_factor`
   (`Site.patience` says which is in force). Whoever waits asks for it again at least every LOOK, so stress also
   shortens waits that had begun before.
-- A rate is what a client must do over the time that *we wait for it*, as in Apache's mod_reqtimeout: it has
-  `grace` seconds, and one second more for each `rate` bytes that have moved. Time that the application takes
-  isn't the client's.
+- A rate is what a client must do over the time that *we wait for it*; time that the application takes isn't the
+  client's. It may lag behind by `grace`, at the start and later. As in Apache's mod_reqtimeout (MinRate), but nothing
+  is saved up: who has taken a megabyte in a moment can't take a byte a second for the next half hour.
 """
 
 from __future__ import annotations
@@ -48,27 +48,26 @@ class Patience:
 
 
 class Pace:
-    """How one client does over one body, or one response: `moved` bytes in `waited` seconds; nothing for the last
-    `still` seconds.
+    """How one client does over one body, or one response: nothing has moved for the last `still` seconds, and it is
+    `lag` seconds behind the rate.
     """
 
-    __slots__ = ("moved", "still", "waited")
+    __slots__ = ("lag", "still")
 
     def __init__(self) -> None:
-        self.moved = 0
-        self.waited = 0.0
+        self.lag = 0.0
         self.still = 0.0
 
-    def add(self, seconds: float, count: int) -> None:
-        """We have waited for so long, and so much has moved meanwhile."""
-        self.moved += count
-        self.waited += seconds
+    def add(self, seconds: float, count: int, rate: float) -> None:
+        """We have waited for so long, and so many bytes have moved meanwhile."""
         self.still = 0.0 if count else self.still + seconds
+        if rate:
+            self.lag = max(0.0, self.lag + seconds - count / rate)
 
     def left(self, timeout: float, rate: float, grace: float) -> float:
         """How long (s) we wait yet if nothing moves; 0 or less: it is too slow."""
         left = timeout - self.still
-        return min(left, grace + self.moved / rate - self.waited) if rate else left
+        return min(left, grace - self.lag) if rate else left
 
     def slow(self, timeout: float, what: str, key: str, rate_key: str) -> str:
         """Say why it is too slow, with the names of the limits."""

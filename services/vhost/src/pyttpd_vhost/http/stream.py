@@ -258,7 +258,7 @@ class Stream:
         pace = self._pace
         assert pace is not None
         now, taken = monotonic(), self._count_taken()
-        pace.add(now - self._looked, taken - self._taken)
+        pace.add(now - self._looked, taken - self._taken, self._site.patience.read_rate)
         self._looked, self._taken = now, taken
         left = self._left(pace)
         if left <= 0:
@@ -330,10 +330,10 @@ class Stream:
             try:
                 data = self.receive(size)
             except BlockingIOError:
-                pace.add(now - began, 0)
+                pace.add(now - began, 0, patience.body_rate)
                 began = now
                 continue
-            pace.add(now - began, len(data))
+            pace.add(now - began, len(data), patience.body_rate)
             return data
 
     # End
