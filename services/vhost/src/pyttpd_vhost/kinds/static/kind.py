@@ -1,0 +1,215 @@
+"""Static files: GET and HEAD of what lies below one directory, as RFC 9110 has it and nginx does it.
+
+A request's way: its path, made normal (paths.py); what that leads to (files.py), remembered (cache.py); the variant
+that the client accepts (negotiation.py); its conditions (conditions.py); the part that it wants (ranges.py). A request
+whose head is remembered (http/heads.py) keeps what came out of all that, and the same head gets the same bytes again
+for as long as the file stays what it is.
+
+What isn't a file: a folder without a slash is redirected to it; with one it is its index, a list of its files
+(listing.py), or 403. What may not be read is 403; what isn't there, is hidden, leads out of the root or is no regular
+file, 404. OPTIONS says what there is; other methods, 405. Refusals have the tenant's error pages (pages.py).
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from pyttpd_vhost.http.engine import Request
+from pyttpd_vhost.http.exchange import Exchange
+from pyttpd_vhost.http.response import STATUS, Fields, Prepared
+from pyttpd_vhost.http.stream import Part
+from pyttpd_vhost.kinds.static import ranges
+from pyttpd_vhost.kinds.static.cache import Cache
+from pyttpd_vhost.kinds.static.conditions import Outcome, evaluate, gather, range_counts
+from pyttpd_vhost.kinds.static.files import (
+    FORBIDDEN,
+    NOT_THERE,
+    Entry,
+    Folder,
+    NotAFileError,
+    Representation,
+)
+from pyttpd_vhost.kinds.static.paths import BadPathError, location, relative
+from pyttpd_vhost.kinds.static.patterns import CacheControl
+from pyttpd_vhost.media import ContentTypes
+from pyttpd_vhost.openat2 import Root
+
+if TYPE_CHECKING:
+    from pyttpd_vhost.site import Site
+
+ALLOW = "GET, HEAD, OPTIONS"
+
+
+class StaticKind:
+    """Serves the files below one directory. Any thread may ask it."""
+
+    def __init__(self, root: str, site: Site) -> None:
+        settings = site.share.static
+        self._site = site
+        self._root = Root(root, symlinks=settings.symlinks)
+        self._listing = settings.listing
+        types = ContentTypes(settings.types, settings.charset)
+        self._folder = Folder(self._root, settings, types, CacheControl(settings.cache_control))
+        self._cache = Cache(self._root, settings.cache, site)
+
+    def close(self) -> None:
+        """Give the root back (tests; a worker's ends with it)."""
+        self._root.close()
+
+    def handle(self, request: Request, exchange: Exchange) -> None:
+        """See `Kind.handle`."""
+        kept: tuple[Entry, Prepared] | None = request.memo
+        if kept is not None and exchange.keep and self._cache.valid(kept[0]):
+            exchange.respond_prepared(kept[1])
+            return
+        if request.method not in ("GET", "HEAD"):
+            self._other(request, exchange)
+            return
+        entry = self._cache.get(request.path)
+        if entry is None:
+            try:
+                entry = self._find(request, exchange)
+            except OSError as error:
+                self._refuse(exchange, error)
+                return
+            if entry is None:
+                return
+            self._cache.put(request.path, entry)
+        self._answer(entry, request, exchange)
+
+    # What isn't a file
+
+    def _other(self, request: Request, exchange: Exchange) -> None:
+        if request.method == "OPTIONS":
+            exchange.respond(STATUS[204], 204, Fields([("Allow", ALLOW)]), b"")
+        else:
+            self._page(exchange, 405, [("Allow", ALLOW)])
+
+    def _page(self, exchange: Exchange, code: int, headers: list[tuple[str, str]] | None = None) -> None:
+        fields, content = self._site.page(code, headers or [])
+        exchange.respond(STATUS[code], code, fields, content)
+
+    def _refuse(self, exchange: Exchange, error: OSError) -> None:
+        """Answer a path that open(2) wouldn't open."""
+        if error.errno in NOT_THERE:
+            self._page(exchange, 404)
+        elif error.errno in FORBIDDEN:
+            self._page(exchange, 403)
+        else:
+            # EMFILE, EIO and such: ours, not the client's
+            self._site.stats.errors += 1
+            target = exchange.request.target.decode("latin-1")
+            self._site.log.warning("file not opened", target=target, error=str(error))
+            self._page(exchange, 503)
+
+    def _find(self, request: Request, exchange: Exchange) -> Entry | None:
+        """Return what the path leads to; None: it was answered. Raises OSError."""
+        try:
+            path = relative(request.path)
+        except BadPathError:
+            self._page(exchange, 400)
+            return None
+        if path is None:
+            self._page(exchange, 404)
+            return None
+        if path and path[-1:] != b"/":
+            try:
+                return self._folder.load(path)
+            except NotAFileError as error:
+                if error.folder:
+                    self._page(exchange, 301, [("Location", location(path, request.query))])
+                else:
+                    self._page(exchange, 404)
+                return None
+        entry = self._folder.load_index(path)
+        if entry is None:
+            self._list(path, exchange)
+        return entry
+
+    def _list(self, path: bytes, exchange: Exchange) -> None:
+        if not self._listing:
+            self._page(exchange, 403)
+            return
+        # imported here: most sites have none
+        from pyttpd_vhost.kinds.static.listing import FIELDS, render
+
+        exchange.respond(STATUS[200], 200, FIELDS, render(self._root, path))
+
+    # What is one
+
+    def _answer(self, entry: Entry, request: Request, exchange: Exchange) -> None:
+        fields = gather(request.fields)
+        form = entry.representation(fields.get(b"accept-encoding"))
+        etag = form.etag.encode("ascii")
+        file = form.file
+        match evaluate(fields, etag, file.modified) if fields else Outcome.PROCEED:
+            case Outcome.FAILED:
+                self._page(exchange, 412)
+                return
+            case Outcome.NOT_MODIFIED:
+                exchange.respond(STATUS[304], 304, form.unchanged, b"")
+                self._keep(entry, form, 304, request, exchange)
+                return
+            case Outcome.PROCEED:
+                pass
+        wanted = fields.get(b"range")
+        if (
+            wanted is not None
+            and request.method == "GET"
+            and range_counts(fields, etag, file.modified, time.time())
+        ):
+            try:
+                parts = ranges.parse(wanted, file.size)
+            except ranges.UnsatisfiableError:
+                self._page(exchange, 416, [("Content-Range", f"bytes */{file.size}")])
+                return
+            if parts is not None:
+                _send_parts(form, parts, exchange)
+                return
+        if file.opened is None:
+            assert file.content is not None
+            exchange.respond(STATUS[200], 200, form.whole, file.content)
+        else:
+            exchange.send_parts(STATUS[200], 200, form.whole, ((file.opened, 0, file.size),), file.size)
+        self._keep(entry, form, 200, request, exchange)
+
+    def _keep(
+        self, entry: Entry, form: Representation, code: int, request: Request, exchange: Exchange
+    ) -> None:
+        """Remember what the same head will get again, if it may."""
+        if request.remembered and entry.settled and request.version == 11 and exchange.body is None:
+            answer = form.prepared(code, head_only=request.method == "HEAD")
+            request.memo = None if answer is None else (entry, answer)
+
+
+def _send_parts(form: Representation, parts: list[tuple[int, int]], exchange: Exchange) -> None:
+    """Answer 206 with `parts`, offsets of the first byte and behind the last."""
+    file = form.file
+
+    def piece(first: int, end: int) -> Part:
+        if file.opened is not None:
+            return file.opened, first, end - first
+        assert file.content is not None
+        return file.content[first:end]
+
+    if len(parts) == 1:
+        first, end = parts[0]
+        content_type = form.content_type
+        about = [("Content-Range", ranges.content_range(first, end, file.size))]
+        pieces = [piece(first, end)]
+        length = end - first
+    else:
+        multipart = ranges.Multipart(parts, file.size, form.content_type)
+        content_type = multipart.content_type
+        about = []
+        pieces = []
+        for head, (first, end) in zip(multipart.heads, parts, strict=True):
+            pieces += head, piece(first, end)
+        pieces.append(multipart.end)
+        length = multipart.length
+    fields = Fields([("Content-Type", content_type), *form.partial, *about])
+    if file.opened is None:
+        exchange.respond(STATUS[206], 206, fields, b"".join(pieces))  # type: ignore[arg-type]  # all of them are bytes
+    else:
+        exchange.send_parts(STATUS[206], 206, fields, pieces, length)
