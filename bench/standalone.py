@@ -62,7 +62,9 @@ def serve(listener: socket.socket, site: Site, authority: str) -> None:
     waiting: dict[int, Want] = {}
     tick = time.monotonic() + TICK
     while True:
-        for fd, _ in epoll.poll(TICK):
+        events = epoll.poll(TICK)
+        site.turn = object()
+        for fd, _ in events:
             if fd == listening:
                 try:
                     sock, address = listener.accept()

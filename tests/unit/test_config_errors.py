@@ -77,7 +77,7 @@ CASES: dict[str, tuple[str, list[str]]] = {
         + BLOG
         + "error_pages = []\n"
         + '[vhost.blog.static]\nindex = "index.html"\nprecompressed = "gzip"\ntypes = 1\n'
-        + 'cache_control = { "" = "a" }\ncharset = 1\n',
+        + 'cache_control = { "" = "a", "*a*a*a*a*" = "a" }\ncharset = 1\n',
         [
             (
                 ':8: [vhost.blog] error_pages: must be a table, such as { 404 = "404.html", 5xx = "sorry.html" }, '
@@ -96,6 +96,7 @@ CASES: dict[str, tuple[str, list[str]]] = {
                 "number 1"
             ),
             ":13: [vhost.blog.static] cache_control: a pattern must be 1 to 256 printable characters",
+            ':13: [vhost.blog.static] cache_control: "*a*a*a*a*" must have at most 4 times "*" or "**"',
             (
                 ':14: [vhost.blog.static] charset: must be the name of a character set, such as "utf-8", or "", not '
                 "the number 1"

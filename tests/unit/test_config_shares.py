@@ -188,6 +188,7 @@ def test_settings_validate_themselves() -> None:
         {"cache_control": {"": "no-cache"}},
         {"cache_control": {"*": "a\r\nb"}},
         {"cache_control": {"*": 1}},
+        {"cache_control": {"*a*b*c*d*": "no-cache"}},
         {"types": {"md": "text/markdown"}},
         {"types": {".md": "markdown"}},
         {"charset": "utf 8"},

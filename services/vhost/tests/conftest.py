@@ -107,7 +107,9 @@ class Server(threading.Thread):
         with contextlib.closing(select.epoll()) as epoll:
             epoll.register(self._listener, select.EPOLLIN)
             while not self._stopping:
-                for fd, _ in epoll.poll(TICK):
+                events = epoll.poll(TICK)
+                self.site.turn = object()
+                for fd, _ in events:
                     if fd == self._listener.fileno():
                         sock, address = self._listener.accept()
                         sock.setblocking(False)

@@ -74,6 +74,9 @@ MAX_FILE_NAME = 255
 #: Patterns are tried in turn for each file that isn't in the cache.
 MAX_CACHE_PATTERNS = 64
 MAX_PATTERN_LENGTH = 256
+#: Stars in one, or pairs of them: each multiplies the work of a comparison by the length of the path.
+WILDCARD = re.compile(r"\*+")
+MAX_WILDCARDS = 4
 #: More types than the whole table of those that we know has.
 MAX_TYPES = 512
 #: One for each status that has a name.

@@ -188,8 +188,9 @@ def _pattern(value: object, where: str) -> str:
         not isinstance(value, str)
         or not value.isprintable()
         or not 0 < len(value) <= limits.MAX_PATTERN_LENGTH
+        or len(limits.WILDCARD.findall(value)) > limits.MAX_WILDCARDS
     ):
-        raise ShareError(f"{where}: must be a pattern of printable characters")
+        raise ShareError(f"{where}: must be a pattern of printable characters with a few stars")
     return value
 
 

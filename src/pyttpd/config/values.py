@@ -434,6 +434,8 @@ def _texts(rule: _Rule, most: int) -> Callable[[Key, object, Report], object]:
 def _cache_rule(pattern: str, text: str) -> tuple[str | None, str]:
     if not pattern.isprintable() or not 0 < len(pattern) <= limits.MAX_PATTERN_LENGTH:
         return f"a pattern must be 1 to {limits.MAX_PATTERN_LENGTH} printable characters", pattern
+    if len(limits.WILDCARD.findall(pattern)) > limits.MAX_WILDCARDS:
+        return f'"{printable(pattern)}" must have at most {limits.MAX_WILDCARDS} times "*" or "**"', pattern
     if text and limits.HEADER_VALUE.fullmatch(text) is None:
         return (
             (

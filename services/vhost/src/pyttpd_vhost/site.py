@@ -89,6 +89,7 @@ class Site:
         "settings",
         "share",
         "stats",
+        "turn",
     )
 
     def __init__(self, share: VhostShare, log: SiteLog, commons: Commons | None = None) -> None:
@@ -103,6 +104,10 @@ class Site:
         self.retiring = False
         #: The access log; None: it is off. A worker's is set once its process is there.
         self.access: AccessLog | None = None
+        #: Another object each time before requests are served that have all come already; None: nobody says so. What
+        #: was looked at in this turn need not be looked at again in it (kinds/static/cache.py). No counter: threads
+        #: would need a lock for it.
+        self.turn: object = None
         self.kind: Kind
         #: Takes a status, and header fields; returns the fields and the body of an error's answer.
         self.page: Callable[..., tuple[Fields, bytes]] = plain_page

@@ -215,6 +215,7 @@ class Worker(Loop):
             self._crew.hand_over(me)
             one, event = found
             began = self.now
+            self._site.turn = object()
             self._serve(me, one, one.connection.on_writable if event & WRITE else one.connection.on_readable)
             self._site.flush()
             self._quick = self._quick + 1 if time.monotonic() - began < QUICK else 0
@@ -232,6 +233,7 @@ class Worker(Loop):
             # Lines of the access log are sent before we sleep, or when there are many.
             events = poll(0.0 if lines else SWEEP_INTERVAL, EVENTS)
             self._busy_since = self.now = time.monotonic()
+            home.turn = object()
             for fd, event in events:
                 one = parked.pop(fd, None)
                 if one is not None:
@@ -250,6 +252,7 @@ class Worker(Loop):
                     with self._lock:
                         callback(event)
                     while (fresh := self._next_fresh()) is not None:
+                        home.turn = object()
                         self._serve(me, fresh, fresh.connection.on_readable)
                 else:
                     self._parking.ignore(fd, self._crew.served())

@@ -2,14 +2,15 @@
 
 Theory of operation. An entry is used again if every name that it was made of still leads to the same (`Entry.checks`,
 one stat(2) each): that costs a tenth of opening and reading the files anew. It is asked once in each turn of the
-worker's loop: the requests of one turn had all come before it began, so what was true then is true for them. Who has
-replaced a file and asks for it afterwards therefore gets the new one, always, and a busy worker looks at a file once for
-many requests. Where no loop says what a turn is (`Site.turn` is None), each request asks.
+worker's loop: the requests of one turn had all come before it began, so what was true then is true for them. Who
+has replaced a file and asks for it afterwards therefore gets the new one, always, and a busy worker looks at a file
+once for many requests. Where no loop says what a turn is (`Site.turn` is None), each request asks.
 
 Bounded in paths (the operator's `cache`), bytes and descriptors. Who is put in when it is full drives out who has been
 in it the longest and wasn't asked for since the last time round.
 
-Any thread may ask; only putting in takes the lock. An entry that was driven out lives on for as long as somebody has it.
+Any thread may ask; only putting in takes the lock. An entry that was driven out lives on for as long as somebody has
+it.
 """
 
 from __future__ import annotations

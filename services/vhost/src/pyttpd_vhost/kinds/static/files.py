@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from pyttpd_vhost.kinds.static.patterns import CacheControl
     from pyttpd_vhost.media import ContentTypes
 
-#: Up to here a file is read and sent with its head in one packet, and kept in memory; above, sendfile(2) saves the copy.
+#: Up to here a file is read, sent with its head in one packet, and kept in memory; above, sendfile(2) saves the copy.
 READ_LIMIT = 32768
 
 #: A variant may be so much older (s) than its original: copies and archives keep times in steps of up to two seconds.
@@ -94,9 +94,7 @@ class Representation:
 
     __slots__ = ("_prepared", "content_type", "etag", "file", "partial", "unchanged", "whole")
 
-    def __init__(
-        self, file: File, coding: str, content_type: str, common: Sequence[tuple[str, str]]
-    ) -> None:
+    def __init__(self, file: File, coding: str, content_type: str, common: Sequence[tuple[str, str]]) -> None:
         """`common`: what all forms of the resource say as well."""
         self.file = file
         self.content_type = content_type
@@ -133,7 +131,17 @@ class Representation:
 class Entry:
     """All forms of a resource. `turn` and `used` are the cache's."""
 
-    __slots__ = ("_codings", "_plain", "_variants", "checks", "content_bytes", "descriptors", "settled", "turn", "used")
+    __slots__ = (
+        "_codings",
+        "_plain",
+        "_variants",
+        "checks",
+        "content_bytes",
+        "descriptors",
+        "settled",
+        "turn",
+        "used",
+    )
 
     def __init__(
         self,

@@ -12,6 +12,8 @@ file, 404. OPTIONS says what there is; other methods, 405. Refusals have the ten
 
 from __future__ import annotations
 
+import os
+import stat
 import time
 from typing import TYPE_CHECKING
 
@@ -128,13 +130,22 @@ class StaticKind:
         return entry
 
     def _list(self, path: bytes, exchange: Exchange) -> None:
-        if not self._listing:
-            self._page(exchange, 403)
-            return
-        # imported here: most sites have none
-        from pyttpd_vhost.kinds.static.listing import FIELDS, render
+        """Answer for a folder without an index. Raises OSError."""
+        fd = self._root.open(path or b".")
+        try:
+            if not stat.S_ISDIR(os.fstat(fd).st_mode):
+                self._page(exchange, 404)  # a file's name with a slash
+                return
+            if not self._listing:
+                self._page(exchange, 403)
+                return
+            # imported here: most sites have none
+            from pyttpd_vhost.kinds.static.listing import FIELDS, render
 
-        exchange.respond(STATUS[200], 200, FIELDS, render(self._root, path))
+            page = render(self._root, path, fd)
+        finally:
+            os.close(fd)
+        exchange.respond(STATUS[200], 200, FIELDS, page)
 
     # What is one
 

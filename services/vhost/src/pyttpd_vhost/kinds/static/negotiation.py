@@ -21,9 +21,7 @@ SUFFIXES = {"br": b".br", "zstd": b".zst", "gzip": b".gz"}
 _MAX_REMEMBERED_LENGTH = 128
 _MAX_REMEMBERED = 256
 
-_ELEMENT = re.compile(
-    r"([!#$%&'*+\-.^_`|~0-9a-z]+)(?:[ \t]*;[ \t]*q=(0(?:\.[0-9]{0,3})?|1(?:\.0{0,3})?))?"
-)
+_ELEMENT = re.compile(r"([!#$%&'*+\-.^_`|~0-9a-z]+)(?:[ \t]*;[ \t]*q=(0(?:\.[0-9]{0,3})?|1(?:\.0{0,3})?))?")
 
 
 def choose(value: bytes | None, codings: Sequence[str]) -> str | None:

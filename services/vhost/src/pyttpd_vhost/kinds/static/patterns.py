@@ -10,14 +10,16 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-_TOKEN = re.compile(r"\*\*/|\*\*|\*|\?|\{[^{}]*\}|.", re.DOTALL)
+_TOKEN = re.compile(r"\*{2,}/|\*{2,}|\*|\?|\{[^{}]*\}|.", re.DOTALL)
 _MEANING = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
+#: More stars than two mean no more than two.
+_STARS = re.compile(r"\*{3,}")
 
 
 def compiled(pattern: str) -> re.Pattern[bytes]:
     """Return the regular expression for a path's whole, or, of a pattern without "/", for its last component."""
     source = "" if "/" in pattern else "(?:.*/)?"
-    for token in _TOKEN.findall(pattern.removeprefix("/")):
+    for token in _TOKEN.findall(_STARS.sub("**", pattern.removeprefix("/"))):
         if token in _MEANING:
             source += _MEANING[token]
         elif len(token) > 1:

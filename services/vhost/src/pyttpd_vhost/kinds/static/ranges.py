@@ -17,7 +17,7 @@ from collections.abc import Sequence
 MAX_RANGES = 64
 
 #: One range: first and last byte, or the length of a suffix. Numbers as long as file sizes can be.
-_SPEC = re.compile(rb"(?:([0-9]{1,19})-([0-9]{1,19})?|-([0-9]{1,19}))")
+_SPEC = re.compile(rb"(?:0*([0-9]{1,19})-(?:0*([0-9]{1,19}))?|-0*([0-9]{1,19}))")
 
 
 class UnsatisfiableError(ValueError):
@@ -29,7 +29,7 @@ def parse(value: bytes, size: int) -> list[tuple[int, int]] | None:
 
     Raises UnsatisfiableError.
     """
-    if value[:6].lower() != b"bytes=":
+    if value[:6].lower() != b"bytes=" or not value[6:].strip(b", \t"):
         return None
     ranges = []
     total = 0
@@ -74,6 +74,4 @@ class Multipart:
             f"{before}{content_range(first, end, size)}\r\n\r\n".encode("latin-1") for first, end in ranges
         ]
         self.end = f"\r\n--{boundary}--\r\n".encode("ascii")
-        self.length = (
-            sum(map(len, self.heads)) + len(self.end) + sum([end - first for first, end in ranges])
-        )
+        self.length = sum(map(len, self.heads)) + len(self.end) + sum([end - first for first, end in ranges])
