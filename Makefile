@@ -53,7 +53,7 @@ bench: ## measure "Hello, world!" through the tree, beside the same worker alone
 	@scripts/bench
 
 clean: ## remove what was made here (not the images)
-	rm -rf .venv .venv-test .venv-role .venv-lock .venv-bench build .cache .mypy_cache .ruff_cache .pytest_cache
+	rm -rf .venv .venv-test .venv-role .venv-lock .venv-bench .venv-apps build .cache .mypy_cache .ruff_cache .pytest_cache
 	rm -rf .import_linter_cache .hypothesis .coverage
 	find . -name __pycache__ -prune -exec rm -rf {} +
 	find src services -name '*.egg-info' -prune -exec rm -rf {} +

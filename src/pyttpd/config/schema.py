@@ -441,7 +441,7 @@ SCHEMA = Table(
                     Kind.NETWORKS,
                     (),
                     "Proxies whose word about the client's address, scheme, host and port is believed; from everybody "
-                    "else such headers don't reach the application.",
+                    "else such headers don't reach the application ([wsgi.md](wsgi.md#behind-a-proxy)).",
                     default_text="none",
                     example='["10.0.0.5", "2001:db8::/32"]',
                 ),

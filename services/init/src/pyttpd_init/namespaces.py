@@ -118,11 +118,11 @@ def tenant_view(
     hidden: tuple[str, ...] = (),
 ) -> MountView:
     """Return the view of a tenant: its `root` and `python_path` read-only, its `writable` paths writable, a /tmp and
-    shared memory of its own, and the `channels` that it connects to.
+    shared memory of its own, and the `channels` that it connects to. Who names `root` itself as writable means it.
     """
-    return MountView(
-        read_only=(*python_paths(), *channels, *python_path, root), writable=writable, hidden=hidden
-    )
+    open_for_writing = {os.path.realpath(path) for path in writable}
+    own = tuple(path for path in (*python_path, root) if os.path.realpath(path) not in open_for_writing)
+    return MountView(read_only=(*python_paths(), *channels, *own), writable=writable, hidden=hidden)
 
 
 def enter_network_namespace() -> None:

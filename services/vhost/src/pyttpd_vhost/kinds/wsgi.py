@@ -131,7 +131,7 @@ class WsgiKind:
                 status = error.status  # the client's fault, met while the application was reading
             else:
                 status = 500
-                self._site.stats.errors += 1
+                exchange.site.stats.errors += 1  # a thread's own counter
                 self._report(error, request, exchange)
             if exchange.state is not _DONE:  # else close() has failed, and the client has what it asked for
                 exchange.fail(status)
