@@ -25,6 +25,12 @@ def application(environ, start_response):
     if path.startswith("/body"):
         said += b" " + environ["wsgi.input"].read()
     first, _, last = path[1:].partition("/")
+    if first == "swallow":
+        try:
+            said += b" " + environ["wsgi.input"].read()
+        except OSError:
+            pass
+        first = last
     what = last if first == "out" else first
     code = int(what) if what.isdigit() else 200
     headers = [("Content-Type", "text/plain")]

@@ -12,6 +12,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 from pyttpd_vhost.http.body import Body
 from pyttpd_vhost.http.engine import Request
 from pyttpd_vhost.http.errors import RequestError
@@ -34,6 +36,13 @@ class EchoKind:
             match first:
                 case b"body":
                     exchange.respond(STATUS[200], 200, PLAIN, said + b" " + read(exchange.body))
+                case b"swallow":
+                    with contextlib.suppress(RequestError):
+                        said += b" " + read(exchange.body)
+                    if last:
+                        self.pieces(exchange, last)
+                    else:
+                        exchange.respond(STATUS[200], 200, PLAIN, said)
                 case b"fields":
                     exchange.respond(STATUS[200], 200, PLAIN, pairs(request.fields))
                 case b"trailers":

@@ -37,6 +37,9 @@ class State(enum.Enum):
 
     NOTHING = enum.auto()  # no byte of it is sent
     BODY = enum.auto()  # its head is sent, the body isn't whole
+    DROPPED = (
+        enum.auto()
+    )  # the request's body has been answered for instead; what the kind still says is dropped
     DONE = enum.auto()  # whole, given to the stream
 
 
@@ -50,7 +53,7 @@ class Framing(enum.Enum):
 
 
 # Enum attributes cost a dict look-up each on the hot path; names of the module don't.
-_NOTHING, _BODY, _DONE = State
+_NOTHING, _BODY, _DROPPED, _DONE = State
 _LENGTH, _CHUNKED, _CLOSE, _NO_BODY = Framing
 
 #: Stands for the request between two requests.
@@ -112,8 +115,9 @@ class Exchange:
     @property
     def full(self) -> bool:
         """The client has got, or is about to get, all of the body that it may have."""
-        return self.state is _BODY and (
-            self._framing is _NO_BODY or (self._framing is _LENGTH and not self._left)
+        return self.state is _DROPPED or (
+            self.state is _BODY
+            and (self._framing is _NO_BODY or (self._framing is _LENGTH and not self._left))
         )
 
     @property
@@ -200,6 +204,10 @@ class Exchange:
         """Send the head of a response, and the first piece of its body with it."""
         if self.state is not _NOTHING:
             raise ResponseError("a second response to one request")
+        if self.body is not None and self.body.failed is not None:
+            self.fail(self.body.failed.status)
+            self.state = _DROPPED
+            return
         self._begin(status, code, fields, fields.length, first)
 
     def write(self, data: bytes) -> None:
@@ -207,12 +215,17 @@ class Exchange:
 
         Returns when the system has all of it (PEP 3333), or if it was the last of its Content-Length.
         """
+        if self.state is _DROPPED:
+            return
         if self.state is not _BODY:
             raise ResponseError("a body without a response")
         self._send(b"", data)
 
     def end(self, trailers: Trailers | None = None) -> None:
         """End the response: all pieces were written. `trailers` are dropped unless the client asked for some."""
+        if self.state is _DROPPED:
+            self.state = _DONE
+            return
         if self.state is not _BODY:
             raise ResponseError("the end without a response")
         self.state = _DONE
@@ -295,11 +308,8 @@ class Exchange:
         return head
 
     def _begin(self, status: str, code: int, fields: Fields, length: int | None, first: bytes) -> None:
-        body = self.body
-        if body is not None:
-            body.answered()
-            if body.failed is not None:
-                self.keep = False
+        if self.body is not None:
+            self.body.answered()
         head = self._head(status, code, fields, length)
         self.state = _BODY
         self._stream.begin()
