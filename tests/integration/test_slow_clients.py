@@ -127,9 +127,9 @@ class Active:
 
 
 def attack(tree: Tree, path: str, *options: str) -> subprocess.Popen[bytes]:
-    """slowhttptest with 300 connections; a new one each 3 ms, another piece each second, four seconds in all."""
+    """slowhttptest with 300 connections; a new one each 3 ms, another piece each second, three seconds in all."""
     url = f"http://127.0.0.1:{tree.port}{path}"
-    command = ["slowhttptest", "-c", "300", "-r", "300", "-i", "1", "-l", "4", "-p", "3", "-u", url, *options]
+    command = ["slowhttptest", "-c", "300", "-r", "300", "-i", "1", "-l", "3", "-p", "3", "-u", url, *options]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
 
@@ -183,7 +183,7 @@ def test_what_costs_threads_costs_the_neighbour_nothing(tree: Tree) -> None:
 def test_each_of_many_slow_readers_gives_its_thread_back(tree: Tree) -> None:
     """More of them than there are threads, all stopped in the middle: the rates end it, and somebody else is served."""
     with contextlib.ExitStack() as stack:
-        for _ in range(20):
+        for _ in range(12):
             sock = stack.enter_context(tree.connect())
             sock.sendall(b"GET /pieces/500 HTTP/1.1\r\nHost: slow.localhost\r\n\r\n")
         began = time.monotonic()
@@ -251,6 +251,7 @@ GIGABYTE = 1000 * MIB
 def watched_memory(tree: Tree, name: str) -> Iterator[Callable[[], int]]:
     """Sample the workers' memory; the function returns by how much any of them has grown at most."""
     before = workers_memory(tree, name)
+    assert before
     most = dict.fromkeys(before, 0)
     stop = threading.Event()
 

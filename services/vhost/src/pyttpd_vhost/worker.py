@@ -601,6 +601,8 @@ class Worker(Loop):
             elif late := self._waits.longer_than(PASS_AFTER, now):
                 self._help(late)
                 return
+        elif nobody_looks:
+            self._waits.look(self._ready(), now)  # for the scoreboard: that somebody waits is stress
         if nobody_looks and self._busy_since == busy_since:
             self._help(None)
 
