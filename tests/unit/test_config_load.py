@@ -77,6 +77,7 @@ writable = ["data"]
 access_log = "json"
 access_log_file = "logs/access.log"
 error_log_file = "/var/log/blog/error.log"
+slow_log_file = "/var/log/blog/slow.log"
 log_file_limit = 65536
 log_level = "warning"
 virtualenv = "venv"
@@ -210,7 +211,11 @@ def test_everything_that_can_be_written(folder: Path) -> None:
     assert blog.python_path == ("/lib", str(folder / "venv" / "lib"))
     assert blog.writable == (str(folder / "data"),)
     assert blog.access_log == "json"
-    assert blog.log_files == (str(folder / "logs/access.log"), "/var/log/blog/error.log")
+    assert blog.log_files == (
+        str(folder / "logs/access.log"),
+        "/var/log/blog/error.log",
+        "/var/log/blog/slow.log",
+    )
     assert (blog.log_file_limit, blog.log_level) == (65536, "warning")
     share = config.share_for_vhost("blog")
     assert share.logs == TenantLogs("json", *blog.log_files, 65536)

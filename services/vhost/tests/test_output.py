@@ -299,6 +299,37 @@ def test_printed_lines_go_to_the_log(loop: Loop, lines: Lines) -> None:
     ]
 
 
+def test_what_is_said_of_slow_requests_can_go_elsewhere(loop: Loop, lines: Lines) -> None:
+    """As the audit writes it: an event with its traceback below. Whatever else is indented stays where it is."""
+    output = Output(loop, lines.log)
+    slow: list[bytes] = []
+    output.slow = Log("vhost", "test", write=slow.append)
+
+    def write(line: bytes) -> None:
+        os.write(output.fd, line)
+
+    report = Log("vhost", "test", write=write)
+    report.bare = True
+    try:
+        report.warning("application failed", traceback="File one")
+        report.warning(module.SLOW, path="/a", traceback="File two\nFile three")
+        report.warning("another event", traceback="File four")
+        report.warning(module.TIMED_OUT, path="/b", traceback="File five")
+        os.write(output.fd, b"warning: slow requests\n    | printed\n")
+        output.take()
+    finally:
+        output.close()
+    told = b"".join(slow).decode()
+    assert [line.partition("output ")[2] for line in told.splitlines()] == [
+        "warning: slow request path=/a",
+        "    | File two",
+        "    | File three",
+        "warning: request timed out: its worker retires path=/b",
+        "    | File five",
+    ]
+    assert len(lines.events()) == 6
+
+
 # --- files ----------------------------------------------------------------------------------------------------
 
 

@@ -43,7 +43,11 @@ def _problems(vhost: Vhost) -> list[tuple[str, str]]:
         message = _folder_problem(path, rights, vhost.uid, vhost.gid)
         if message:
             found.append((key, message))
-    for key, file in (("access_log_file", vhost.access_log_file), ("error_log_file", vhost.error_log_file)):
+    for key, file in (
+        ("access_log_file", vhost.access_log_file),
+        ("error_log_file", vhost.error_log_file),
+        ("slow_log_file", vhost.slow_log_file),
+    ):
         message = _log_problem(file, vhost.uid, vhost.gid) if file is not None else None
         if message:
             found.append((key, message))

@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     Locate = Callable[[tuple[str, ...]], tuple[str, int | None]]
 
 #: The keys of a vhost that name files which its supervisor writes.
-LOG_FILES = ("access_log_file", "error_log_file")
+LOG_FILES = ("access_log_file", "error_log_file", "slow_log_file")
 
 #: What `load` reads if it is given a folder.
 MAIN_FILE = "pyttpd.toml"
@@ -474,6 +474,7 @@ _CALLED_ELSEWHERE = {
     **dict.fromkeys(("client_max_body_size", "limitrequestbody", "max_body", "post_max_size"), "body_limit"),
     **dict.fromkeys(("keepalive_timeout", "keepalivetimeout"), "idle_timeout"),
     **dict.fromkeys(("error_log", "errorlog"), "error_log_file"),
+    **dict.fromkeys(("slow_log", "slowlog", "request_slowlog"), "slow_log_file"),
     **dict.fromkeys(("customlog", "accesslog"), "access_log"),
     **dict.fromkeys(("error_page", "errordocument"), "error_pages"),
     **dict.fromkeys(("bind", "http_socket", "host"), "address"),

@@ -113,11 +113,13 @@ class Vhost:
     proxy_headers: str = limits.PROXY_HEADERS[0]
     error_pages: Mapping[str, str] = field(default_factory=dict)
     static: StaticSettings = field(default_factory=StaticSettings)
+    slow_log_file: str | None = None
 
     @property
     def log_files(self) -> tuple[str, ...]:
         """Its log files, as far as there are any: the tenant's supervisor writes them."""
-        return tuple([file for file in (self.access_log_file, self.error_log_file) if file is not None])
+        files = (self.access_log_file, self.error_log_file, self.slow_log_file)
+        return tuple([file for file in files if file is not None])
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,7 +216,11 @@ class Config:
             pool=vhost.pool,
             http=vhost.http,
             logs=TenantLogs(
-                vhost.access_log, vhost.access_log_file, vhost.error_log_file, vhost.log_file_limit
+                vhost.access_log,
+                vhost.access_log_file,
+                vhost.error_log_file,
+                vhost.slow_log_file,
+                vhost.log_file_limit,
             ),
             log=LogSettings(vhost.log_level or self.log.level, self.log.format),
             grace=self.grace,

@@ -420,10 +420,19 @@ SCHEMA = Table(
                     default_text="none",
                     example='"/var/log/pyttpd/blog/error.log"',
                 ),
+                Key(
+                    "slow_log_file",
+                    Kind.PATH,
+                    _LOGS.slow_log_file,
+                    "A file for what is said of requests that take too long (pool.slow_request, pool.request_timeout), "
+                    "with its tracebacks; else that goes where the tenant prints.",
+                    default_text="none",
+                    example='"/var/log/pyttpd/blog/slow.log"',
+                ),
                 _count(
                     "log_file_limit",
                     _LOGS.log_file_limit,
-                    "What each of the two files may grow to; what comes then is counted, told, and lost until the "
+                    "What each of these files may grow to; what comes then is counted, told, and lost until the "
                     "file is renamed.",
                     limits.LOG_FILE_LIMIT,
                     "bytes",

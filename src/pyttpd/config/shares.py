@@ -414,6 +414,7 @@ class TenantLogs:
     access_log: str = "combined"
     access_log_file: str | None = None
     error_log_file: str | None = None
+    slow_log_file: str | None = None
     log_file_limit: int = 1 << 30
 
     def __post_init__(self) -> None:
@@ -482,6 +483,7 @@ _TENANT_LOGS_FIELDS: dict[str, Check] = {
     "access_log": _choice(limits.ACCESS_LOGS),
     "access_log_file": _path_or_none,
     "error_log_file": _path_or_none,
+    "slow_log_file": _path_or_none,
     "log_file_limit": _integer(limits.LOG_FILE_LIMIT),
 }
 _STATIC_FIELDS: dict[str, Check] = {

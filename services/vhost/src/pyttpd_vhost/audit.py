@@ -30,6 +30,7 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from pyttpd_vhost.http.response import CLOSE, STATUS, date_line
+from pyttpd_vhost.output import SLOW, TIMED_OUT
 
 if TYPE_CHECKING:
     from pyttpd_vhost.crew import Server
@@ -85,7 +86,7 @@ class Audit:
             elif self._slow_after and age >= self._slow_after and not server.reported:
                 server.reported = True
                 self.slow += 1
-                self._report("slow request", server, age, now)
+                self._report(SLOW, server, age, now)
         if self._lingering:
             self._linger(now)
         return overdue
@@ -114,7 +115,7 @@ class Audit:
                 return False
         server.condemned = one
         self.timed_out += 1
-        self._report("request timed out: its worker retires", server, age, now)
+        self._report(TIMED_OUT, server, age, now)
         if sock is not None:
             self._part(sock, connection, now)
         return True

@@ -25,6 +25,10 @@ from pyttpd.loop import READ, Loop
 from pyttpd_vhost.access import LOST, MAX_LINE, MAX_RECORD, line_pattern
 from pyttpd_vhost.logfile import LogFile
 
+#: What a worker's audit writes (audit.py), and how the lines below it begin (pyttpd.log).
+SLOW, TIMED_OUT = "slow request", "request timed out: its worker retires"
+_SLOW_LINES = (f"warning: {SLOW} ".encode(), f"warning: {TIMED_OUT} ".encode())
+_BELOW = b"    | "
 #: A longer printed line is cut into several.
 MAX_PRINTED = 4096
 #: Read in one turn of the loop.
@@ -52,6 +56,9 @@ class Output:
         self._read, self.fd = os.pipe2(os.O_CLOEXEC)
         os.set_blocking(self._read, False)
         self.log = log
+        #: Where it goes what is said of slow requests; None: there as well.
+        self.slow: Log | None = None
+        self._slow_goes_on = False
         self._rest = b""
         self._loop = loop
         self._due = 0.0
@@ -80,14 +87,20 @@ class Output:
         *lines, self._rest = data.split(b"\n")
         logged = 0
         for line in lines:
+            log = self.log if self.slow is None else self._log_for(line, self.slow)
             for start in range(0, len(line) or 1, MAX_PRINTED):
-                self.log.output(line[start : start + MAX_PRINTED].decode("utf-8", "replace"))
+                log.output(line[start : start + MAX_PRINTED].decode("utf-8", "replace"))
                 logged += 1
         while len(self._rest) > MAX_PRINTED:
             self.log.output(self._rest[:MAX_PRINTED].decode("utf-8", "replace"))
             self._rest = self._rest[MAX_PRINTED:]
             logged += 1
         return len(data) + _PER_LINE * logged
+
+    def _log_for(self, line: bytes, slow: Log) -> Log:
+        """Return where a line goes that may be about a slow request. It is the tenant's word that it is."""
+        self._slow_goes_on = line.startswith(_SLOW_LINES) or (self._slow_goes_on and line.startswith(_BELOW))
+        return slow if self._slow_goes_on else self.log
 
     def close(self) -> None:
         """Give both ends back."""

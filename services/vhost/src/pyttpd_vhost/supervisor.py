@@ -23,7 +23,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from pyttpd import confine, metrics, privileges
@@ -233,8 +233,13 @@ class Supervisor:
     def _open_logs(self, share: VhostShare) -> None:
         """Open the tenant's log files, if it has any, and what its workers send their access log to."""
         logs, options = share.logs, self._service.options
-        for which, path in (("access", logs.access_log_file), ("error", logs.error_log_file)):
-            if path is not None and (which == "error" or logs.access_log != "off"):
+        paths = (
+            ("access", logs.access_log_file if logs.access_log != "off" else None),
+            ("error", logs.error_log_file),
+            ("slow", logs.slow_log_file),
+        )
+        for which, path in paths:
+            if path is not None:
                 self._log_files[which] = LogFile(path, logs.log_file_limit, self._log)
         if logs.access_log != "off":
             self._entries = Entries(
@@ -246,14 +251,21 @@ class Supervisor:
                 shared=options.shared_output,
             )
         if (error := self._log_files.get("error")) is not None:
-            self._output.log = Log(self._service.role.value, share.name, write=self._write_printed(error))
-            self._output.log.level, self._output.log.format = share.log.level, share.log.format
+            self._output.log = self._log_to(error, share)
+        if (slow := self._log_files.get("slow")) is not None:
+            self._output.slow = self._log_to(slow, share)
         if self._entries is not None or self._log_files:
             self._loop.call_later(LOOK_INTERVAL, self._look_at_logs)
 
-    def _write_printed(self, file: LogFile) -> Callable[[bytes], None]:
+    def _log_to(self, file: LogFile, share: VhostShare) -> Log:
         """Return what writes to `file`, or to the role's log as long as that can't be opened."""
-        return lambda line: file.write(line) if file.is_open else write(line)
+
+        def write_printed(line: bytes) -> None:
+            (file.write if file.is_open else write)(line)
+
+        log = Log(self._service.role.value, share.name, write=write_printed)
+        log.level, log.format = share.log.level, share.log.format
+        return log
 
     def _look_at_logs(self) -> None:
         for file in self._log_files.values():
@@ -687,6 +699,7 @@ class Supervisor:
         access = self._entries.lost if self._entries is not None else 0
         lost.add_metric([name, "access"], access + files.get("access", 0))
         lost.add_metric([name, "error"], files.get("error", 0))
+        lost.add_metric([name, "slow"], files.get("slow", 0))
         yield lost
         exits = counter("pyttpd_vhost_worker_exits", "Workers that ended.", labels=["vhost", "reason"])
         for reason, count in sorted(self.exits.items()):
