@@ -618,6 +618,14 @@ section(
         head("POST / HTTP/1.1", H, "Transfer-Encoding: chunked") + b"1\r\nxy\r\n",
         together=True,
     ),
+    *(
+        bad(f"{name}, {how}", head(f"POST {how} HTTP/1.1", H, "Transfer-Encoding: chunked") + chunks, status)
+        for how in ("/swallow", "/swallow/out")
+        for name, chunks, status in (
+            ("malformed", b"1\r\nx\r\nx\r\n", 400),
+            ("over the limit", b"3e9\r\n" + b"x" * 1001 + b"\r\n0\r\n\r\n", 413),
+        )
+    ),
     good("not all of it", chunked(b"5\r\nhel"), answer(400), end=WAITING),
     good("without the last", chunked(b"5\r\nhello\r\n"), answer(400), end=WAITING),
     good("without the last line", chunked(b"5\r\nhello\r\n0\r\n"), answer(400), end=WAITING),
