@@ -6,8 +6,8 @@ The rules, the same for every engine:
   the next request.
 - The engine may refuse what the scanner let through; it can't accept what the scanner refused. So the
   stricter one wins.
-- The framing of the body is decided here, once, for all engines (`Request`): RFC 9112 section 6.3 without its
-  tolerances.
+- The framing of the body is decided here, once, for all engines (`body_length`): RFC 9112 section 6.3 without
+  its tolerances.
 - Upgrade is ignored (RFC 9110 section 7.8 allows that): the request is served as if it weren't there.
 """
 
@@ -98,30 +98,17 @@ class Request:
         self.length = 0
         self.expect = False
         if special:
-            self._frame(special)
+            self.length = body_length(head.version, special)
+            self._live(special)
 
-    def _frame(self, special: Fields) -> None:
-        """Decide framing and life time (RFC 9112 sections 6.3 and 9.3), and refuse whatever is ambiguous."""
-        lengths = [value for name, value in special if name == b"content-length"]
-        codings = [value for name, value in special if name == b"transfer-encoding"]
-        if codings:
-            if lengths:
-                raise Refused(400, "Content-Length with Transfer-Encoding")
-            if self.version != 11:
-                raise Refused(400, "Transfer-Encoding in HTTP/1.0")
-            if len(codings) != 1 or codings[0].lower() != b"chunked":
-                raise Refused(501, "transfer coding not served")
-            self.length = CHUNKED
-        elif lengths:
-            if len(lengths) != 1 or _LENGTH.fullmatch(lengths[0]) is None:
-                raise Refused(400, "malformed Content-Length")
-            self.length = int(lengths[0])
+    def _live(self, special: Fields) -> None:
+        """Decide what comes behind this request (RFC 9112 section 9.3), and what before its body."""
         for name, value in special:
             if name == b"connection":
                 options = {option.strip() for option in value.lower().split(b",")}
                 if b"close" in options:
                     self.keep_alive = False
-                    break  # whatever follows (RFC 9112 section 9.3)
+                    break  # whatever follows
                 if b"keep-alive" in options:
                     self.keep_alive = True
         for name, value in special:
@@ -144,6 +131,28 @@ class Request:
         """Whether the client does something with trailers (RFC 9110 section 10.1.4)."""
         codings = (self.get(b"te") or b"").lower().split(b",")
         return any(coding.strip() == b"trailers" for coding in codings)
+
+
+def body_length(version: int, special: Fields) -> int:
+    """Return the length of a request's body, or CHUNKED: RFC 9112 section 6.3, step by step. Raises Refused.
+
+    (Its steps 1, 2 and 8 are about responses.)
+    """
+    lengths = [value for name, value in special if name == b"content-length"]
+    codings = [value for name, value in special if name == b"transfer-encoding"]
+    if codings and lengths:  # 3: may be refused, so it is
+        raise Refused(400, "Content-Length with Transfer-Encoding")
+    if codings:  # 4
+        if version != 11:  # section 6.1: faulty, whatever else it says
+            raise Refused(400, "Transfer-Encoding in HTTP/1.0")
+        if len(codings) != 1 or codings[0].lower() != b"chunked":
+            raise Refused(501, "transfer coding not served")
+        return CHUNKED
+    if lengths:
+        if len(lengths) != 1 or _LENGTH.fullmatch(lengths[0]) is None:  # 5, without its tolerances
+            raise Refused(400, "malformed Content-Length")
+        return int(lengths[0])  # 6
+    return 0  # 7
 
 
 class Engine(Protocol):
