@@ -157,12 +157,14 @@ class WsgiKind:
     def _head_environ(self, request: Request) -> Environ:
         environ = self._template.copy()
         environ["REQUEST_METHOD"] = request.method
-        environ["REQUEST_URI"] = environ["RAW_URI"] = request.target.decode("latin-1")
+        target = environ["REQUEST_URI"] = environ["RAW_URI"] = request.target.decode("latin-1")
         path = request.path
         if b"%" in path:
-            path = unquote_to_bytes(path)
-        if path != b"*":  # OPTIONS * is for the server, and no path (RFC 3875 section 4.1.5)
+            environ["PATH_INFO"] = unquote_to_bytes(path).decode("latin-1")
+        elif len(path) != len(target):
             environ["PATH_INFO"] = path.decode("latin-1")
+        elif target != "*":  # OPTIONS * is for the server, and no path (RFC 3875 section 4.1.5)
+            environ["PATH_INFO"] = target
         if request.query:
             environ["QUERY_STRING"] = request.query.decode("latin-1")
         environ["SERVER_NAME"] = request.host or self._server_name
@@ -180,7 +182,7 @@ class WsgiKind:
                 environ[key] = f"{environ[key]}{comma}{value.decode('latin-1')}"
             elif key is not None:
                 environ[key] = value.decode("latin-1")
-        if request.target[:1] != b"/" and "HTTP_HOST" in environ:
+        if target[0] != "/" and "HTTP_HOST" in environ:
             # absolute-form: Host doesn't count, and may say anything (RFC 9112 section 3.2.2)
             environ["HTTP_HOST"] = f"{request.host}:{request.port}" if request.port else request.host
         return environ
@@ -277,13 +279,16 @@ class _Response:
     def send(self, result: Iterable[bytes]) -> None:
         """Send what the application returned."""
         exchange = self._exchange
-        kind = type(result)
-        if kind is list:
-            if len(result) == 1 and exchange.state is _NOTHING:  # type: ignore[arg-type]
-                self._only(result[0])  # type: ignore[index]
+        if type(result) is list:
+            if len(result) == 1 and exchange.state is _NOTHING:
+                content = result[0]
+                if type(content) is bytes and content and self._fields is not None:
+                    exchange.respond(self._status, self._code, self._fields, content)
+                else:
+                    self._only(content)
                 return
-        elif kind is FileWrapper:
-            if self._send_file(result):  # type: ignore[arg-type]
+        elif type(result) is FileWrapper:
+            if self._send_file(result):
                 return
         elif exchange.state is _NOTHING and _length(result) == 1:
             self._only(next(iter(result), b""))
