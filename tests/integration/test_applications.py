@@ -524,6 +524,8 @@ def test_behind_nginx_as_documented(plant: Plant) -> None:
     assert told["wsgi.url_scheme"] == "http"
     assert told["HTTP_X_FORWARDED_FOR"] == told["HTTP_X_REAL_IP"] == "127.0.0.2"
     assert "HTTP_FORWARDED" not in told
+    # and in the access log
+    tree.wait_for(lambda: "127.0.0.2 - - [" in tree.log())
 
 
 def answers(port: int) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -335,6 +336,40 @@ def test_a_long_list_is_walked_so_far_and_no_further() -> None:
     assert origin.address == hops[-MAX_HOPS]
     assert len(dict(origin.believed)["X-Forwarded-For"].split(", ")) == MAX_HOPS
     assert len(proxies._known) <= MAX_HOPS + 1
+
+
+SIZE = 60_000
+
+
+@pytest.mark.parametrize(
+    ("headers", "name", "value"),
+    [
+        ("x-forwarded", "X-Forwarded-For", "," * SIZE),
+        ("x-forwarded", "X-Forwarded-For", "1" * SIZE),
+        ("x-forwarded", "X-Forwarded-For", " " * SIZE + "x"),
+        ("x-forwarded", "X-Forwarded-For", "10.0.0.2," * (SIZE // 9)),
+        ("x-forwarded", "X-Forwarded-Host", "a," * (SIZE // 2)),
+        ("x-forwarded", "X-Forwarded-Port", "1" * SIZE),
+        ("forwarded", "Forwarded", "," * SIZE),
+        ("forwarded", "Forwarded", ";" * SIZE),
+        ("forwarded", "Forwarded", "for=a" + " " * SIZE + '"'),
+        ("forwarded", "Forwarded", " " * SIZE + '"'),
+        ("forwarded", "Forwarded", "a" * SIZE),
+        ("forwarded", "Forwarded", "a=" + "b" * SIZE + '"'),
+        ("forwarded", "Forwarded", 'a="' + "b" * SIZE),
+        ("forwarded", "Forwarded", 'a="' + '\\"' * (SIZE // 2)),
+        ("forwarded", "Forwarded", "for=10.0.0.2," * (SIZE // 13)),
+        ("forwarded", "Forwarded", 'for="",' * (SIZE // 7)),
+        ("forwarded", "Forwarded", "".join(f"a{number}=b;" for number in range(SIZE // 9))),
+    ],
+)
+def test_long_headers_cost_time_by_their_length(headers: str, name: str, value: str) -> None:
+    """Not by its square: a client can make them long, and a proxy passes them on."""
+    fields = [(name.encode(), value.encode())]
+    begin = time.process_time()
+    with contextlib.suppress(Refused):
+        assert Proxies(TRUSTED, headers).origin(PROXY, fields).address
+    assert time.process_time() - begin < 0.5
 
 
 def test_what_is_remembered_of_addresses_is_bounded() -> None:

@@ -338,8 +338,12 @@ class Supervisor:
         match message:
             case Ready():
                 child.ready = True
-                self._failure = ""
-                self._log.info("application loaded", seconds=round(time.monotonic() - child.born, 3))
+                assert self._share is not None
+                if self._share.preload:
+                    self._failure = ""
+                    self._log.info("application loaded", seconds=round(time.monotonic() - child.born, 3))
+                else:
+                    self._log.info("prototype is there: each worker imports the application")
                 self._fill()
             case Spawned(number, pid):
                 self._spawned(number, pid)

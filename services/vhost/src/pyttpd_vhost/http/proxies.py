@@ -29,8 +29,10 @@ from pyttpd.head import Refused, authority
 
 Fields = list[tuple[bytes, bytes]]
 
-#: A longer chain of proxies that we trust is a loop, or somebody's game.
+#: A longer chain of proxies that we trust is a loop, or somebody's game. Empty entries count.
 MAX_HOPS = 32
+#: Elements of one Forwarded field: those of the chain, and what the client has put before them.
+MAX_ELEMENTS = 256
 #: Addresses whose verdict is remembered; then all are forgotten.
 _MAX_KNOWN = 1024
 
@@ -54,9 +56,9 @@ _ADDRESS = re.compile(
     rb"(?:([0-9.]{7,15})|\[([0-9A-Fa-f:.]{2,45})\])(?::(?:([0-9]{1,5})|_[0-9A-Za-z._\-]+))?|([0-9A-Fa-f:.]{2,45})"
 )
 #: A pair of Forwarded, with what ends it. More lenient than section 4 about blanks, and about characters outside of
-#: quotes ("for=1.2.3.4:80" is often seen).
+#: quotes ("for=1.2.3.4:80" is often seen). Blanks are taken once and not given back: no quadratic time.
 _PAIR = re.compile(
-    rb'[ \t]*(?:([!#$%&\'*+\-.^_`|~0-9A-Za-z]+)=(?:([^",;\\ \t]+)|"((?:[^"\\]|\\.)*)"))?[ \t]*([,;]|\Z)'
+    rb'[ \t]*+(?:([!#$%&\'*+\-.^_`|~0-9A-Za-z]+)=(?:([^",;\\ \t]+)|"((?:[^"\\]|\\.)*)"))?[ \t]*+([,;]|\Z)'
 )
 _QUOTED_PAIR = re.compile(rb"\\(.)")
 
@@ -203,9 +205,8 @@ def _last(values: bytes) -> bytes:
 
 
 def _addresses_from_the_end(values: bytes) -> Iterator[tuple[str, tuple[str, str] | None]]:
-    """Yield the list's entries from the last to the first, one by one: the rest may be long, and is the client's."""
-    while values:
-        values, _, entry = values.rpartition(b",")
+    """Yield the list's entries from the last to the first, as many as may be believed: the rest may be long."""
+    for entry in reversed(values.rsplit(b",", MAX_HOPS)[-MAX_HOPS:]):
         entry = entry.strip(b" \t")
         if entry:
             yield entry.decode("latin-1"), _address(entry)
@@ -267,4 +268,6 @@ def _elements(line: bytes) -> list[_Element]:
                 elements.append(_Element(pairs, line[start : match.start(4)].strip(b" \t").decode("latin-1")))
             if not end:
                 return elements
+            if len(elements) >= MAX_ELEMENTS:
+                raise Refused(400, "too many elements in Forwarded")
             pairs, start = {}, at
