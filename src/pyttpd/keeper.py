@@ -93,6 +93,7 @@ class Keeper:
             self._turn(wake)
         self._end_strays()
         self.health.remove()
+        signal.set_wakeup_fd(-1)  # one more signal may come, and the pair ends with us
         return 0
 
     # ---- one turn ----

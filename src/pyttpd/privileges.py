@@ -82,9 +82,17 @@ def ended() -> Iterator[tuple[int, int]]:
 
 
 def children() -> list[int]:
-    """Return the pids of this process's children (proc(5), /proc/[pid]/task/[tid]/children)."""
+    """Return the pids of this process's children (proc(5), /proc/[pid]/task/[tid]/children).
+
+    While one of them ends the kernel may leave out others, so what counts is what it says twice.
+    """
+    before: bytes | None = None
     try:
-        with open(f"/proc/self/task/{os.getpid()}/children", "rb") as listing:
-            return [int(pid) for pid in listing.read().split()]
+        while True:
+            with open(f"/proc/self/task/{os.getpid()}/children", "rb") as listing:
+                found = listing.read()
+            if found == before:
+                return [int(pid) for pid in found.split()]
+            before = found
     except FileNotFoundError:
         return []

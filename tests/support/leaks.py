@@ -77,17 +77,22 @@ def descriptors() -> Iterator[tuple[int, str]]:
 
 
 def descendants(pid: int) -> Iterator[int]:
-    """All living processes below `pid`. Dead ones that lost their parent to us are reaped on the way."""
-    for task in Path(f"/proc/{pid}/task").glob("*/children"):
-        try:
-            children = task.read_text().split()
-        except OSError:
-            continue
-        for child in map(int, children):
-            if state(child) in "ZX":
-                continue
-            yield child
-            yield from descendants(child)
+    """All living processes below `pid`.
+
+    By each one's parent: /proc/PID/task/TID/children may leave out some while others end (proc(5)).
+    """
+    children: dict[int, list[int]] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                letter, parent, *_ = (entry / "stat").read_text().rpartition(")")[2].split()
+                if letter not in "ZX":
+                    children.setdefault(int(parent), []).append(int(entry.name))
+    below = [pid]
+    while below:
+        found = sorted(children.get(below.pop(0), ()))
+        yield from found
+        below += found
 
 
 def state(pid: int) -> str:

@@ -6,6 +6,7 @@ import itertools
 import os
 import signal
 import socket
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -83,6 +84,23 @@ def test_a_signal_that_comes_while_a_role_is_forked_is_not_lost(
         finally:
             os._exit(1)
     assert ended(pid, 5.0) == 0
+
+
+def test_a_signal_that_comes_when_all_is_over_is_no_error(tmp_path: Path) -> None:
+    said = tmp_path / "said"
+    pid = os.fork()
+    if pid == 0:
+        try:
+            sys.stderr = said.open("w", buffering=1)
+            signal.setitimer(signal.ITIMER_REAL, 0.1)
+            signal.signal(signal.SIGALRM, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+            status = Keeper(lives, Log("test", write=lambda _: None), HealthFile(""), 5.0, 0.0).run()
+            os.kill(os.getpid(), signal.SIGTERM)
+            os._exit(status)
+        finally:
+            os._exit(1)
+    assert ended(pid) == 0
+    assert said.read_bytes() == b""
 
 
 def test_successors_that_crash_are_not_started_without_delay(
