@@ -10,6 +10,7 @@ import contextlib
 import http.client
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import threading
@@ -240,6 +241,64 @@ def test_ten_thousand_idle_connections(tree: Tree) -> None:
             sock.sendall(request)
             assert sock.recv(1000).startswith(b"HTTP/1.1 200 OK\r\n")
     tree.wait_for(lambda: not tree.busy())
+
+
+# ---- connections per client ------------------------------------------------------------------------------------------
+
+FEW = """
+[vhost.few]
+hosts = ["few.localhost"]
+uid = 20003
+kind = "wsgi"
+root = "application"
+application = "app:application"
+[vhost.few.http]
+max_connections_per_client = 3
+"""
+
+
+def ask_few(sock: socket.socket) -> int:
+    """Return the status of one more request on this connection."""
+    sock.sendall(b"GET / HTTP/1.1\r\nHost: few.localhost\r\n\r\n")
+    response = http.client.HTTPResponse(sock)
+    response.begin()
+    response.read()
+    return response.status
+
+
+def test_connections_per_client_are_counted_over_all_workers_also_when_these_die(
+    plant: Callable[..., Tree],
+) -> None:
+    tree = plant(tenants=FEW, hosts=("few.localhost",), files={"application/app.py": APPLICATION})
+    tree.wait_for(lambda: len(workers_memory(tree, "few")) == 2)
+    with contextlib.ExitStack() as stack:
+
+        def connect(source: str = "127.0.0.1") -> socket.socket:
+            sock = socket.create_connection(("127.0.0.1", tree.port), 10, (source, 0))
+            return stack.enter_context(sock)
+
+        def three() -> bool:
+            """The answer to the connection before may still be on its way out."""
+            kept[:] = [connect() for _ in range(3)]
+            if [ask_few(sock) for sock in kept] == [200] * 3:
+                return True
+            for sock in kept:
+                sock.close()
+            return False
+
+        kept: list[socket.socket] = []
+        tree.wait_for(three)  # the workers take turns, so both have some
+        assert [ask_few(connect()) for _ in range(3)] == [429] * 3
+        assert ask_few(connect("127.0.0.9")) == 200  # somebody else
+        assert [ask_few(sock) for sock in kept] == [200] * 3
+        kept.pop().close()
+        tree.wait_for(lambda: ask_few(connect()) == 200)
+        # workers that are killed take their connections with them, and their counts
+        tree.expect("worker ended")
+        for pid in workers_memory(tree, "few"):
+            os.kill(pid, signal.SIGKILL)
+        tree.wait_for(three)
+        assert ask_few(connect()) == 429
 
 
 # ---- streams ---------------------------------------------------------------------------------------------------------

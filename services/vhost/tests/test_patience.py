@@ -19,7 +19,7 @@ from pyttpd.wire.messages import Client as Address
 from pyttpd_vhost import commons as module
 from pyttpd_vhost.commons import Commons
 from pyttpd_vhost.http.connection import State, Want
-from pyttpd_vhost.http.patience import Pace, Patience
+from pyttpd_vhost.http.patience import MOST_AT_ONCE, Pace, Patience
 from pyttpd_vhost.stress import AFTER, GAP, UNTIL, Stress
 
 from .conftest import Client, Serve, Server
@@ -56,14 +56,16 @@ def wait_until(condition: Callable[[], object], within: float = 10.0) -> None:
     [
         ([], 5.0),  # the timeout is shorter than the grace
         ([(1.0, 0)], 4.0),
-        ([(4.0, 1)], 5.0),  # anything that moves begins the timeout anew
-        ([(4.0, 1)] * 4, 20.0 - 15.96),
-        ([(4.0, 1)] * 5, 0.05),  # the grace is used up, and five bytes are worth five hundredths of a second
-        ([(4.0, 1)] * 5 + [(0.1, 0)], -0.05),
-        ([(4.0, 1)] * 5 + [(1.0, 2000)], 5.0),  # it has caught up
-        ([(4.0, 1000)] * 50, 5.0),  # quicker than the rate, for as long as it takes
-        ([(0.0, 1 << 30), (4.0, 0)], 1.0),
-        ([(0.0, 1 << 30)] + [(4.0, 1)] * 5, 0.05),  # nothing is saved up
+        ([(1.0, 0)] * 4, 1.0),
+        ([(1.0, 0)] * 4 + [(1.0, 1)], 5.0),  # anything that moves begins the timeout anew
+        ([(1.0, 1)] * 16, 20.0 - 16 * 0.99),
+        ([(1.0, 1)] * 20, 0.2),  # the grace is used up, and a byte is worth a hundredth of a second
+        ([(1.0, 1)] * 20 + [(0.3, 0)], -0.1),
+        ([(1.0, 1)] * 20 + [(1.0, 2000)], 5.0),  # it has caught up
+        ([(1.0, 100)] * 500, 5.0),  # as quick as the rate, for as long as it takes
+        ([(0.0, 1 << 30), (1.0, 0)], 4.0),
+        ([(0.0, 1 << 30)] + [(1.0, 1)] * 20, 0.2),  # nothing is saved up
+        ([(3600.0, 0)], 5.0 - MOST_AT_ONCE),  # nobody looked: our fault
     ],
 )
 def test_pace(steps: list[tuple[float, int]], left: float) -> None:
@@ -76,7 +78,7 @@ def test_pace(steps: list[tuple[float, int]], left: float) -> None:
 def test_without_a_rate_only_the_timeout_counts() -> None:
     pace = Pace()
     for _ in range(1000):
-        pace.add(4.0, 1, 0)
+        pace.add(1.0, 1, 0)
     assert pace.left(5.0, 0, 0.0) == 5.0
 
 
@@ -324,6 +326,26 @@ def test_a_slow_body_costs_a_thread_and_a_slow_head_none(serve: Serve) -> None:
         assert Client(fast).answer().body == b"small"  # when read_timeout has freed the thread
         assert 0.2 < time.monotonic() - start < 5
         assert Client(slow).answer().status == 408
+
+
+def test_a_reader_isnt_to_blame_for_a_busy_worker(serve: Serve, tmp_path: Path) -> None:
+    """It takes what it gets at once; it got nothing, because the only thread was in the application."""
+    (tmp_path / "big").write_bytes(bytes(8_000_000))
+
+    def application(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+        start_response("200 OK", [])
+        if environ["PATH_INFO"] == "/sleep":
+            time.sleep(2.0)
+            return [b""]
+        result: Iterable[bytes] = environ["wsgi.file_wrapper"]((tmp_path / "big").open("rb"))
+        return result
+
+    server = serve(application, write_timeout=1.8, rate_grace=1.8)
+    with server.connect() as sock, server.connect() as other:
+        sock.sendall(GET)
+        other.sendall(b"GET /sleep HTTP/1.1\r\nHost: a.test\r\n\r\n" * 2)
+        assert len(Client(sock).answer().body) == 8_000_000
+    assert server.site.stats.gone == 0
 
 
 # ---- back pressure, and clients that go away -------------------------------------------------------------------------

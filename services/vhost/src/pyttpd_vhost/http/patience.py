@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 #: Who waits for a client looks at it this often (s), to see what it has taken, and whether stress has begun.
 LOOK = 0.5
+#: What a client is charged for at most between two looks. More only passes when our threads are busy elsewhere: then
+#: the client may have done all it could, and we haven't sent or read.
+MOST_AT_ONCE = 3 * LOOK
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +63,7 @@ class Pace:
 
     def add(self, seconds: float, count: int, rate: float) -> None:
         """We have waited for so long, and so many bytes have moved meanwhile."""
+        seconds = min(seconds, MOST_AT_ONCE)
         self.still = 0.0 if count else self.still + seconds
         if rate:
             self.lag = max(0.0, self.lag + seconds - count / rate)
