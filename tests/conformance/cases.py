@@ -608,6 +608,12 @@ section(
             *(b"hello", b"GET / HTTP/1.1\r\n", b"\n1\r\nx\r\n0\r\n\r\n", b"0" * 300, b"0 \r\n\r\n", b"0, 0\r\n\r\n"),
         )
     ),
+    good(
+        "many extensions",
+        chunked((b"a;" + b"a" * 90 + b"\r\n0123456789\r\n") * 9 + b"0\r\n\r\n"),
+        ok(b"POST /body " + b"0123456789" * 9),
+    ),
+    bad("extensions instead of data", chunked((b"1;%b\r\nx\r\n" % (b"a" * 200)) * 100 + b"0\r\n\r\n")),
     bad(
         "malformed, and not read",
         head("POST / HTTP/1.1", H, "Transfer-Encoding: chunked") + b"x\r\n\r\n",

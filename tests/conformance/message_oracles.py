@@ -60,12 +60,14 @@ STRICTER = {
     "h11": {
         "malformed chunk size": "h11 takes twenty digits, blanks behind a size, and anything for an extension",
         "line in a chunked body too long": "a limit",
+        "too much around too little data": "a limit",
         "malformed trailer": "h11 takes bare LF, folds, and control characters",
         "forbidden trailer": "h11 takes Content-Length and Host, and one good Transfer-Encoding",
     },
     "llhttp": {
         "malformed chunk size": "llhttp takes sixteen digits",
         "line in a chunked body too long": "a limit",
+        "too much around too little data": "a limit",
         "forbidden trailer": "llhttp leaves trailers to its user",
     },
 }

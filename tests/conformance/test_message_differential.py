@@ -26,6 +26,7 @@ WITNESSES = [
     b"5;\r\nhello\r\n0\r\n\r\n",
     b"0000000000000005\r\nhello\r\n0\r\n\r\n",
     b"0;" + b"a" * 300 + b"\r\n\r\n",
+    (b"1;" + b"a" * 200 + b"\r\nx\r\n") * 100 + b"0\r\n\r\n",
     b"0\r\nA: b\r\n c\r\n\r\n",
     b"0\r\nHost: b\r\n\r\n",
 ]

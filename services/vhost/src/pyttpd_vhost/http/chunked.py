@@ -20,6 +20,11 @@ from pyttpd_vhost.http.errors import RequestError
 #: A size line with its extensions. Nobody sends more; the loop of "1;aaaa..." chunks would cost us more than
 #: the sender.
 MAX_SIZE_LINE = 256
+#: What a body may carry around its data beyond ALLOWANCE bytes a chunk and twice the data: enough for signatures on
+#: chunks of any sensible size, too little for who sends extensions instead of data (Go's bounds, after
+#: CVE-2023-39326).
+MAX_EXCESS = 16384
+ALLOWANCE = 16
 #: All trailers together, the bound that proxies use for a head's single line.
 MAX_TRAILERS = 8192
 
@@ -46,12 +51,13 @@ class State(enum.Enum):
 class ChunkedDecoder:
     """Decodes one message. `state` is DONE after the last CRLF; errors are RequestError(400)."""
 
-    __slots__ = ("_left", "_trailers_size", "state", "trailers")
+    __slots__ = ("_excess", "_left", "_trailers_size", "state", "trailers")
 
     def __init__(self) -> None:
         self.state = State.SIZE
         #: Names as sent, values without blanks around them; complete when DONE.
         self.trailers: list[tuple[bytes, bytes]] = []
+        self._excess = 0
         self._left = 0
         self._trailers_size = 0
 
@@ -91,6 +97,9 @@ class ChunkedDecoder:
                         raise RequestError(400, "malformed chunk size")
                     at += len(line)
                     self._left = int(match[1], 16)
+                    self._excess = max(0, self._excess + len(line) - ALLOWANCE - 2 * self._left)
+                    if self._excess > MAX_EXCESS:
+                        raise RequestError(400, "too much around too little data")
                     self.state = State.DATA if self._left else State.TRAILER
                 case State.TRAILER:
                     line = _line(data, at, MAX_TRAILERS - self._trailers_size)
