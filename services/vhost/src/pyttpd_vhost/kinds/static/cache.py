@@ -93,6 +93,12 @@ class Cache:
                 else:
                     self._remove(oldest)
 
+    def clear(self) -> None:
+        """Forget all."""
+        with self._lock:
+            for path in list(self._entries):
+                self._remove(path)
+
     def _remove(self, path: bytes) -> None:
         entry = self._entries.pop(path, None)
         if entry is not None:

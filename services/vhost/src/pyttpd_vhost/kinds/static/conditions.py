@@ -31,6 +31,10 @@ DECIDING = frozenset(
     }
 )
 
+#: Names as they were sent, with the deciding ones that they are, or None. The client chooses the names.
+_KNOWN: dict[bytes, bytes | None] = {}
+_MAX_KNOWN = 1024
+
 _TAG = re.compile(rb'(W/)?("[\x21\x23-\x7e\x80-\xff]*")')
 
 
@@ -46,9 +50,14 @@ def gather(fields: Iterable[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
     """Return the deciding fields by name, in lower case; several of one name are joined (section 5.3)."""
     found: dict[bytes, bytes] = {}
     for name, value in fields:
-        lower = name.lower()
-        if lower in DECIDING:
-            found[lower] = found[lower] + b", " + value if lower in found else value
+        try:
+            known = _KNOWN[name]
+        except KeyError:
+            known = name.lower() if name.lower() in DECIDING else None
+            if len(_KNOWN) < _MAX_KNOWN:
+                _KNOWN[name] = known
+        if known is not None:
+            found[known] = found[known] + b", " + value if known in found else value
     return found
 
 

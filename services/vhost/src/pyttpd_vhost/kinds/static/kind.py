@@ -56,13 +56,15 @@ class StaticKind:
         self._cache = Cache(self._root, settings.cache, site)
 
     def close(self) -> None:
-        """Give the root back (tests; a worker's ends with it)."""
+        """Give all descriptors back (tests; a worker's end with it)."""
+        self._cache.clear()
         self._root.close()
 
     def handle(self, request: Request, exchange: Exchange) -> None:
         """See `Kind.handle`."""
         kept: tuple[Entry, Prepared] | None = request.memo
         if kept is not None and exchange.keep and self._cache.valid(kept[0]):
+            kept[0].used = True
             exchange.respond_prepared(kept[1])
             return
         if request.method not in ("GET", "HEAD"):
@@ -159,8 +161,7 @@ class StaticKind:
                 self._page(exchange, 412)
                 return
             case Outcome.NOT_MODIFIED:
-                exchange.respond(STATUS[304], 304, form.unchanged, b"")
-                self._keep(entry, form, 304, request, exchange)
+                _send(entry, form, 304, request, exchange)
                 return
             case Outcome.PROCEED:
                 pass
@@ -178,20 +179,27 @@ class StaticKind:
             if parts is not None:
                 _send_parts(form, parts, exchange)
                 return
-        if file.opened is None:
-            assert file.content is not None
-            exchange.respond(STATUS[200], 200, form.whole, file.content)
-        else:
-            exchange.send_parts(STATUS[200], 200, form.whole, ((file.opened, 0, file.size),), file.size)
-        self._keep(entry, form, 200, request, exchange)
+        _send(entry, form, 200, request, exchange)
 
-    def _keep(
-        self, entry: Entry, form: Representation, code: int, request: Request, exchange: Exchange
-    ) -> None:
-        """Remember what the same head will get again, if it may."""
-        if request.remembered and entry.settled and request.version == 11 and exchange.body is None:
-            answer = form.prepared(code, head_only=request.method == "HEAD")
-            request.memo = None if answer is None else (entry, answer)
+
+def _send(entry: Entry, form: Representation, code: int, request: Request, exchange: Exchange) -> None:
+    """Answer 200 with all of it, or 304; and remember what the same head will get again, if it may."""
+    if exchange.keep and request.version == 11 and exchange.body is None:
+        answer = form.prepared(code, head_only=request.method == "HEAD")
+        if answer is not None:
+            exchange.respond_prepared(answer)
+            # what holds descriptors is held by the cache alone, which bounds them
+            if request.remembered and entry.settled and not entry.descriptors:
+                request.memo = entry, answer
+            return
+    file = form.file
+    if code == 304:
+        exchange.respond(STATUS[304], 304, form.unchanged, b"")
+    elif file.opened is None:
+        assert file.content is not None
+        exchange.respond(STATUS[200], 200, form.whole, file.content)
+    else:
+        exchange.send_parts(STATUS[200], 200, form.whole, ((file.opened, 0, file.size),), file.size)
 
 
 def _send_parts(form: Representation, parts: list[tuple[int, int]], exchange: Exchange) -> None:
