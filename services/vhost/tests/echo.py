@@ -2,12 +2,13 @@
 
 /             "METHOD path?query"; the body isn't read
 /body         the same, a blank, and the body
+/swallow      like /body, but whatever goes wrong with the body is swallowed; /swallow/out: in pieces
 /fields       each header field, as "name=value;"
 /trailers     each trailer of the body
 /204 ...      that status, with a body that may not be sent with some
 /out          "pieces" in two pieces, without a length, with a trailer
 /out/204 ...  the same with that status
-/long         more than the length it gives; /out/long: in pieces; /short: less
+/long         more than the length it gives; /short: less; /out/long, /out/short: in pieces
 """
 
 from __future__ import annotations
@@ -63,7 +64,8 @@ class EchoKind:
 
     def pieces(self, exchange: Exchange, what: bytes) -> None:
         code = int(what) if what.isdigit() else 200
-        fields, pieces = (FIVE, (b"123", b"4567")) if what == b"long" else (PLAIN, (b"pie", b"ces"))
+        fields = FIVE if what in (b"long", b"short") else PLAIN
+        pieces = {b"long": (b"123", b"4567"), b"short": (b"12", b"3")}.get(what, (b"pie", b"ces"))
         exchange.begin(STATUS[code], code, fields, pieces[0])
         exchange.write(pieces[1])
         exchange.end(Trailers([("X-Sum", "1")]))

@@ -9,6 +9,8 @@ from __future__ import annotations
 import contextlib
 import random
 import re
+import subprocess
+import sys
 from collections.abc import Iterable, Iterator
 
 import pytest
@@ -124,6 +126,33 @@ def test_row(server: Server, engine: str, title: str, case: Case) -> None:
 def test_names_are_unique() -> None:
     for title, cases in SECTIONS.items():
         assert len({case.name for case in cases}) == len(cases), title
+
+
+@pytest.mark.parametrize("path", ["/short", "/out/short"])
+def test_a_body_shorter_than_said_is_cut_by_the_end(server: Server, path: str) -> None:
+    log = server.site.log
+    assert isinstance(log, ListLog)
+    log.lines.clear()
+    with server.connect() as sock:
+        sock.sendall(head(f"GET {path} HTTP/1.1", H) + PROBE)
+        data = b""
+        while more := sock.recv(65536):
+            data += more
+    assert data.startswith(b"HTTP/1.1 200 OK\r\n")
+    assert b"\r\nContent-Length: 5\r\n" in data
+    assert data.endswith(b"\r\n\r\n123")
+    assert "response shorter than its Content-Length" in log.events()
+
+
+@pytest.mark.parametrize(("chosen", "other"), [("llhttp", "h11"), ("h11", "httptools")])
+def test_only_the_chosen_engine_is_imported(chosen: str, other: str) -> None:
+    program = f"""
+import sys
+from pyttpd_vhost import site
+site._engine({chosen!r})
+sys.exit({other!r} in sys.modules)
+"""
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
 
 
 def test_what_is_not_finished_gets_408(engine: str) -> None:
