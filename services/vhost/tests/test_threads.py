@@ -86,6 +86,13 @@ def test_threads_that_have_nothing_to_do_end_and_the_main_one_goes_on_alone(fron
     ours.wait_for(lambda: ours.row().threads > 1)
 
 
+def test_threads_end_even_if_nobody_asks_for_anything_any_more(front: Fronts) -> None:
+    ours = front(application, max_threads=8, thread_idle=0.1)
+    answers([ours.ask(f"/sleep/{SLEEP}") for _ in range(8)])
+    ours.wait_for(lambda: ours.row().threads == 1)
+    assert answers([ours.ask()]) == ["MainThread"]
+
+
 def test_with_one_thread_there_is_no_other_however_long_requests_wait(front: Fronts) -> None:
     ours = front(application)
     names = answers([ours.ask(f"/sleep/{SLEEP}") for _ in range(4)])

@@ -276,6 +276,12 @@ class Worker(Loop):
             self._busy_since = 0.0
             events = self._epoll.poll(SWEEP_INTERVAL, CROWD_EVENTS)
             self._busy_since = self.now = time.monotonic()
+            if not events:
+                # Nobody wants anything: the crowd is over, and the main thread comes first.
+                self._quick = CALM
+                if self._crew.main_waits:
+                    self._crew.hand_over(me)
+                break
             found = None
             for fd, event in events:
                 one = self._parked.pop(fd, None)
