@@ -314,6 +314,8 @@ def flask_tenants(proxies: str = "") -> str:
         writable = ["shop/data"]
         env = {{ SECRET_KEY = "secret" }}
         {proxies}
+        [vhost.{name}.pool]
+        max_threads = 4
         """
         for number, (name, application) in enumerate((("shop", "flaskapp:app"), ("fixed", "fixed:fixed")), 3)
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -180,3 +181,28 @@ def test_an_application_that_ends_its_process(plant: Plant) -> None:
 def ended(tree: Tree) -> float:
     samples = tree.samples("vhost", "wsgi")
     return sum(value for key, value in samples.items() if key[0] == "pyttpd_vhost_worker_exits_total")
+
+
+# ---- threads -------------------------------------------------------------------------------------------------------
+
+MEETING = """
+import os, threading
+
+MEETING = threading.Barrier(2, timeout=8)
+
+def application(environ, start_response):
+    start_response("200 OK", [("Content-Type", "text/plain")])
+    if environ["PATH_INFO"] == "/meet":
+        MEETING.wait()
+    return [f"{os.getpid()} {environ['wsgi.multithread']}".encode()]
+"""
+
+
+def test_what_is_said_of_threads_is_true(plant: Plant) -> None:
+    """Two requests that wait for each other are answered by one process that says so."""
+    pool = "[vhost.wsgi.pool]\nmax_workers = 1\nmax_threads = 2\n"
+    tree = plant(tenants=TENANT + pool, files={"application/app.py": MEETING}, **WSGI)
+    with ThreadPoolExecutor(2) as clients:
+        one, two = clients.map(lambda path: tree.get("wsgi.localhost", path).body, ["/meet", "/meet"])
+    assert one == two
+    assert one.endswith(b" True")

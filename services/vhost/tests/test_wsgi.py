@@ -1026,6 +1026,49 @@ def test_a_client_that_left_isnt_the_applications_fault(serve: Serve) -> None:
     assert "in close()" in tracebacks(server)
 
 
+@pytest.mark.parametrize("how", ["itself", "from", "while", "twice", "other"])
+def test_a_client_that_breaks_off_isnt_the_applications_fault(serve: Serve, how: str) -> None:
+    """Whatever a framework makes of it. What the application does wrong by itself is its fault all the same."""
+
+    def application(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+        try:
+            environ["wsgi.input"].read()
+        except OSError as error:
+            if how == "itself":
+                raise
+            if how == "from":
+                raise ValueError("unreadable") from error
+            if how == "twice":
+                try:
+                    raise ValueError("unreadable") from error
+                except ValueError as outer:
+                    raise RuntimeError("no view") from outer
+            if how == "while":
+                environ["not there"]
+        raise RuntimeError("by itself")
+
+    server = serve(application, body_buffer=0)  # else it isn't even called
+    with server.connect() as sock:
+        sock.sendall(b"POST / HTTP/1.1\r\nHost: a.test\r\nContent-Length: 10\r\n\r\nhalf")
+        sock.shutdown(socket.SHUT_WR)
+        assert Client(sock).answer().status == 400
+    server.wait_closed()
+    assert server.site.stats.errors == (how == "other")
+    assert bool(tracebacks(server)) == (how == "other")
+
+
+def test_made_up_header_names_keep_nobody_out(serve: Serve) -> None:
+    """The table of names starts anew when a client has filled it."""
+    from pyttpd_vhost.kinds import wsgi
+
+    server = serve(answering(b"x"))
+    for start in range(0, 1500, 100):
+        ask(server, headers="".join(f"X-{number}: 1\r\n" for number in range(start, start + 100)))
+    assert 0 < len(wsgi._KEYS) <= 1024
+    ask(server, headers="X-New: 1\r\n")
+    assert wsgi._KEYS[b"X-New"] == "HTTP_X_NEW"
+
+
 # ---- file_wrapper: what isn't a file's own bytes -------------------------------------------------------------------
 
 

@@ -52,8 +52,11 @@ _ODD_KEYS: dict[bytes, str | None] = {
     b"content-length": "CONTENT_LENGTH",
     b"proxy": None,
 }
-#: The client chooses the names.
+#: The client chooses the names. When the table is full of some that it made up, it starts anew.
 _MAX_KEYS = 1024
+
+#: An exception's causes that are looked at: frameworks wrap once or twice.
+_MAX_CAUSES = 8
 
 _NOTHING, _DONE = State.NOTHING, State.DONE
 
@@ -127,8 +130,9 @@ class WsgiKind:
         except ClientGone:
             raise
         except BaseException as error:  # noqa: BLE001 - whatever it raises
-            if type(error) is RequestError and exchange.body is not None and exchange.body.failed is error:
-                status = error.status  # the client's fault, met while the application was reading
+            failed = None if exchange.body is None else exchange.body.failed
+            if failed is not None and _comes_of(error, failed):
+                status = failed.status  # the client's fault, met while the application was reading
             else:
                 status = 500
                 exchange.site.stats.errors += 1  # a thread's own counter
@@ -216,8 +220,9 @@ class WsgiKind:
                 )
         else:
             key = None if b"_" in name else "HTTP_" + name.decode("ascii").upper().replace("-", "_")
-        if len(_KEYS) < _MAX_KEYS:
-            _KEYS[name] = key
+        if len(_KEYS) >= _MAX_KEYS:
+            _KEYS.clear()
+        _KEYS[name] = key
         return key
 
     def _report(self, error: BaseException, request: Request, exchange: Exchange) -> None:
@@ -234,6 +239,16 @@ class WsgiKind:
             error=type(error).__name__,
             traceback=trace,
         )
+
+
+def _comes_of(error: BaseException, cause: RequestError) -> bool:
+    """Whether `error` is `cause`, or what a framework has made of it."""
+    found: BaseException | None = error
+    for _ in range(_MAX_CAUSES):
+        if found is cause or found is None:
+            break
+        found = found.__cause__ or found.__context__
+    return found is cause
 
 
 class _Response:
