@@ -61,11 +61,14 @@ class _Once:
         return self._families
 
 
-def render(families: Iterable[Metric]) -> bytes:
-    """Return a whole HTTP response with the families in Prometheus' text format."""
+def render(families: Iterable[Metric], notes: Iterable[str] = ()) -> bytes:
+    """Return a whole HTTP response with the families in Prometheus' text format.
+
+    notes: lines of printable ASCII for our own tools; for everybody else they are comments.
+    """
     registry = CollectorRegistry(auto_describe=False)
     registry.register(_Once(list(families)))
-    body = generate_latest(registry)
+    body = generate_latest(registry) + b"".join([b"# %s\n" % note.encode("ascii") for note in notes])
     return (
         b"HTTP/1.1 200 OK\r\nContent-Type: text/plain; version=0.0.4; charset=utf-8\r\nConnection: close\r\n"
         b"Cache-Control: no-store\r\nContent-Length: %d\r\n\r\n" % len(body)

@@ -12,7 +12,7 @@ from pyttpd.roles import METRICS_LISTENER_OFFSET, METRICS_LISTENER_UID, ROLES, T
 
 from pyttpd_listener.listener import State as Offered
 from pyttpd_vhost.http.connection import State as Served
-from pyttpd_vhost.supervisor import State as Worker
+from pyttpd_vhost.policy import State as Worker
 
 TOP = Path(__file__).resolve().parents[2]
 BASE_PORT = 9100

@@ -330,7 +330,7 @@ def test_workers_that_retire_lose_no_request(plant: Plant) -> None:
             thread.join()
     assert not failures, failures[:5]
     exits = tree.samples("vhost", "wsgi")
-    assert exits["pyttpd_vhost_worker_exits_total", ("reason", "retired"), ("vhost", "wsgi")] >= 2
+    assert exits["pyttpd_vhost_worker_exits_total", ("reason", "requests"), ("vhost", "wsgi")] >= 2
     # Counters of workers that ended are not lost.
     tree.wait_for(
         lambda: (

@@ -26,7 +26,7 @@ from pyttpd.config.shares import VhostShare
 from pyttpd.confine.policy import SHARED_MEMORY
 from pyttpd.log import Log
 from pyttpd.loop import Loop
-from pyttpd.wire.messages import Beat, Failed, Message, Ready, Spawn, Spawned
+from pyttpd.wire.messages import Beat, Detail, Failed, Message, Ready, Spawn, Spawned
 from pyttpd.wire.permits import Kind, Side
 
 from pyttpd_vhost import worker
@@ -37,6 +37,8 @@ from pyttpd_vhost.scoreboard import Scoreboard
 from pyttpd_vhost.site import Site
 
 BEAT_INTERVAL = 1.0
+#: Messages that a child says of why it ends, and that its supervisor reads after its end.
+MAX_WORDS = 41
 #: What of the environment the tenant's code sees besides its own `env`.
 KEPT_ENVIRONMENT = ("PATH", "LANG", "LC_ALL", "LC_CTYPE", "TZ")
 _PID = struct.Struct("@i")
@@ -80,10 +82,17 @@ def load(site: Site, log: Log, tell: Callable[[Message], bool]) -> None:
         site.load()
     except BaseException as error:  # noqa: BLE001 - the process ends here, whatever it was
         reason = describe(error)
-        log.error("application failed to load", error=reason, traceback=traceback.format_exc())
-        tell(Failed(reason))
+        text = traceback.format_exc()
+        log.error("application failed to load", error=reason, traceback=text)
+        for message in last_words(reason, text):
+            tell(message)
         sys.stdout.flush()
         os._exit(1)
+
+
+def last_words(reason: str, text: str) -> list[Message]:
+    """Return what a child says of the error that ends it: the traceback's last lines, then the reason."""
+    return [*[Detail(line) for line in text.splitlines()[1 - MAX_WORDS :]], Failed(reason)]
 
 
 def describe(error: BaseException) -> str:
@@ -171,6 +180,10 @@ class Prototype:
                 assert fd is not None
                 try:
                     pid = self._fork(number, slot, fd)
+                except OSError as error:
+                    # The tenant has used up its processes. The control channel's end tells the supervisor.
+                    self._log.warning("a worker could not be forked", worker=number, error=error)
+                    return
                 finally:
                     os.close(fd)
                 self._control.send(Spawned(number, pid))
@@ -180,7 +193,12 @@ class Prototype:
     def _fork(self, number: int, slot: int, control: int) -> int:
         """Fork worker `number` twice and return its pid, when the supervisor has become its parent."""
         reader, writer = os.pipe()
-        between = os.fork()
+        try:
+            between = os.fork()
+        except OSError:
+            os.close(reader)
+            os.close(writer)
+            raise
         if between == 0:
             status = 1
             try:
@@ -205,6 +223,7 @@ class Prototype:
 
     def _be_worker(self, number: int, slot: int, control: int) -> NoReturn:
         status = 1
+        process: worker.Worker | None = None
         try:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, fileno=os.dup(control))
@@ -222,7 +241,11 @@ class Prototype:
             process.run()
             status = 0
         except BaseException as error:  # noqa: BLE001 - the process ends here, whatever it was
-            self._log.error("worker ended by an error", error=repr(error), traceback=traceback.format_exc())
+            reason, text = describe(error), traceback.format_exc()
+            self._log.error("worker ended by an error", error=reason, traceback=text)
+            if process is not None:
+                for message in last_words(reason, text):
+                    process.tell(message)
         finally:
             self._site.finish()
             sys.stdout.flush()
