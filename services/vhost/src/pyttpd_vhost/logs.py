@@ -1,4 +1,4 @@
-"""A tenant's logs, as its supervisor keeps them: what its workers send of the access log, and the files that it asks for."""
+"""A tenant's logs, as its supervisor keeps them: what workers send of the access log, and the files it asks for."""
 
 from __future__ import annotations
 

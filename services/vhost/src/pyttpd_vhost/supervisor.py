@@ -57,8 +57,8 @@ from pyttpd.wire.permits import Kind, Side
 from pyttpd_vhost import policy, prototype, report
 from pyttpd_vhost.commons import Commons
 from pyttpd_vhost.evictor import SPAWN_TIMEOUT, Evictor
-from pyttpd_vhost.nursery import STABLE_AFTER, Nursery
 from pyttpd_vhost.logs import Logs
+from pyttpd_vhost.nursery import STABLE_AFTER, Nursery
 from pyttpd_vhost.observer import Observer
 from pyttpd_vhost.policy import Limits, Load, Notes, State
 from pyttpd_vhost.processes import PrototypeChild, WorkerChild, keep_only
