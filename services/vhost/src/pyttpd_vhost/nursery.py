@@ -26,7 +26,7 @@ from typing import NoReturn
 from pyttpd.channel import Channel
 from pyttpd.wire.errors import RemoteProtocolError
 
-from pyttpd_vhost.processes import PrototypeChild, WorkerChild
+from pyttpd_vhost.processes import PrototypeChild, WorkerChild, resident
 
 #: Delays (s) before what died young is started again; what lived for STABLE_AFTER counts as healthy.
 FIRST_DELAY, LAST_DELAY, STABLE_AFTER = 0.1, 5.0, 10.0
@@ -131,6 +131,7 @@ class Nursery:
     def loaded(self, child: PrototypeChild, now: float) -> None:
         child.ready = True
         child.loaded_in = now - child.born
+        child.resident = resident(child.pid)
         self._load_failed = False
 
     # ---- failures ----

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from pyttpd_vhost.policy import State
 from pyttpd_vhost.processes import WorkerChild, cpu_seconds, resident
 from pyttpd_vhost.scoreboard import MAX_NUMBER, Scoreboard
 
@@ -53,13 +52,8 @@ class Observer:
         return active
 
     def _measure(self, worker: WorkerChild) -> None:
-        """Find out what the worker has got since it began to serve; what it shares with the prototype isn't its own.
+        """Find out what the worker has got since it was forked; what it shares with the prototype isn't its own.
 
         Pages that it has only changed stay out, too: they are as many before as after, and at most the prototype's.
         """
-        if worker.state is State.SPAWNING:
-            return
-        has = resident(worker.pid)
-        if not worker.at_birth:
-            worker.at_birth = has
-        worker.memory = min(max(0, has - worker.at_birth), MAX_NUMBER)
+        worker.memory = min(max(0, resident(worker.pid) - worker.at_birth), MAX_NUMBER)

@@ -365,6 +365,7 @@ class Supervisor:
             now,
         )
         worker.control.owner = worker
+        worker.at_birth = child.resident
         self._workers[worker.number] = worker
         with theirs:
             if child.control.send(Spawn(worker.number, worker.slot), theirs.fileno()):
