@@ -1,8 +1,8 @@
 """What the supervisor knows of its workers: their rows, and what the kernel says.
 
 A row is the worker's word (scoreboard.py): requests, connections, how busy. It can only harm the tenant: a worker that
-says too little lives as long as its age allows, one that says too much is replaced sooner. CPU time and memory are the
-kernel's word, read from outside, so a leak is found whatever the row says.
+says too little lives as long as its age allows, one that says too much is replaced sooner. CPU time, and memory where
+/proc allows it, are the kernel's word, read from outside.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Observer:
             worker.active = now
         if now - worker.measured >= MEMORY_INTERVAL:
             worker.measured = now
-            self._measure(worker)
+            self._measure(worker, row.memory)
         span = now - worker.counted
         if span >= LEAST_SPAN:
             worker.cpu = max(worker.cpu, cpu_seconds(worker.pid))
@@ -51,9 +51,12 @@ class Observer:
             worker.busy_ms, worker.cpu_before, worker.counted = row.busy_ms, worker.cpu, now
         return active
 
-    def _measure(self, worker: WorkerChild) -> None:
+    def _measure(self, worker: WorkerChild, said: int) -> None:
         """Find out what the worker has got since it was forked; what it shares with the prototype isn't its own.
 
         Pages that it has only changed stay out, too: they are as many before as after, and at most the prototype's.
+        Where /proc shows nobody else (plain mode as root, hidepid), the worker's own reading has to do: an honest leak
+        is found by it, and for a dishonest one there is the container's memory limit.
         """
-        worker.memory = min(max(0, resident(worker.pid) - worker.at_birth), MAX_NUMBER)
+        has = resident(worker.pid)
+        worker.memory = min(max(0, has - worker.at_birth), MAX_NUMBER) if has else said

@@ -128,6 +128,7 @@ class Worker(Loop):
         self._slot = slot
         self._number = number
         self._counted = time.monotonic()
+        self._memory_at_birth = _peak_memory()
         self._born = int(time.time() * 1000)
         self._passed = 0
         self._busy_ms = 0
@@ -786,8 +787,13 @@ class Worker(Loop):
             number=self._number,
             generation=self._site.share.generation,
             born=self._born,
-            memory=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+            memory=_peak_memory() - self._memory_at_birth,
             last_host=last.host.encode("latin-1")[:HOST_SIZE] if last is not None else b"",
             last_path=last.target[:PATH_SIZE] if last is not None else b"",
         )
         self._scoreboard.write(self._slot, row)
+
+
+def _peak_memory() -> int:
+    """Return what this process has had resident at the most, in bytes; never less than before."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
