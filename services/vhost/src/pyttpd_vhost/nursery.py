@@ -128,11 +128,12 @@ class Nursery:
         self.loads += 1
         return True
 
-    def loaded(self, child: PrototypeChild, now: float) -> None:
+    def loaded(self, child: PrototypeChild, now: float, *, imported: bool = True) -> None:
+        """The prototype is ready; without preload that says nothing of the application."""
         child.ready = True
         child.loaded_in = now - child.born
         child.resident = resident(child.pid)
-        self._load_failed = False
+        self._load_failed = self._load_failed and not imported
 
     # ---- failures ----
 
