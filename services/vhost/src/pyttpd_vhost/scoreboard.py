@@ -27,8 +27,8 @@ class Row(NamedTuple):
     slow: requests written to the slow log. timed_out: ended by request_timeout. passed: connections that siblings took.
     busy_ms: thread-milliseconds in the application: what it grows by in a second, in thousands, is how many threads are
     busy on average. state: one of the `STATE_` numbers. generation: of the configuration. born: Unix time in ms.
-    memory: bytes that became resident since it was forked, at the most, by its own reading. threads: those that serve; waiting:
-    connections ready that no thread has yet. last_host, last_path: of the last request begun.
+    memory: bytes that became resident since it was forked, at the most, by its own reading. threads: those that serve;
+    waiting: connections ready that no thread has yet. last_host, last_path: of the last request begun.
     """
 
     requests: int = 0
