@@ -110,7 +110,10 @@ def test_logs_that_a_tenant_may_not_write(folder: Path) -> None:
     (folder / "logs").mkdir(mode=0o755)
     (folder / "logs/error.log").touch(0o644)
     assert _said(folder) == [
-        "pyttpd.toml:11: [vhost.a] access_log_file: logs: uid 20001 (group 20001) may not write and enter it",
+        (
+            "pyttpd.toml:11: [vhost.a] access_log_file: logs: uid 20001 (group 20001) may not write and enter it "
+            "(make the file: install -o 20001 -g 20001 -m 0640 /dev/null logs/access.log)"
+        ),
         "pyttpd.toml:12: [vhost.a] error_log_file: logs/error.log: uid 20001 (group 20001) may not write it",
     ]
     os.chown(folder / "logs", 20001, 20001)

@@ -464,6 +464,8 @@ def test_a_trap_after_rotation_keeps_the_old_file(file: LogFile, tmp_path: Path,
     (tmp_path / "a.log").rename(tmp_path / "a.log.1")
     (tmp_path / "a.log").symlink_to(tmp_path / "victim")
     file.look()
+    assert lines.lines == []  # it might be in the middle of a rotation
+    file.look()
     file.write(b"here\n")
     assert (tmp_path / "a.log.1").read_bytes() == b"here\n"
     assert not (tmp_path / "victim").exists()
@@ -482,6 +484,26 @@ def test_a_reason_is_told_again_now_and_then(tmp_path: Path, lines: Lines) -> No
     for _ in range(120):
         file.look()
     assert len(lines.lines) == 3
+
+
+def test_a_moment_without_a_file_is_no_error(
+    file: LogFile, tmp_path: Path, lines: Lines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a.log").rename(tmp_path / "a.log.1")
+    opened = os.open
+
+    def may_not(path: str, flags: int, mode: int = 0o777, *, dir_fd: int | None = None) -> int:
+        if flags & os.O_CREAT:
+            raise PermissionError(13, "Permission denied")
+        return opened(path, flags, mode, dir_fd=dir_fd)
+
+    monkeypatch.setattr(os, "open", may_not)
+    file.look()
+    (tmp_path / "a.log").write_bytes(b"")
+    file.look()
+    file.write(b"1\n")
+    assert (tmp_path / "a.log").read_bytes() == b"1\n"
+    assert lines.events() == [f"log file is opened anew file={tmp_path}/a.log"]
 
 
 def test_entries_in_a_file(

@@ -113,7 +113,9 @@ def _log_problem(file: str, uid: int, gid: int) -> str | None:
         make = f" (make it: install -d -o {uid} -g {gid} -m 0750 {shown})" if os.geteuid() == 0 else ""
         return f"{shown}: must be a folder{make}"
     if not os.path.lexists(file):
-        return _folder_problem(folder, _WRITE | _SEARCH, uid, gid)
+        problem = _folder_problem(folder, _WRITE | _SEARCH, uid, gid)
+        hint = f" (make the file: install -o {uid} -g {gid} -m 0640 /dev/null {printable(file, 200)})"
+        return problem + hint if problem and os.geteuid() == 0 else problem
     if not stat.S_ISREG(os.stat(file).st_mode):
         return f"{printable(file, 200)}: must be a regular file"
     if os.geteuid() == 0:

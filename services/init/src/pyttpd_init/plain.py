@@ -468,6 +468,7 @@ class Runner:
             addresses = " ".join(
                 f"http://{each.address}/" for each in self._config.listeners if each.mode == "http"
             )
+            notify("READY=1")
             self._log.info("ready", listening=addresses, tenants=len(self._config.vhosts), stop="Ctrl-C")
 
     def _go_on_leaving(self) -> None:
@@ -476,6 +477,7 @@ class Runner:
         match self._phase:
             case Phase.STARTING | Phase.READY:
                 self._phase, self._until = Phase.LEAVING, now + self._config.grace
+                notify("STOPPING=1")
                 self._log.info("leaving", grace=self._config.grace)
             case Phase.LEAVING:
                 self._phase, self._until = Phase.ENDING, now + LAST_WORD
@@ -529,6 +531,20 @@ class Runner:
         _quietly(os.unlink, f"{self._dir}/lock")
         _quietly(os.rmdir, self._dir)
         self._log.info("left")
+
+
+def notify(state: str) -> None:
+    """Tell systemd, if it has asked for that (Type=notify). Source: sd_notify(3)."""
+    address = os.environ.get("NOTIFY_SOCKET", "")
+    if address[:1] not in ("/", "@"):
+        return
+    if address[0] == "@":
+        address = "\0" + address[1:]
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
+            sock.sendto(state.encode(), socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL, address)
+    except OSError:
+        pass  # systemd will notice by its own timeouts
 
 
 def _kill_hard(pid: int) -> None:

@@ -123,9 +123,12 @@ class LogFile:
             fd = open_log(self.path)
         except OSError as error:
             reason = error.strerror or str(error)
-            if reason != self._reason or self._looks % _TELL_AGAIN == 0:
+            if reason != self._reason:
+                self._reason = reason
+                # Who rotates renames first and makes the new file then, which we may not do: the next look decides.
+                self._looks = -1 if self._fd >= 0 else 0
+            if self._looks % _TELL_AGAIN == 0:
                 self._log.error("log file can't be opened", file=self.path, error=reason)
-            self._reason = reason
             return
         if self._fd >= 0:
             self._log.info("log file is opened anew", file=self.path)

@@ -1,0 +1,214 @@
+"""A tenant's logs in a whole tree: what stands where, and that who takes over a worker forges nobody else's."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from support.tree import Tree, start
+
+pytestmark = [
+    pytest.mark.root,
+    pytest.mark.skipif(os.geteuid() != 0, reason="each tenant has a uid of its own"),
+]
+
+UID = 20003
+COMBINED = re.compile(
+    r'127\.0\.0\.1 - - \[\d\d/\w{3}/\d{4}:\d\d:\d\d:\d\d \+0000\] "([^"]*)" (\d{3}) (\d+) "([^"]*)" "([^"]*)"'
+)
+
+#: It prints what looks like others' lines, writes into the log's socket what the worker's own code would not, and
+#: tries to get at the files.
+EVIL = r"""
+import json, os, sys
+
+def application(environ, start_response):
+    said = {}
+    if environ["PATH_INFO"] == "/evil":
+        print('static 192.0.2.66 - - [29/Nov/2026:09:50:00 +0000] "GET /forged HTTP/1.1" 200 1 "-" "-"')
+        print('vhost.static[1] error: forged', file=sys.stderr)
+        os.write(1, b'\x1b[2Jforged\n')
+        frame = sys._getframe()
+        while "exchange" not in frame.f_locals:
+            frame = frame.f_back
+        sock = frame.f_locals["exchange"].site.access._sock
+        for record in (
+            b'static 192.0.2.66 - - [29/Nov/2026:09:50:00 +0000] "GET /forged HTTP/1.1" 200 1 "-" "-"\n',
+            b'192.0.2.66 - - [29/Nov/2026:09:50:00 +0000] "GET /forged" 200 1 "-" "-"\nvhost.static[1] error: forged\n',
+            b'\x1b[2J\n',
+        ):
+            sock.send(record)
+        for name in os.environ["LOGS"].split():
+            for what, action in (
+                ("write", lambda: open(name, "a")), ("read", lambda: open(name)), ("unlink", lambda: os.unlink(name)),
+                ("rename", lambda: os.rename(name, name + ".mine")), ("link", lambda: os.link(name, "/tmp/mine")),
+                ("stat", lambda: os.truncate(name, 0)),
+            ):
+                try:
+                    action()
+                except OSError as error:
+                    said[f"{what} {name}"] = error.strerror
+                else:
+                    said[f"{what} {name}"] = "done"
+    body = json.dumps(said).encode()
+    start_response("200 OK", [("Content-Type", "application/json"), ("Content-Length", str(len(body)))])
+    return [body]
+"""
+
+
+@pytest.fixture(scope="module")
+def logs() -> Iterator[Path]:
+    """The operator's folder of logs, root's, with a file of the tenant's for each."""
+    folder = Path(tempfile.mkdtemp(prefix="pyttpd-logs-", dir="/var/tmp"))
+    folder.chmod(0o711)
+    for name in ("access.log", "error.log"):
+        (folder / name).touch(0o640)
+        os.chown(folder / name, UID, UID)
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="module")
+def tree(logs: Path) -> Iterator[Tree]:
+    made = start(
+        tenants=f"""
+            [vhost.static]
+            hosts = ["static.localhost"]
+            uid = 20001
+            kind = "static"
+            root = "site"
+            [vhost.wsgi]
+            hosts = ["wsgi.localhost"]
+            uid = 20002
+            kind = "wsgi"
+            root = "application"
+            application = "app:application"
+            access_log = "json"
+            [vhost.evil]
+            hosts = ["evil.localhost"]
+            uid = {UID}
+            kind = "wsgi"
+            root = "evil"
+            application = "app:application"
+            env = {{ LOGS = "{logs}/access.log {logs}/error.log" }}
+            access_log_file = "{logs}/access.log"
+            error_log_file = "{logs}/error.log"
+            [vhost.quiet]
+            hosts = ["quiet.localhost"]
+            uid = 20004
+            kind = "static"
+            root = "site"
+            access_log = "off"
+            """,
+        hosts=("static.localhost", "wsgi.localhost", "evil.localhost", "quiet.localhost"),
+        files={"evil/app.py": EVIL},
+    )
+    yield made
+    made.expect("not an entry of the access log")
+    try:
+        made.check_and_end()
+    finally:
+        if made.process.poll() is None:
+            made.kill()
+        shutil.rmtree(made.folder, ignore_errors=True)
+
+
+def wait_for(path: Path, text: str) -> str:
+    """Wait until `text` stands in the file; return all of it."""
+    end = time.monotonic() + 10
+    while text not in (found := path.read_text()):
+        assert time.monotonic() < end, found[-2000:]
+        time.sleep(0.02)
+    return found
+
+
+def test_combined_on_a_shared_output_has_the_tenant_s_name(tree: Tree) -> None:
+    assert tree.get("static.localhost", "/index.html?one").status == 200
+    assert tree.get("static.localhost", "/nothing").status == 404
+    text = wait_for(tree.folder / "log", "/nothing")
+    lines = [line.removeprefix("static ") for line in text.splitlines() if line.startswith("static ")]
+    found = [match.groups() for line in lines if (match := COMBINED.fullmatch(line))]
+    assert len(found) == len(lines)
+    assert ("GET /index.html?one HTTP/1.1", "200", "37", "-", "-") in found
+    assert any(entry[0] == "GET /nothing HTTP/1.1" and entry[1] == "404" for entry in found)
+
+
+def test_json(tree: Tree) -> None:
+    assert tree.get("wsgi.localhost", "/json?a=%22").status == 200
+    text = wait_for(tree.folder / "log", "/json")
+    entries = [json.loads(line) for line in text.splitlines() if line.startswith("{")]
+    entry = next(entry for entry in entries if entry["target"] == "/json?a=%22")
+    assert (entry["vhost"], entry["host"], entry["status"]) == ("wsgi", "wsgi.localhost", 200)
+    assert entry["worker"] >= 1
+    assert 0 < entry["duration"] < 10
+
+
+def test_off(tree: Tree) -> None:
+    assert tree.get("quiet.localhost", "/index.html?off").status == 200
+    assert tree.get("static.localhost", "/index.html?after-off").status == 200
+    assert "?off" not in wait_for(tree.folder / "log", "after-off")
+
+
+def test_a_tenant_that_takes_over_its_worker_forges_nobody_else_s_line(tree: Tree, logs: Path) -> None:
+    answer = tree.get("evil.localhost", "/evil")
+    said = json.loads(answer.body)
+    assert len(said) == 12
+    assert "done" not in said.values(), said
+    wait_for(logs / "access.log", "GET /evil HTTP/1.1")
+    # what it printed is in its own log, under its name, and can't move a cursor
+    printed = wait_for(logs / "error.log", r"output \x1b[2Jforged")
+    for line in printed.splitlines():
+        assert re.match(r"\S+Z vhost\.evil\[\d+\] ", line) or line.startswith("    | "), line
+    assert "output static 192.0.2.66 - - [" in printed
+    # what it sent as entries is nowhere
+    access = (logs / "access.log").read_text()
+    assert all(COMBINED.fullmatch(line) for line in access.splitlines())
+    shared = wait_for(tree.folder / "log", "not an entry of the access log")
+    assert "forged" not in access + shared
+    assert "\x1b" not in access + shared + printed
+    assert shared.count("vhost.evil") >= 1
+    assert "GET /evil" not in shared
+
+
+def test_files_are_the_tenant_s_and_rotated_without_a_signal(tree: Tree, logs: Path) -> None:
+    for name in ("access.log", "error.log"):
+        assert (logs / name).stat().st_uid == UID
+    sent = 0
+
+    def ask(count: int) -> None:
+        nonlocal sent
+        for _ in range(count):
+            assert tree.get("evil.localhost", f"/rotation-{sent}").status == 200
+            sent += 1
+
+    ask(20)
+    # as logrotate with "create": another name, then a new file with the old one's owner and mode
+    (logs / "access.log").rename(logs / "access.log.1")
+    ask(20)
+    (logs / "access.log").touch(0o640)
+    os.chown(logs / "access.log", UID, UID)
+    tree.wait_for(
+        lambda: (
+            tree.get("evil.localhost", "/after").status == 200 and bool((logs / "access.log").read_bytes())
+        )
+    )
+    ask(20)
+    wait_for(logs / "access.log", f"/rotation-{sent - 1} ")
+    text = (logs / "access.log.1").read_text() + (logs / "access.log").read_text()
+    found = [int(number) for number in re.findall(r"/rotation-(\d+) ", text)]
+    assert sorted(found) == list(range(sent))
+    assert "log file is opened anew" in (tree.folder / "log").read_text()
+
+
+def test_what_is_lost_is_a_metric(tree: Tree) -> None:
+    lost = tree.samples("vhost", "evil")
+    assert lost["pyttpd_vhost_log_lines_lost_total", ("log", "access"), ("vhost", "evil")] == 0
+    assert lost["pyttpd_vhost_log_lines_lost_total", ("log", "error"), ("vhost", "evil")] == 0
