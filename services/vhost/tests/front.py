@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from pyttpd import fdpass
-from pyttpd.config.shares import PoolSettings
+from pyttpd.config.shares import HttpSettings, PoolSettings
 from pyttpd.log import Log
 from pyttpd.wire import messages as m
 
@@ -64,8 +64,16 @@ Fronts = Callable[..., "Front"]
 class Front:
     """See the module's text."""
 
-    def __init__(self, application: Application, log: Path, *, workers: int = 1, **pool: Any) -> None:
-        share = make_share(pool=PoolSettings(**pool))
+    def __init__(
+        self,
+        application: Application,
+        log: Path,
+        *,
+        workers: int = 1,
+        http: HttpSettings | None = None,
+        **pool: Any,
+    ) -> None:
+        share = make_share(pool=PoolSettings(**pool), http=http or HttpSettings())
         self.board = Scoreboard(workers)
         self._log = log
         self.workers: list[Played] = []

@@ -17,12 +17,14 @@ from pyttpd.config.shares import HttpSettings
 from pyttpd.wire.messages import Client as Address
 
 from pyttpd_vhost import commons as module
+from pyttpd_vhost import worker
 from pyttpd_vhost.commons import Commons
 from pyttpd_vhost.http.connection import State, Want
 from pyttpd_vhost.http.patience import MOST_AT_ONCE, Pace, Patience
 from pyttpd_vhost.stress import AFTER, GAP, UNTIL, Stress
 
 from .conftest import Client, Serve, Server
+from .front import Fronts
 
 GET = b"GET / HTTP/1.1\r\nHost: a.test\r\n\r\n"
 POST = b"POST / HTTP/1.1\r\nHost: a.test\r\nContent-Length: %d\r\n\r\n"
@@ -346,6 +348,44 @@ def test_a_reader_isnt_to_blame_for_a_busy_worker(serve: Serve, tmp_path: Path) 
         other.sendall(b"GET /sleep HTTP/1.1\r\nHost: a.test\r\n\r\n" * 2)
         assert len(Client(sock).answer().body) == 8_000_000
     assert server.site.stats.gone == 0
+
+
+# ---- a worker's memory, and who waits for it -------------------------------------------------------------------------
+
+
+def test_requests_that_are_not_whole_hold_a_bounded_part_of_a_workers_memory(
+    front: Fronts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those who have sent the most go. Others, whole or not, aren't touched."""
+    monkeypatch.setattr(worker, "HELD_LIMIT", 200_000)
+    ours = front(hello, http=HttpSettings(body_buffer=100_000))
+    small, largest, idle = ours.connect(), ours.connect(), ours.ask()
+    small.sendall(GET[:10])
+    largest.sendall(POST % 99_000 + bytes(60_000))
+    for _ in range(3):  # the worker's loop turns, and reads all that
+        assert Client(idle).answer().status == 200
+        ours.ask(sock=idle)
+    assert Client(idle).answer().status == 200
+    for _ in range(8):
+        ours.connect().sendall(GET[:-2] + b"X: " + b"x" * 30_000)
+    ours.wait_for(lambda: "too much memory" in ours.log())
+    with contextlib.suppress(ConnectionResetError):
+        assert largest.recv(100) == b""
+    small.sendall(GET[10:])
+    idle.sendall(GET)
+    assert [Client(sock).answer().status for sock in (small, idle)] == [200, 200]
+
+
+def test_a_worker_with_one_thread_says_that_somebody_waits(front: Fronts) -> None:
+    def application(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+        time.sleep(1.0)
+        return hello(environ, start_response)
+
+    ours = front(application)
+    socks = [ours.ask() for _ in range(3)]
+    ours.wait_for(lambda: ours.row().waiting and ours.row().busy_threads == ours.row().threads == 1)
+    assert [Client(sock).answer().status for sock in socks] == [200] * 3
+    ours.wait_for(lambda: not ours.row().waiting)
 
 
 # ---- back pressure, and clients that go away -------------------------------------------------------------------------

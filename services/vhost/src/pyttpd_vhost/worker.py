@@ -93,6 +93,10 @@ PASS_AFTER = 0.05
 #: ... unless no sibling was free a moment ago.
 PASS_PAUSE = 0.25
 SWEEP_INTERVAL = 0.5
+#: Bytes that a worker holds of heads and short bodies that aren't whole, of all its connections. Beyond it those go
+#: that have sent the most, until half is left: with two workers, and what comes between two sweeps, that fits into the
+#: memory that compose gives a tenant.
+HELD_LIMIT = 64 << 20
 #: While it leaves, a worker looks so often (s) whether it is done.
 LEAVING_INTERVAL = 0.05
 #: A retiring worker waits so long (s) for siblings to take its idle connections.
@@ -359,14 +363,34 @@ class Worker(Loop):
 
     def _sweep(self, me: Server) -> None:
         now = self.now
+        held = 0
         for fd, one in list(self._parked.items()):
             if one.connection.deadline <= now and self._parked.pop(fd, None) is not None:
                 self._serve(me, one, one.connection.on_timeout)
             elif one.want is None and self._parked.pop(fd, None) is not None:
                 self._settle(me, one, Want.WRITE)  # see parking.py; it is writable, and goes on from there
+            else:
+                held += one.connection.held
+        if held > HELD_LIMIT:
+            self._let_go(me, held)
         self._site.flush()
         if self._leaving:
             self._leave_when_done(me)
+
+    def _let_go(self, me: Server, held: int) -> None:
+        """Close the connections that hold the most of the `held` bytes, until half of what may be is left."""
+        closed = 0
+        for size, fd in sorted(
+            ((one.connection.held, fd) for fd, one in list(self._parked.items())), reverse=True
+        ):
+            if held <= HELD_LIMIT // 2:
+                break
+            one = self._parked.pop(fd, None)
+            if one is not None:
+                self._serve(me, one, one.connection.abort)
+                held -= size
+                closed += 1
+        self._log.warning("too much memory is held by requests that aren't whole", closed=closed)
 
     # ---- umaster ----
 

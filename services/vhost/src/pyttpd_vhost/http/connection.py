@@ -169,6 +169,11 @@ class Connection:
         return self._state is _IDLE
 
     @property
+    def held(self) -> int:
+        """Bytes of memory that the client has taken up with what it has sent of a request that isn't whole."""
+        return len(self._stream.ahead)
+
+    @property
     def state(self) -> State:
         """What the connection is doing, for logs and tests."""
         return self._state
