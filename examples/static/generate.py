@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
-"""Write the download that is too large to be in the repository: the same 10 MB everywhere.
+"""Write what isn't in the repository: the download, the same 10 MB everywhere, and packed copies of style sheets.
 
 usage: generate.py [OUTDIR]      (default: site, next to this file)
 """
 
 from __future__ import annotations
 
+import gzip
 import sys
 from pathlib import Path
 
@@ -23,7 +24,18 @@ def write(folder: Path) -> Path:
     return path
 
 
+def pack(folder: Path) -> list[Path]:
+    """Write `a.css.gz` beside each `a.css` in `folder`, as a build would, and return their paths."""
+    packed = []
+    for path in sorted(folder.glob("*.css")):
+        packed.append(path.with_name(f"{path.name}.gz"))
+        packed[-1].write_bytes(gzip.compress(path.read_bytes(), mtime=0))
+    return packed
+
+
 if __name__ == "__main__":
     if len(sys.argv) > 2:
         sys.exit(__doc__)
-    write(Path(sys.argv[1]) if len(sys.argv) == 2 else Path(__file__).parent / "site")
+    site = Path(sys.argv[1]) if len(sys.argv) == 2 else Path(__file__).parent / "site"
+    write(site)
+    pack(site)

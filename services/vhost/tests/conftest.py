@@ -167,6 +167,14 @@ def descriptors(wanted: int | None = None) -> int:
     return count
 
 
+def close(site: Site) -> None:
+    """Give back what a static site holds: it is a circle, which the collector finds when it likes."""
+    site.kind.close()  # type: ignore[attr-defined]
+    pages = getattr(site.page, "__self__", None)
+    if pages is not None:
+        pages._root.close()
+
+
 Serve = Callable[..., Server]
 
 

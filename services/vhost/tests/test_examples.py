@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import importlib.util
+import shutil
 import subprocess
 import sys
 import time
@@ -128,6 +130,8 @@ def test_the_static_site(serve: Serve, tmp_path: Path) -> None:
         ("/style.css", "text/css; charset=utf-8"),
         ("/logo.png", "image/png"),
         ("/robots.txt", "text/plain; charset=utf-8"),
+        ("/404.html", "text/html; charset=utf-8"),
+        ("/files/tenants.csv", "text/csv; charset=utf-8"),
     ):
         answer = ask(server, "GET", target)
         assert (answer.status, answer["Content-Type"]) == (200, kind)
@@ -136,5 +140,8 @@ def test_the_static_site(serve: Serve, tmp_path: Path) -> None:
     content = (tmp_path / "download.bin").read_bytes()
     assert len(content) == 10 * 1024 * 1024
     assert hashlib.sha256(content).hexdigest().startswith("1ac70c8beaaef0c2")
+    shutil.copy(EXAMPLES / "static/site/style.css", tmp_path)
+    subprocess.run(command, check=True)
+    assert gzip.decompress((tmp_path / "style.css.gz").read_bytes()) == (tmp_path / "style.css").read_bytes()
     server = serve(root=tmp_path)
     assert ask(server, "GET", "/download.bin").body == content

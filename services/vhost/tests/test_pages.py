@@ -14,7 +14,7 @@ from pyttpd_vhost.kinds.wsgi import WsgiKind
 from pyttpd_vhost.pages import MAX_PAGE_BYTES, ErrorPages
 from pyttpd_vhost.site import Site
 
-from .conftest import Client, ListLog, Server, descriptors, make_share
+from .conftest import Client, ListLog, Server, close, descriptors, make_share
 
 PAGES = {"404": "errors/404.html", "5xx": ".sorry.txt", "502": "missing.html", "400": "errors/400.json"}
 
@@ -136,7 +136,7 @@ def test_the_site_makes_them(root: Path) -> None:
     site = Site(share, ListLog())
     site.load()
     assert site.page(404)[1] == b"<p>not here"
-    site.kind.close()  # type: ignore[attr-defined]
+    close(site)
 
 
 def test_settled() -> None:

@@ -23,7 +23,7 @@ from pyttpd_vhost.http.response import Fields, Trailers, status_code
 from pyttpd_vhost.http.stream import Stream
 from pyttpd_vhost.site import Site
 
-from .conftest import ListLog, make_share
+from .conftest import ListLog, close, make_share
 
 NEXT = b"GET / HTTP/1.1\r\n"
 
@@ -226,7 +226,7 @@ def test_load(tmp_path: Path) -> None:
     site = Site(make_share(kind="static", application=None, root=str(tmp_path)), ListLog())
     site.load()
     assert type(site.kind).__name__ == "StaticKind"
-    site.kind.close()  # type: ignore[attr-defined]
+    close(site)
 
 
 def test_trailers() -> None:

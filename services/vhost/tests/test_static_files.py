@@ -22,7 +22,7 @@ from pyttpd_vhost.kinds.static.files import READ_LIMIT
 from pyttpd_vhost.openat2 import Root
 from pyttpd_vhost.site import Site
 
-from .conftest import Answer, Client, ListLog, Server, descriptors, make_share
+from .conftest import Answer, Client, ListLog, Server, close, descriptors, make_share
 
 OLD = 1_700_000_000
 SMALL = b"small content " * 10
@@ -56,7 +56,7 @@ class Serving:
         self.sock.close()
         for server in self.servers:
             server.stop()
-        self.site.kind.close()  # type: ignore[attr-defined]
+        close(self.site)
 
 
 @pytest.fixture
@@ -293,7 +293,7 @@ def test_a_turn_is_one_look(root: Path) -> None:
     assert not kind._cache.valid(entry)
     site.turn = None
     assert not kind._cache.valid(entry)
-    kind.close()
+    close(site)
 
 
 def test_bounds(

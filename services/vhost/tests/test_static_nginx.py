@@ -28,7 +28,7 @@ from pyttpd.config.shares import StaticSettings
 from pyttpd_vhost.pages import ErrorPages
 from pyttpd_vhost.site import Site
 
-from .conftest import Answer, Client, ListLog, Server, make_share
+from .conftest import Answer, Client, ListLog, Server, close, make_share
 
 pytestmark = pytest.mark.program("nginx")
 
@@ -649,7 +649,7 @@ def peers(tmp_path: Path) -> Iterator[tuple[Peer, Peer]]:
             theirs.close()
     finally:
         server.stop()
-        site.kind.close()  # type: ignore[attr-defined]
+        close(site)
 
 
 def test_beside_nginx(peers: tuple[Peer, Peer]) -> None:

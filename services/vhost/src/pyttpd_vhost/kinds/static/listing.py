@@ -51,7 +51,7 @@ h1 a {{ color: inherit; }}
 table {{ width: 100%; border-collapse: collapse; }}
 th {{ padding: .4rem .6rem; text-align: left; font-size: .8rem; font-weight: 600; color: var(--soft); }}
 td {{ padding: .35rem .6rem; border-top: 1px solid var(--line); vertical-align: top; }}
-td:first-child {{ overflow-wrap: anywhere; }}
+td:first-child {{ width: 100%; overflow-wrap: anywhere; }}
 .size, .time {{ text-align: right; white-space: nowrap; color: var(--soft); font-variant-numeric: tabular-nums; }}
 tbody tr:hover {{ background: var(--over); }}
 a {{ color: var(--link); text-decoration: none; }}
