@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
 import hashlib
 import http.client
 import os
@@ -19,7 +20,7 @@ from urllib.parse import urlencode
 import pytest
 
 from support.leaks import arguments, descendants, state
-from support.tree import ANSWER_WITHIN, GONE_WITHIN, READY_WITHIN, Tree, plain_environment
+from support.tree import ANSWER_WITHIN, GONE_WITHIN, READY_WITHIN, TENANTS, Tree, plain_environment
 
 TOP = Path(__file__).resolve().parents[2]
 EXAMPLES = TOP / "examples"
@@ -29,6 +30,10 @@ BOTH = pytest.mark.parametrize(
 )
 Plant = Callable[..., Tree]
 WSGI = {"hosts": ("wsgi.localhost",)}
+EXAMPLE_TENANTS = TENANTS.replace(
+    'root = "site"\n',
+    'root = "site"\nerror_pages = { 404 = "404.html" }\n[vhost.static.static]\nlisting = true\n',
+)
 
 
 def example_files() -> dict[str, str | bytes]:
@@ -39,6 +44,7 @@ def example_files() -> dict[str, str | bytes]:
         if path.is_file()
     }
     files["site/download.bin"] = download()
+    files["site/style.css.gz"] = gzip.compress((EXAMPLES / "static/site/style.css").read_bytes())
     files["application/app.py"] = (EXAMPLES / "wsgi/app.py").read_bytes()
     return files
 
@@ -49,7 +55,7 @@ def download() -> bytes:
 
 @BOTH
 def test_the_example_tree_serves_what_it_promises(plant: Plant, ordinary: bool) -> None:
-    tree = plant(ordinary=ordinary, files=example_files())
+    tree = plant(ordinary=ordinary, files=example_files(), tenants=EXAMPLE_TENANTS)
     pages(tree)
     forms(tree)
     uploads(tree)
@@ -70,8 +76,17 @@ def pages(tree: Tree) -> None:
     assert (image.headers["content-type"], image.body[:4]) == ("image/png", b"\x89PNG")
     head = tree.request("HEAD", "static.localhost", "/")
     assert (head.status, head.body) == (200, b"")
-    for path in ("/no", "/../pyttpd.toml", "/%2e%2e/pyttpd.toml"):
-        assert tree.get("static.localhost", path).status in (400, 404)
+    for path in ("/../pyttpd.toml", "/%2e%2e/pyttpd.toml"):
+        assert tree.get("static.localhost", path).status == 400
+    missing = tree.get("static.localhost", "/no")
+    assert (missing.status, missing.body) == (404, (EXAMPLES / "static/site/404.html").read_bytes())
+    listed = tree.get("static.localhost", "/files/")
+    assert listed.status == 200
+    assert b'<a href="tenants.csv">' in listed.body
+    packed = tree.request("GET", "static.localhost", "/style.css", b"", {"Accept-Encoding": "gzip"})
+    assert gzip.decompress(packed.body) == (EXAMPLES / "static/site/style.css").read_bytes()
+    part = tree.request("GET", "static.localhost", "/download.bin", b"", {"Range": "bytes=-64"})
+    assert (part.status, part.body) == (206, download()[-64:])
     assert tree.get("wsgi.localhost", "/no").status == 404
     for host in ("nobody.localhost", "static.localhost.evil", "10.0.0.1"):
         assert tree.get(host).status == 421

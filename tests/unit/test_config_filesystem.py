@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from pyttpd.config import limits
 from pyttpd.config.filesystem import check_filesystem
 from pyttpd.config.loader import load_located
 from pyttpd.virtualenv import version
@@ -80,6 +81,35 @@ def test_without_places_the_file_is_named(folder: Path) -> None:
     (folder / "pyttpd.toml").write_text(TEXT.replace("my_app", "no_such_app"))
     config, _ = load_located(folder)
     assert [(error.file, error.line) for error in check_filesystem(config)] == [(config.file, None)]
+
+
+def test_error_pages(folder: Path) -> None:
+    (folder / "pyttpd.toml").write_text(
+        TEXT + 'error_pages = { 404 = "404.html", 5xx = ".pages/sorry.html", 403 = "404.html" }\n'
+    )
+    line = "pyttpd.toml:11: [vhost.a] error_pages: "
+    sorry, missing = folder / "root/.pages/sorry.html", folder / "root/404.html"
+    assert _said(folder) == [
+        f"{line}root/.pages/sorry.html: No such file or directory",
+        f"{line}root/404.html: No such file or directory",
+    ]
+    sorry.parent.mkdir(mode=0o755)
+    sorry.touch(mode=0o644)
+    missing.mkdir(mode=0o755)
+    assert _said(folder) == [f"{line}root/404.html: must be a regular file"]
+    missing.rmdir()
+    missing.symlink_to(folder / "pyttpd.toml")
+    assert _said(folder) == [f"{line}root/404.html: must not lead out of the root"]
+    missing.unlink()
+    missing.symlink_to(".pages/sorry.html")
+    assert _said(folder) == []
+    os.truncate(sorry, limits.MAX_ERROR_PAGE_BYTES + 1)
+    assert _said(folder) == [
+        f"{line}root/{name}: must be at most 1048576 bytes" for name in (".pages/sorry.html", "404.html")
+    ]
+    os.truncate(sorry, 5)
+    sorry.chmod(0)
+    assert len(_said(folder)) == 2
 
 
 def test_logs(folder: Path) -> None:

@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from pyttpd.config.limits import MAX_ERROR_PAGE_BYTES
+
 from pyttpd_vhost import openat2
 from pyttpd_vhost.kinds.wsgi import WsgiKind
-from pyttpd_vhost.pages import MAX_PAGE_BYTES, ErrorPages
+from pyttpd_vhost.pages import ErrorPages
 from pyttpd_vhost.site import Site
 
 from .conftest import Client, ListLog, Server, close, descriptors, make_share
@@ -98,7 +100,7 @@ def test_what_is_no_page(root: Path, tmp_path: Path) -> None:
 
     def large() -> None:
         page.touch()
-        os.truncate(page, MAX_PAGE_BYTES + 1)
+        os.truncate(page, MAX_ERROR_PAGE_BYTES + 1)
 
     pages = make(root, ListLog())
     for number, wrong in enumerate((link_out, folder, fifo, large)):

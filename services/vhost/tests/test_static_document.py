@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from pyttpd.config.limits import MAX_ERROR_PAGE_BYTES
 from pyttpd.config.loader import load
 
 from pyttpd_vhost.kinds.static import cache, listing, ranges
-from pyttpd_vhost.pages import MAX_PAGE_BYTES
 from pyttpd_vhost.site import Site
 
 from .conftest import ListLog, Server, close
@@ -63,6 +63,6 @@ def test_the_numbers() -> None:
         f"most {cache.MAX_DESCRIPTORS}",
         f"At most {listing.MAX_ENTRIES} entries",
         f"More than {ranges.MAX_RANGES} ranges",
-        f"at most {MAX_PAGE_BYTES >> 20} MiB",
+        f"at most {MAX_ERROR_PAGE_BYTES >> 20} MiB",
     ):
         assert text in " ".join(DOCUMENT.split()), text

@@ -9,6 +9,7 @@ import stat
 from importlib.machinery import PathFinder
 from typing import TYPE_CHECKING
 
+from pyttpd.config import limits
 from pyttpd.config.errors import ConfigError, printable
 from pyttpd.confine.policy import PROGRAMS
 from pyttpd.virtualenv import VirtualenvError, linked, look
@@ -51,6 +52,11 @@ def _problems(vhost: Vhost) -> list[tuple[str, str]]:
         message = _log_problem(file, vhost.uid, vhost.gid) if file is not None else None
         if message:
             found.append((key, message))
+    if not any(key == "root" for key, _ in found):
+        for page in sorted(set(vhost.error_pages.values())):
+            message = _page_problem(vhost, page)
+            if message:
+                found.append(("error_pages", message))
     packages: list[str] = []
     if vhost.virtualenv is not None:
         found += [
@@ -123,6 +129,26 @@ def _log_problem(file: str, uid: int, gid: int) -> str | None:
     return (
         None if os.access(file, os.W_OK) else f"{printable(file, 200)}: you ({os.geteuid()}) may not write it"
     )
+
+
+def _page_problem(vhost: Vhost, page: str) -> str | None:
+    """Say why an error page wouldn't be sent."""
+    path = os.path.join(vhost.root, page)
+    shown = printable(path, 200)
+    try:
+        status = os.stat(path)
+    except OSError as error:
+        return f"{shown}: {os.strerror(error.errno or 0)}"
+    real = os.path.realpath(path)
+    if not real.startswith(f"{os.path.realpath(vhost.root)}/"):
+        return f"{shown}: must not lead out of the root"
+    if not stat.S_ISREG(status.st_mode):
+        return f"{shown}: must be a regular file"
+    if status.st_size > limits.MAX_ERROR_PAGE_BYTES:
+        return f"{shown}: must be at most {limits.MAX_ERROR_PAGE_BYTES} bytes"
+    if os.geteuid() == 0:
+        return _permission_problem(real, _READ, vhost.uid, vhost.gid)
+    return None if os.access(path, os.R_OK) else f"{shown}: you ({os.geteuid()}) may not read it"
 
 
 def _permission_problem(path: str, rights: int, uid: int, gid: int) -> str | None:

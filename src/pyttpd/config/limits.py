@@ -81,6 +81,8 @@ MAX_WILDCARDS = 4
 MAX_TYPES = 512
 #: One for each status that has a name.
 MAX_ERROR_PAGES = 64
+#: One of them: a worker keeps it in memory, and sends it as one piece.
+MAX_ERROR_PAGE_BYTES = 1 << 20
 #: What follows the last dot of a name, with it.
 SUFFIX = re.compile(r"\.[^\s./\x00-\x1f\x7f]{1,32}")
 #: RFC 9110 section 8.3.1, with at most a few parameters in their plain form.

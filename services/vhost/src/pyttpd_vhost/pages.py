@@ -14,6 +14,8 @@ import stat
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from pyttpd.config.limits import MAX_ERROR_PAGE_BYTES
+
 from pyttpd_vhost.http.response import Fields, plain_page
 from pyttpd_vhost.media import ContentTypes
 from pyttpd_vhost.openat2 import Root, identity, settled
@@ -22,9 +24,6 @@ if TYPE_CHECKING:
     from pyttpd.config.shares import VhostShare
 
     from pyttpd_vhost.site import SiteLog
-
-#: A page is kept in memory by each worker, and sent as one piece.
-MAX_PAGE_BYTES = 1 << 20
 
 #: What was read, and of which file.
 _Read = tuple[tuple[int, int, int], bytes]
@@ -66,9 +65,9 @@ class ErrorPages:
                 status = os.fstat(fd)
                 if not stat.S_ISREG(status.st_mode):
                     raise OSError("not a regular file")
-                if status.st_size > MAX_PAGE_BYTES:
-                    raise OSError(f"more than {MAX_PAGE_BYTES} bytes")
-                content = os.pread(fd, MAX_PAGE_BYTES, 0)
+                if status.st_size > MAX_ERROR_PAGE_BYTES:
+                    raise OSError(f"more than {MAX_ERROR_PAGE_BYTES} bytes")
+                content = os.pread(fd, MAX_ERROR_PAGE_BYTES, 0)
             finally:
                 os.close(fd)
         except OSError as error:
