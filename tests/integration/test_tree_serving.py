@@ -80,6 +80,9 @@ def pages(tree: Tree) -> None:
         assert tree.get("static.localhost", path).status == 400
     missing = tree.get("static.localhost", "/no")
     assert (missing.status, missing.body) == (404, (EXAMPLES / "static/site/404.html").read_bytes())
+    closed = tree.folder / "site/closed.txt"
+    closed.touch(0)
+    assert tree.get("static.localhost", "/closed.txt").status == 403
     listed = tree.get("static.localhost", "/files/")
     assert listed.status == 200
     assert b'<a href="tenants.csv">' in listed.body

@@ -671,3 +671,9 @@ def test_beside_nginx(peers: tuple[Peer, Peer]) -> None:
             wrong.append(f"{case}\n    " + "\n    ".join(map(str, both.items())))
     assert not wrong, f"{len(wrong)} unexplained differences (ours, nginx's):\n" + "\n".join(wrong[:20])
     assert not unused, [difference.reason for difference in unused]
+
+
+def test_the_differences_are_told() -> None:
+    document = (Path(__file__).resolve().parents[3] / "docs/static.md").read_text()
+    told = document.partition("**Where an answer differs")[2].partition("\n\n")[2]
+    assert told.splitlines() == [f"- {difference.reason}" for difference in DIFFERENCES]
