@@ -86,7 +86,7 @@ def copy_shared_objects(out: Path) -> None:
 
 
 def compile_all(out: Path) -> None:
-    """Byte-compile, valid by decree: a read-only image cannot change under its byte code. An error is the site's own."""
+    """Byte-compile, valid by decree: a read-only image cannot change under its byte code."""
     ok = compileall.compile_dir(
         out, quiet=1, stripdir=str(out), prependdir="/", workers=0, maxlevels=40,
         invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH,

@@ -1,0 +1,146 @@
+"""docs/first-tenant.md, followed command by command in a copy of what a clone holds, and compared with what it shows.
+
+Ports are replaced, since the default ones may be taken, and with them the database's: it is this test's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from support import postgres
+from support.guide import Command, Text, section, steps, write
+from support.leaks import descendants
+from support.tree import GONE_WITHIN, METRICS_PORTS, READY_WITHIN, free_port, free_ports, plain_environment
+
+TOP = Path(__file__).resolve().parents[2]
+GUIDE = (TOP / "docs/first-tenant.md").read_text(encoding="utf-8")
+#: pip's word about a place that this machine, and nobody's document, has it look at.
+OF_THIS_MACHINE = "WARNING: Location 'file:"
+#: A database's first connection, and a tenant's word to the metrics, which is up to a second old, take a moment (s).
+SOON = 10.0
+
+
+@dataclass(slots=True)
+class Newcomer:
+    """Somebody in a clone. `replaced`: what the guide's text becomes here; environment: what the shell has."""
+
+    folder: Path
+    replaced: dict[str, str] = field(default_factory=dict)
+    environment: dict[str, str] = field(default_factory=plain_environment)
+    patience: float = 60.0
+
+    def here(self, text: str) -> str:
+        for old, new in self.replaced.items():
+            text = text.replace(old, new)
+        return text
+
+    def run(self, command: str) -> str:
+        done = subprocess.run(
+            ["bash", "-c", self.here(command)],
+            cwd=self.folder,
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=self.patience,
+        )
+        lines = (done.stdout + done.stderr).splitlines(keepends=True)
+        return "".join(line for line in lines if not line.startswith(OF_THIS_MACHINE))
+
+    def follow(self, step: Command | Text) -> None:
+        """Do one step, and see what the guide says that one sees; what answers a request may take a moment."""
+        if isinstance(step, Text):
+            write(self.folder, Text(step.path, self.here(step.text), step.add))
+            return
+        deadline = time.monotonic() + SOON
+        while (seen := self.run(step.command)) != self.here(step.output):
+            if "curl" not in step.command or time.monotonic() > deadline:
+                assert seen == self.here(step.output), f"$ {self.here(step.command)}"
+            time.sleep(0.2)
+
+
+@pytest.fixture
+def newcomer() -> Iterator[Newcomer]:
+    folder = Path(tempfile.mkdtemp(prefix="pyttpd-guide-", dir="/tmp"))
+    folder.chmod(0o755)
+    shutil.copytree(
+        TOP / "examples", folder / "examples", ignore=shutil.ignore_patterns(".wheels", "__pycache__")
+    )
+    # The environment that runs this test was made as `make venv` makes one; in a clone it stands here.
+    (folder / ".venv/bin").mkdir(parents=True)
+    for name, arguments in (("pyttpd", "-I -m pyttpd_ctl"), ("python", "")):
+        command = folder / ".venv/bin" / name
+        command.write_text(f'#!/bin/sh\nexec {sys.executable} {arguments} "$@"\n')
+        command.chmod(0o755)
+    yield Newcomer(folder)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.mark.program("curl")
+@pytest.mark.program("pg_ctlcluster")
+@pytest.mark.timeout(180)
+def test_without_docker(newcomer: Newcomer) -> None:
+    """As root each site has a uid of its own and reaches the database by its gate; as an ordinary user all have one."""
+    guide = section(GUIDE, "Without Docker")
+    before, start, after = guide.partition("Start it with `.venv/bin/pyttpd run sites/plain`")
+    assert start
+    with postgres.running("guests", "change-me") as database:
+        port, metrics_port = free_port(), free_ports(METRICS_PORTS)
+        newcomer.replaced = {
+            "[listen.http]": f'runtime_dir = "../run"\n[metrics]\nbase_port = {metrics_port}\n[listen.http]',
+            ":8080": f":{port}",
+            "127.0.0.1:5432": f"127.0.0.1:{database}",
+            "127.0.0.1/guests": f"127.0.0.1:{database}/guests",
+        }
+        done = [step for step in steps(before) if newcomer.follow(step) is None]
+        assert len([step for step in done if isinstance(step, Text)]) == 1
+        assert len(done) >= 10
+        with running(newcomer):
+            shown = steps(after)
+            assert len(shown) == 4
+            for step in shown:
+                newcomer.follow(step)
+
+
+@contextlib.contextmanager
+def running(newcomer: Newcomer) -> Iterator[None]:
+    """The tree of sites/plain, as it is started in a terminal, ended by Ctrl-C."""
+    log = newcomer.folder / "log"
+    with open(log, "wb") as output:
+        tree = subprocess.Popen(
+            [".venv/bin/pyttpd", "run", "sites/plain"],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            env=plain_environment(),
+            cwd=newcomer.folder,
+            start_new_session=True,
+        )
+    try:
+        deadline = time.monotonic() + READY_WITHIN
+        while "ready listening=" not in log.read_text(errors="replace"):
+            assert tree.poll() is None and time.monotonic() < deadline, log.read_text(errors="replace")
+            time.sleep(0.05)
+        try:
+            yield
+        except AssertionError as error:
+            error.add_note(log.read_text(errors="replace")[-6000:])
+            raise
+        tree.send_signal(signal.SIGINT)
+        assert tree.wait(GONE_WITHIN) == 0
+    finally:
+        for pid in [*descendants(tree.pid), tree.pid] if tree.poll() is None else []:
+            os.kill(pid, signal.SIGKILL)
+        tree.wait()
