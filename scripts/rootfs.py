@@ -72,6 +72,10 @@ KEPT_FOR = {
     ),
 }  # fmt: skip
 
+#: Where a tenant's container has its tmpfs. An engine gives those the mode of what lies below, and which uid a tenant will
+#: have is its operator's choice.
+FOR_ANY_UID = ("tmp", "run/health")
+
 #: Loaded by name at run time, so that no ldd shows it: threads that end early unwind their stack with it.
 RUNTIME_LIBRARIES = ("libgcc_s.so.1",)
 
@@ -103,7 +107,7 @@ def main(argv: list[str] | None = None) -> None:
     make_mount_points(out)
     compile_all(out)
     import_everything(out)
-    settle(out)
+    settle(out, for_any_uid=FOR_ANY_UID if arguments.whole_stdlib else ())
 
 
 def copy_interpreter(out: Path) -> None:
@@ -235,13 +239,15 @@ def import_everything(out: Path) -> None:
     )
 
 
-def settle(out: Path) -> None:
+def settle(out: Path, *, for_any_uid: tuple[str, ...]) -> None:
     """Give every file to root, writable and privileged for nobody, no module a program, and one time to all."""
     for path in [*out.rglob("*"), out]:
         if not path.is_symlink():
             mode = path.stat().st_mode
             program = mode & stat.S_IXUSR and path.suffix != ".py"
             path.chmod(0o755 if stat.S_ISDIR(mode) or program else 0o644)
+        if path.relative_to(out).as_posix() in for_any_uid:
+            path.chmod(0o1777)
         os.chown(path, 0, 0, follow_symlinks=False)
     for path in [*out.rglob("*"), out]:
         os.utime(path, (EPOCH, EPOCH), follow_symlinks=False)

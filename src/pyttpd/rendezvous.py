@@ -384,6 +384,15 @@ class Link:
         if channel.leaving:
             reason = LEFT
         was_open, self.is_open, self.channel = self.is_open, False, None
+        if not was_open and not self._told and self._delay >= LAST_DELAY:
+            # Time and again, so it isn't a binder that was just replaced. The binder's own log says more.
+            self._told = True
+            self._log.warning(
+                "turned away: the configuration has another uid for this name, or doesn't have the name",
+                peer=self._binder,
+                name=self._hello.name,
+                uid=os.geteuid(),
+            )
         self._again()
         if was_open:
             self._on_lost(reason)

@@ -25,6 +25,10 @@ if TYPE_CHECKING:
 _AT_A_TIME = 16
 
 
+#: What the tenants' metrics listener answers when nobody has come to umaster for a tenant.
+_NOBODY_THERE = 503
+
+
 @dataclass(frozen=True, slots=True)
 class RoleStatus:
     """One process category's row. `age` in seconds; None: not known, or the role has no such thing."""
@@ -163,10 +167,16 @@ def _role_row(role: Role, name: str, answer: Scrape) -> RoleStatus:
 
 def _tenant_row(name: str, answer: Scrape, queue: float | None) -> TenantStatus:
     connections, requests, errors = _numbers(Role.VHOST, answer)
+    why = answer.why
+    failed = bool(answer.total("pyttpd_vhost_application_failed"))
+    if answer.status == _NOBODY_THERE:
+        why = "not there: not started, or turned away by master, whose log says why"
+    elif failed:
+        why = "its application isn't started or does not load: its log says why"
     return TenantStatus(
         name=name,
-        up=answer.up,
-        why=answer.why,
+        up=answer.up and not failed,
+        why=why,
         uid=_uid(Role.VHOST, answer),
         age=_age(Role.VHOST, answer),
         workers=_whole(answer.total("pyttpd_vhost_workers")),

@@ -22,6 +22,9 @@ from pyttpd.service import Options, Service
 from pyttpd.wire.errors import RemoteProtocolError
 from pyttpd.wire.messages import Goodbye, Hello, Message, Share, ShareOk
 
+#: Strangers that are remembered as told of: whoever can connect can be as many as it likes.
+MAX_STRANGERS = 64
+
 
 class Master:
     """The role. prepare() runs in the keeper, which may read what the role itself can't."""
@@ -30,6 +33,7 @@ class Master:
         self._config: Config | None = None
         self._shares_sent: dict[str, int] = {}
         self._in_force: dict[tuple[str, str], int] = {}
+        self._strangers: set[tuple[str, int | None]] = set()
 
     def prepare(self, options: Options, log: Log) -> None:
         self._config = startup.read(options.config, log)
@@ -64,10 +68,30 @@ class Master:
                 case "listener":
                     return caller.is_a("listener", hello.name, self._config.listener(hello.name).uid)
                 case "vhost":
-                    return caller.is_a("vhost", hello.name, self._config.vhost(hello.name).uid)
+                    uid = self._config.vhost(hello.name).uid
+                    if not caller.is_a("vhost", hello.name, uid):
+                        self._tell_stranger(
+                            "a tenant's process has another uid than its table: correct `uid` there, or `user` in the "
+                            "compose file",
+                            (hello.name, caller.uid),
+                            configured=uid,
+                        )
+                        return False
+                    return True
         except KeyError:
-            pass
+            if hello.role == "vhost":
+                self._tell_stranger(
+                    "a tenant's process has a name that the configuration doesn't have: add its table and start "
+                    "master anew, or remove its service",
+                    (hello.name, caller.uid),
+                )
         return False
+
+    def _tell_stranger(self, event: str, who: tuple[str, int | None], **fields: object) -> None:
+        """Tell once of somebody who comes again and again: most often a new tenant that isn't set up quite right."""
+        if who not in self._strangers and len(self._strangers) < MAX_STRANGERS:
+            self._strangers.add(who)
+            self._service.log.warning(event, name=who[0], uid=who[1], **fields)
 
     def _on_open(self, channel: Channel, hello: Hello) -> None:
         assert self._config is not None
