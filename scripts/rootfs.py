@@ -72,8 +72,8 @@ KEPT_FOR = {
     ),
 }  # fmt: skip
 
-#: Where a tenant's container has its tmpfs. An engine gives those the mode of what lies below, and which uid a tenant will
-#: have is its operator's choice.
+#: Where a tenant's container has its tmpfs. An engine gives those the mode of what lies below, and which uid a tenant
+#: will have is its operator's choice.
 FOR_ANY_UID = ("tmp", "run/health")
 
 #: Loaded by name at run time, so that no ldd shows it: threads that end early unwind their stack with it.

@@ -1,11 +1,16 @@
 """docs/first-tenant.md, followed command by command in a copy of what a clone holds, and compared with what it shows.
 
+With containers the site with a database is then replaced by one that tries all of tests/hostile: what that finds out is
+left in build/hostile-compose-database.json, a column of the matrix in SECURITY.md.
+
 Ports are replaced, since the default ones may be taken, and with them the database's: it is this test's.
 """
 
 from __future__ import annotations
 
 import contextlib
+import http.client
+import json
 import os
 import shutil
 import signal
@@ -19,6 +24,9 @@ from pathlib import Path
 
 import pytest
 
+from e2e.test_hostile_tenant import PLAN, TARGET
+from hostile import attempts
+from hostile.test_tree import assail
 from support import postgres
 from support.compose import TAG, UP_WITHIN
 from support.guide import Command, Text, section, steps, write
@@ -44,6 +52,8 @@ class Newcomer:
     replaced: dict[str, str] = field(default_factory=dict)
     environment: dict[str, str] = field(default_factory=plain_environment)
     patience: float = 60.0
+    #: The command that shows what the tree has said, for who looks into a failure.
+    log: str = "cat log"
 
     def here(self, text: str) -> str:
         for old, new in self.replaced.items():
@@ -63,6 +73,13 @@ class Newcomer:
         lines = (done.stdout + done.stderr).splitlines(keepends=True)
         return "".join(line for line in lines if not line.startswith(OF_THIS_MACHINE))
 
+    def follow_all(self, text: str) -> list[Command | Text]:
+        """Do all that a part of the guide says; return it."""
+        found = steps(text)
+        for step in found:
+            self.follow(step)
+        return found
+
     def follow(self, step: Command | Text) -> None:
         """Do one step, and see what the guide says that one sees; what answers a request may take a moment."""
         if isinstance(step, Text):
@@ -71,7 +88,8 @@ class Newcomer:
         deadline = time.monotonic() + SOON
         while (seen := self.run(step.command)) != self.here(step.output):
             if not set(step.command.split()) & ASKED_AGAIN or time.monotonic() > deadline:
-                assert seen == self.here(step.output), f"$ {self.here(step.command)}"
+                told = self.run(f"{self.log} 2>&1")[-6000:]
+                assert seen == self.here(step.output), f"$ {self.here(step.command)}\n{told}"
             time.sleep(0.2)
 
 
@@ -116,11 +134,9 @@ def newcomer_with_docker(newcomer: Newcomer) -> Iterator[Newcomer]:
         "PYTTPD_TENANT_METRICS_PORTS": "-".join(str(first + offset) for offset in TENANTS_PORTS),
     }
     newcomer.patience = UP_WITHIN
+    newcomer.log = "docker compose logs --no-color --tail 30"
     try:
         yield newcomer
-    except AssertionError as error:
-        error.add_note(newcomer.run("docker compose logs --no-color --tail 30")[-6000:])
-        raise
     finally:
         ended = newcomer.run("docker compose down --volumes --remove-orphans --rmi local")
     left = newcomer.run("docker ps -aq --filter label=com.docker.compose.project=$COMPOSE_PROJECT_NAME")
@@ -130,13 +146,62 @@ def newcomer_with_docker(newcomer: Newcomer) -> Iterator[Newcomer]:
 @pytest.mark.docker
 @pytest.mark.root
 @pytest.mark.program("curl")
+@pytest.mark.program("nsenter")
 @pytest.mark.timeout(900)
 def test_with_docker(newcomer_with_docker: Newcomer) -> None:
-    """Three sites: Flask from its lock, plain files, and PostgreSQL on a network of its own."""
+    """Three sites: Flask from its lock, plain files, and PostgreSQL on a network of its own; then that one turns evil."""
     someone = newcomer_with_docker
-    done = [step for step in steps(section(GUIDE, "With Docker")) if someone.follow(step) is None]
+    done = someone.follow_all(section(GUIDE, "With Docker"))
     assert len([step for step in done if isinstance(step, Text)]) == 6
     assert len([step for step in done if isinstance(step, Command) and "make up" in step.command]) == 3
+
+    (someone.folder / "sites/guests/app.py").write_text(Path(attempts.__file__).read_text(encoding="utf-8"))
+    with open(someone.folder / "sites/etc/pyttpd.toml", "a", encoding="utf-8") as file:
+        file.write("pool = { max_workers = 1 }\n")
+    assert "The tree is up." in someone.run("make up")
+
+    def request(method: str, path: str, body: bytes) -> bytes:
+        connection = http.client.HTTPConnection(
+            "127.0.0.1", int(someone.environment["PYTTPD_HTTP_PORT"]), timeout=20
+        )
+        with contextlib.closing(connection):
+            connection.request(method, path, body, {"Host": "guests.localhost", "Connection": "close"})
+            return connection.getresponse().read()
+
+    with target_in(someone, "net") as of_clients, target_in(someone, "net-guests") as of_its_own:
+        outcomes = assail(
+            request, {**PLAN, "frozen": ["/srv/site", "/etc", "/run"], "target": ["127.0.0.1", 5432]}
+        )
+    (TOP / "build").mkdir(exist_ok=True)
+    (TOP / "build/hostile-compose-database.json").write_text(json.dumps(outcomes, indent=1), encoding="utf-8")
+    succeeded = {name: one["detail"] for name, one in outcomes.items() if one["outcome"] == "SUCCEEDED"}
+    assert succeeded == {}
+    assert (of_clients.read_bytes(), of_its_own.read_bytes()) == (b"", b"")
+    # The port was right, and only the address was not: elsewhere the same is let through.
+    assert outcomes["client: connect"]["outcome"] == outcomes["new socket: TCP"]["outcome"] == "refused"
+    assert (
+        "timed out" in outcomes["new socket: TCP"]["detail"]
+        or "came back" in outcomes["new socket: TCP"]["detail"]
+    )
+
+
+@contextlib.contextmanager
+def target_in(someone: Newcomer, service: str) -> Iterator[Path]:
+    """Have somebody on port 5432 of the loopback of a service's network; yields the file that says who came there."""
+    pid = someone.run(f"docker inspect -f '{{{{.State.Pid}}}}' $(docker compose ps -q {service})").strip()
+    visitors = someone.folder / f"visitors-{service}"
+    program = TARGET.replace('"127.0.0.1", 0', '"127.0.0.1", 5432')
+    with open(visitors, "wb") as output:
+        command = ["nsenter", f"--net=/proc/{pid}/ns/net", sys.executable, "-c", program]
+        target = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=output)
+        with target:
+            assert target.stdout is not None
+            try:
+                assert target.stdout.readline() == b"5432\n"
+                yield visitors
+            finally:
+                target.kill()
+            output.write(target.stdout.read())
 
 
 @pytest.mark.program("curl")
@@ -155,14 +220,11 @@ def test_without_docker(newcomer: Newcomer) -> None:
             "127.0.0.1:5432": f"127.0.0.1:{database}",
             "127.0.0.1/guests": f"127.0.0.1:{database}/guests",
         }
-        done = [step for step in steps(before) if newcomer.follow(step) is None]
+        done = newcomer.follow_all(before)
         assert len([step for step in done if isinstance(step, Text)]) == 1
         assert len(done) >= 10
         with running(newcomer):
-            shown = steps(after)
-            assert len(shown) == 4
-            for step in shown:
-                newcomer.follow(step)
+            assert len(newcomer.follow_all(after)) == 4
 
 
 @contextlib.contextmanager
@@ -184,11 +246,7 @@ def running(newcomer: Newcomer) -> Iterator[None]:
         while "ready listening=" not in log.read_text(errors="replace"):
             assert tree.poll() is None and time.monotonic() < deadline, log.read_text(errors="replace")
             time.sleep(0.05)
-        try:
-            yield
-        except AssertionError as error:
-            error.add_note(log.read_text(errors="replace")[-6000:])
-            raise
+        yield
         tree.send_signal(signal.SIGINT)
         assert tree.wait(GONE_WITHIN) == 0
     finally:

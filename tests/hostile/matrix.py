@@ -39,6 +39,7 @@ FORMS = {
     "plain, root, with a database": "hostile-plain-root-database.json",
     "plain, ordinary user": "hostile-plain-ordinary-user.json",
     "compose": "hostile-compose.json",
+    "compose, with a database": "hostile-compose-database.json",
 }
 BUILD = Path(__file__).parents[2] / "build"
 

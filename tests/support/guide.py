@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-#: The last sentence before a block that is a file's.
-_FILE = re.compile(r"\b(Write|Add to) `([^`]+)`[^`]*:\s*\Z")
+#: In the paragraph before a block that is a file's.
+_FILE = re.compile(r".*\b(Write|Add to) `([^`]+)`", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,9 @@ def steps(text: str) -> list[Step]:
             for part in re.split(r"^\$ ", block, flags=re.MULTILINE)[1:]:
                 command, _, output = part.partition("\n")
                 found.append(Command(command, output))
-        elif kind and (file := _FILE.search(_paragraph(before))):
+        elif kind:
+            file = _FILE.match(_paragraph(before))
+            assert file is not None, f"which file is this? {block}"
             found.append(Text(file[2], block, file[1] == "Add to"))
     return found
 
