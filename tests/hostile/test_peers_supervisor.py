@@ -221,6 +221,16 @@ def test_a_hostile_prototype(stage: Stage, attack: str, says: str) -> None:
     assert tenant.role.pid == pid
 
 
+def test_an_address_that_it_was_not_started_for(stage: Stage) -> None:
+    """Its locks can't be opened any more: the application isn't imported, and the log says what the command lacks."""
+    tenant = Tenant(stage)
+    stage.give_shares(("share", tenant.share(allow=("192.0.2.1:5432",))))
+    umaster = stage.accept(Directory.VHOST)
+    tenant.role.logs("an address that this container was started without.*--allow 192.0.2.1:5432")
+    work, _ = umaster.expect(Worker), umaster.socket()
+    assert work == Worker(0, "metrics")
+
+
 def test_hostile_workers(stage: Stage) -> None:
     """Each is killed, reaped and buried, and another one serves in its place. The supervisor is the same."""
     tenant = Tenant(stage)

@@ -135,6 +135,19 @@ def test_a_binder_that_is_away_is_waited_for_with_growing_delay(
     gate.on.until(lambda: welcomes)
 
 
+def test_who_is_turned_away_time_and_again_says_so(gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that a container's own log has it, when its uid or its name isn't the configuration's."""
+    monkeypatch.setattr(rendezvous, "LAST_DELAY", 0.05)
+    monkeypatch.setattr(gate.entrance, "_authorise", lambda _caller, _hello: False)
+    gate.entrance.open()
+    _, welcomes, lost = gate.link(os.geteuid())
+    gate.on.until(lambda: any("turned away" in line for line in gate.on.lines))
+    gate.on.turns(0.2)
+    assert len([line for line in gate.on.lines if "turned away" in line]) == 1
+    assert not welcomes
+    assert not lost
+
+
 def test_who_says_nothing_is_closed_in_time(gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rendezvous, "HELLO_TIMEOUT", 0.05)
     gate.entrance.open()

@@ -271,8 +271,17 @@ def test_a_tenant_without_a_worker() -> None:
     with tree(tenants=tenants(text(BLOG), text("busy", status="503 Service Unavailable"))) as base:
         result = ask(base)
     assert result.exit_code == 1
-    assert rows(result)["shop"][-2:] == ["answered", "503"]
+    assert " ".join(rows(result)["shop"]).endswith("turned away by master, whose log says why")
     assert rows(result)["blog"][:4] == ["blog", "yes", "-", "-"]
+
+
+def test_a_tenant_whose_application_does_not_load() -> None:
+    failing = BLOG + 'pyttpd_vhost_application_failed{vhost="blog"} 1.0\n'
+    with tree(tenants=tenants(text(failing), text(BLOG.replace("blog", "shop")))) as base:
+        result = ask(base)
+    assert result.exit_code == 1
+    assert rows(result)["blog"][:2] == ["blog", "no"]
+    assert " ".join(rows(result)["blog"]).endswith("does not load: its log says why")
 
 
 def quick(host: str, port: int, path: str, *, limit: int = 1 << 20) -> Scrape:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -10,12 +11,13 @@ import pytest
 
 from pyttpd import memfd
 from pyttpd.config.shares import HostMap, ListenerShare, UmasterShare, VhostShare
+from pyttpd.rendezvous import Caller
 from pyttpd.roles import Channel as Directory
 from pyttpd.roles import Role
 from pyttpd.service import Options, Service, StartError
 from pyttpd.wire import messages as m
 
-from pyttpd_master.master import Master
+from pyttpd_master.master import MAX_STRANGERS, Master
 from support.wired import Stage, Visitor, stage
 
 CONFIG = """
@@ -126,6 +128,27 @@ def test_nobody_gets_anothers_share(office: Office, hello: m.Hello) -> None:
     visitor.link.close()
     assert {reason for _, reason in office.service.faults.counts} == {"not-authorised"}
     assert not visitor.record.messages
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("b", f"another uid than its table: .* name=b uid={os.geteuid() + 1} configured=20002"),
+        ("nobody", "doesn't have"),
+    ],
+)
+def test_a_tenant_that_is_set_up_wrongly_is_told_of_once(office: Office, name: str, told: str) -> None:
+    caller = Caller(os.geteuid() + 1, None)
+    for _ in range(3):
+        assert not office.master._authorise(caller, m.Hello("vhost", name))
+    (line,) = [line for line in office.on.lines if "a tenant's process has" in line]
+    assert re.search(told, line)
+
+
+def test_strangers_are_told_of_within_a_bound(office: Office) -> None:
+    for number in range(MAX_STRANGERS + 10):
+        office.master._authorise(Caller(30_000, None), m.Hello("vhost", f"n{number}"))
+    assert len(office.master._strangers) == MAX_STRANGERS
 
 
 def test_a_generation_that_was_never_sent_is_a_fault(office: Office) -> None:
