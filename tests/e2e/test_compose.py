@@ -206,7 +206,7 @@ def test_nothing_can_be_written_but_what_was_given(tree: Deployment, service: st
     expected = {"/run/health"}
     if service != "net":
         expected |= {f"/run/pyttpd/{channel.value}" for channel in row.binds}
-    if service == "vhost-wsgi":
+    if service.startswith("vhost-"):
         expected.add("/tmp")
     lines = Path(f"/proc/{tree.processes(service)[0].pid}/mountinfo").read_text().splitlines()
     writable = {line.split()[4] for line in lines if "rw" in line.split()[5].split(",")}
