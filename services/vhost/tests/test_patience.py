@@ -21,6 +21,7 @@ from pyttpd_vhost import worker
 from pyttpd_vhost.commons import Commons
 from pyttpd_vhost.http.connection import State, Want
 from pyttpd_vhost.http.patience import MOST_AT_ONCE, Pace, Patience
+from pyttpd_vhost.scoreboard import Row
 from pyttpd_vhost.stress import AFTER, GAP, UNTIL, Stress
 
 from .conftest import Client, Serve, Server
@@ -506,6 +507,29 @@ def test_stress_seconds_after_the_last_press_does_not_begin() -> None:
     stress.press(1000.0)
     stress.press(1001.0)
     assert not stress.weigh(1001.0 + GAP + 0.1)
+
+
+FREE, BUSY = Row(threads=2, busy_threads=1), Row(threads=2, busy_threads=2)
+WAITS = BUSY._replace(waiting=1)
+
+
+@pytest.mark.parametrize(
+    ("rows", "waiting", "stressed"),
+    [
+        ([], 9, False),  # there is no worker yet: no client's fault
+        ([BUSY, FREE], 1, True),
+        ([BUSY, WAITS], 0, True),
+        ([WAITS, FREE], 0, False),  # a sibling is free, and will be given it
+        ([BUSY, BUSY], 0, False),  # busy, and nobody waits
+    ],
+)
+def test_stress_is_when_all_are_busy_and_somebody_waits(
+    rows: list[Row], waiting: int, stressed: bool
+) -> None:
+    stress = Stress()
+    changes = [stress.look(rows, waiting, 1000.0 + tick / 2) for tick in range(6)]
+    assert stress.on is stressed
+    assert changes.count(True) == stressed
 
 
 @pytest.mark.parametrize("where", ["head", "idle", "body", "reading", "tail"])

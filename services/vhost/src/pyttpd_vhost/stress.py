@@ -5,12 +5,19 @@ workers busy for nothing. What shrinks is in http/patience.py, by how much is `h
 
     calm ── pressed for AFTER ──> stressed ── not pressed for UNTIL ──> calm
 
-"Pressed" is a moment's news: umaster has connections that wait (Demand), or all threads of all workers are busy and
-connections are ready that none has taken (scoreboard). It takes AFTER to count, so that a burst that is worked off at
-once is none; and UNTIL to be over, so that it doesn't come and go with each request.
+"Pressed" is a moment's news, several times a second: umaster has connections that wait although there are workers
+(Demand), or all threads of all workers are busy and connections are ready that none has taken (scoreboard). It takes
+AFTER to count, so that a burst that is worked off at once is none; and UNTIL to be over, so that it doesn't come and go
+with each request.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pyttpd_vhost.scoreboard import Row
 
 #: How long (s) it must last to be stress, and how long nobody may have waited for it to be over.
 AFTER, UNTIL = 1.0, 10.0
@@ -27,6 +34,15 @@ class Stress:
         self.since = 0.0
         self._pressed_since = float("-inf")
         self._pressed_last = float("-inf")
+
+    def look(self, rows: Sequence[Row], waiting: int, now: float) -> bool:
+        """Say whether `on` has changed, by the rows of the serving workers, and by how many `waiting` umaster has."""
+        if rows and (
+            waiting
+            or (all(row.busy_threads >= row.threads for row in rows) and any(row.waiting for row in rows))
+        ):
+            self.press(now)
+        return self.weigh(now)
 
     def press(self, now: float) -> None:
         """All are busy, and somebody waits."""

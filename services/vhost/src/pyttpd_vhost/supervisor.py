@@ -267,10 +267,8 @@ class Supervisor:
         """Tell the workers when stress begins and ends, and the operator."""
         serving = [worker for worker in self._workers.values() if worker.state is State.SERVING]
         rows = [self._board.read(worker.slot, worker.number) for worker in serving]
-        if rows and all(row.busy_threads >= row.threads for row in rows) and any(row.waiting for row in rows):
-            self._stress.press(now)
         began = self._stress.since
-        if self._stress.weigh(now):
+        if self._stress.look(rows, self._waiting, now):
             self._commons.stressed = int(self._stress.on)
             if self._stress.on:
                 self._log.warning(
@@ -517,8 +515,6 @@ class Supervisor:
         match message:
             case Demand(waiting, _):
                 self._waiting = waiting
-                if waiting:
-                    self._stress.press(self._loop.now)
                 self._turn()
             case Stuck(number):
                 worker = self._workers.get(number)
