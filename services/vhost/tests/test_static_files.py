@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pytest
 
@@ -387,9 +387,31 @@ def test_never_mixed(
     assert not faults, faults[0]
 
 
-@pytest.mark.parametrize("how", ["overwritten", "grown", "shrunk"])
+def overwritten(file: BinaryIO) -> None:
+    file.write(b"x" * 1000)
+
+
+def overwritten_by_a_longer_one(file: BinaryIO) -> None:
+    file.truncate(0)
+    file.write(b"x" * 60_000_000)
+
+
+def overwritten_at_its_end(file: BinaryIO) -> None:
+    file.seek(49_999_000)
+    file.write(b"x" * 10_000_000)
+
+
+def shrunk(file: BinaryIO) -> None:
+    file.truncate(1000)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [overwritten, overwritten_by_a_longer_one, overwritten_at_its_end, shrunk],
+    ids=lambda each: each.__name__,
+)
 def test_a_file_that_is_written_to_while_it_is_sent(
-    root: Path, serving: Callable[..., Serving], how: str
+    root: Path, serving: Callable[..., Serving], change: Callable[[BinaryIO], None]
 ) -> None:
     large = root / "large.bin"
     large.write_bytes(bytes(50_000_000))
@@ -398,14 +420,27 @@ def test_a_file_that_is_written_to_while_it_is_sent(
     got = len(one.sock.recv(1000))
     tick(large)
     with large.open("r+b") as file:
-        if how == "overwritten":
-            file.write(b"x" * 1000)
-        else:
-            file.truncate(60_000_000 if how == "grown" else 1000)
+        change(file)
     while data := one.sock.recv(1 << 20):
         got += len(data)
     assert got < 50_000_000
     assert one.site.stats.gone == 1
+
+
+def test_a_file_that_grows_while_it_is_sent(root: Path, serving: Callable[..., Serving]) -> None:
+    large = root / "large.bin"
+    large.write_bytes(bytes(range(256)) * 100_000)
+    one = serving()
+    one.sock.sendall(b"GET /large.bin HTTP/1.1\r\nHost: a.test\r\n\r\n")
+    one.client.data = one.sock.recv(1000)
+    for _ in range(3):
+        tick(large)
+        with large.open("ab") as file:
+            file.write(b"more")
+        while len(one.client.data) < 1_000_000:
+            one.client.data += one.sock.recv(65536)
+    assert one.client.answer().body == bytes(range(256)) * 100_000
+    assert len(one.ask("/large.bin").body) == 25_600_012
 
 
 def test_a_file_that_is_replaced_while_it_is_sent_is_sent_to_its_end(

@@ -55,28 +55,46 @@ SENDFILE_STEP = 1 << 20
 SENDFILE_BURST = 4
 
 
+#: What is compared of a file that has grown while it was sent: so many bytes of its beginning, and of its old end.
+SAMPLE = 4096
+
+
 class OpenFile:
-    """A regular file that is open for reading, for as long as anybody has this: several answers may be sending it.
+    """A regular file that is open for reading, for as long as anybody has this: several answers may be sending it."""
 
-    `stamp` is its time of modification (ns) and size when it was looked at, None if nobody did.
-    """
+    __slots__ = ("_sample", "_size", "_stamp", "fd")
 
-    __slots__ = ("fd", "stamp")
-
-    def __init__(self, fd: int, stamp: tuple[int, int] | None = None) -> None:
-        """Own `fd`."""
+    def __init__(self, fd: int, status: os.stat_result | None = None) -> None:
+        """Own `fd`. With `status`, which is what fstat(2) says, changes from here on are noticed (`changed`)."""
         self.fd = fd
-        self.stamp = stamp
+        self._stamp = None
+        if status is not None:
+            self._stamp = status.st_mtime_ns, status.st_size
+            self._size = status.st_size
+            self._sample = self._look()
 
     def __del__(self) -> None:
         os.close(self.fd)
 
     def changed(self) -> bool:
-        """Whether it was written to since it was looked at. Being renamed or unlinked doesn't matter."""
-        if self.stamp is None:
+        """Whether what it was has been written to. Being renamed or unlinked doesn't matter.
+
+        Nor does having grown: logs and recordings are sent as far as they went. But a file that is overwritten with a
+        longer one has grown as well, so its beginning and its old end must be what they were.
+        """
+        if self._stamp is None:
             return False
         status = os.fstat(self.fd)
-        return (status.st_mtime_ns, status.st_size) != self.stamp
+        stamp = status.st_mtime_ns, status.st_size
+        if stamp == self._stamp:
+            return False
+        if status.st_size <= self._size or self._look() != self._sample:
+            return True
+        self._stamp = stamp
+        return False
+
+    def _look(self) -> bytes:
+        return os.pread(self.fd, SAMPLE, 0) + os.pread(self.fd, SAMPLE, max(0, self._size - SAMPLE))
 
 
 #: A piece of a body: bytes, or so many bytes of a file from an offset (file, offset, count; count > 0).

@@ -83,7 +83,7 @@ class File:
         self.opened: OpenFile | None = None
         if content is None:
             self.size = status.st_size
-            self.opened = OpenFile(fd, (status.st_mtime_ns, status.st_size))
+            self.opened = OpenFile(fd, status)
         else:
             self.size = len(content)
             os.close(fd)
