@@ -27,7 +27,7 @@ import struct
 import threading
 
 _PLACE = struct.Struct("@8sQ")
-#: Places that a row has in a set: with half of them used on average, a set overflows about once in a thousand.
+#: Places that a row has in a set: with 8,000 clients in a row, two in a set on average, one set in 4,000 overflows.
 WAYS = 8
 #: The table's size in bytes at most; untouched pages cost nothing.
 MAX_TABLE = 16 << 20
