@@ -775,11 +775,12 @@ def test_names_that_could_pass_for_others(serve: Serve) -> None:
         "HTTPS",
         "Auth-Type",
     )
-    fields = [*real.items(), *((name, "forged") for name in (*forged, *odd)), *real.items()]
+    twice = [item for item in real.items() if item[0] != "Content-Type"]  # that one twice is a 400
+    fields = [*twice, *((name, "forged") for name in (*forged, *odd)), *real.items()]
     head = "".join(f"{name}: {value}\r\n" for name, value in fields)
     seen = seen_by_application(serve, f"GET / HTTP/1.1\r\nHost: {HOST}\r\n{head}\r\n".encode())
     assert seen["HTTP_X_USER"] == "real, real"
-    assert seen["CONTENT_TYPE"] == "real/type, real/type"
+    assert seen["CONTENT_TYPE"] == "real/type"
     assert seen["HTTP_COOKIE"] == "a=real; a=real"
     assert {key for key, value in seen.items() if value == "forged"} == {
         "HTTP_HTTP_COOKIE",

@@ -23,8 +23,8 @@ from pyttpd_vhost.http.chunked import ChunkedDecoder
 #: `Request.length` of a chunked body: its length is known when it ends.
 CHUNKED = -1
 
-#: The names of the fields that decide framing and life time.
-FRAMING = frozenset({b"content-length", b"transfer-encoding", b"connection", b"expect"})
+#: The names of the fields that decide framing and life time, and of one that has a single meaning or none.
+SPECIAL = frozenset({b"content-length", b"transfer-encoding", b"connection", b"expect", b"content-type"})
 
 _LENGTH = re.compile(rb"[0-9]{1,18}")
 
@@ -80,7 +80,7 @@ class Request:
     def __init__(self, head: Head, fields: Fields, special: Fields) -> None:
         """Make it of the scanner's verdict and the engine's `fields`.
 
-        `special` are those of them in FRAMING, with names in lower case. Raises Refused.
+        `special` are those of them in SPECIAL, with names in lower case. Raises Refused.
         """
         self.method = head.method.decode("ascii")
         self.version = head.version
@@ -102,7 +102,10 @@ class Request:
             self._live(special)
 
     def _live(self, special: Fields) -> None:
-        """Decide what comes behind this request (RFC 9112 section 9.3), and what before its body."""
+        """Decide what comes behind this request (RFC 9112 section 9.3), and what before its body.
+
+        Two types of one content are refused here, too: no client means that (RFC 9110 section 5.3).
+        """
         for name, value in special:
             if name == b"connection":
                 options = {option.strip() for option in value.lower().split(b",")}
@@ -111,6 +114,8 @@ class Request:
                     break  # whatever follows
                 if b"keep-alive" in options:
                     self.keep_alive = True
+        if len([name for name, _ in special if name == b"content-type"]) > 1:
+            raise Refused(400, "more than one Content-Type")
         for name, value in special:
             if name == b"expect":
                 if value.lower() != b"100-continue":

@@ -37,9 +37,7 @@ class State(enum.Enum):
 
     NOTHING = enum.auto()  # no byte of it is sent
     BODY = enum.auto()  # its head is sent, the body isn't whole
-    DROPPED = (
-        enum.auto()
-    )  # the request's body has been answered for instead; what the kind still says is dropped
+    DROPPED = enum.auto()  # answered for the request's body instead; what the kind still says is dropped
     DONE = enum.auto()  # whole, given to the stream
 
 

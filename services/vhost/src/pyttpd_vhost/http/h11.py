@@ -17,7 +17,7 @@ import h11
 from pyttpd.head import Head, Refused
 
 from pyttpd_vhost.http.chunked import ChunkedDecoder, State
-from pyttpd_vhost.http.engine import FRAMING, Request
+from pyttpd_vhost.http.engine import SPECIAL, Request
 from pyttpd_vhost.http.errors import RequestError
 
 #: h11 need not bound what it keeps: both get bytes that somebody has bounded before.
@@ -47,7 +47,7 @@ class H11Engine:
         fields = seen.headers.raw_items()
         if len(fields) != lines.count(b"\r\n") - 2:  # the request line and the empty one are no fields
             raise Refused(400, "h11 reads other fields")
-        special = [(name, value) for name, value in seen.headers if name in FRAMING]
+        special = [(name, value) for name, value in seen.headers if name in SPECIAL]
         request = Request(head, fields, special)
         if whole is not (request.length == 0) or connection.trailing_data[0]:
             raise Refused(400, "h11 sees another end of the message")

@@ -15,9 +15,9 @@ from httptools import HttpParserError, HttpParserInvalidMethodError, HttpParserU
 from pyttpd.head import Head, Refused
 
 from pyttpd_vhost.http.chunked import ChunkedDecoder
-from pyttpd_vhost.http.engine import FRAMING, Fields, Request
+from pyttpd_vhost.http.engine import SPECIAL, Fields, Request
 
-#: Names as clients send them that aren't in FRAMING in any case: one look-up for each header. Clients choose the
+#: Names as clients send them that aren't in SPECIAL in any case: one look-up for each header. Clients choose the
 #: names, so the set is bounded; browsers and libraries together use fewer than a hundred.
 _OTHER: set[bytes] = set()
 _MAX_OTHER = 1024
@@ -41,7 +41,7 @@ class LlhttpEngine:
         self._fields.append((name, value))
         if name not in _OTHER:
             lower = name.lower()
-            if lower in FRAMING:
+            if lower in SPECIAL:
                 self._special.append((lower, value.rstrip(b" \t")))
             elif len(_OTHER) < _MAX_OTHER:
                 _OTHER.add(name)
