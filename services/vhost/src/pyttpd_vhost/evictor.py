@@ -103,14 +103,20 @@ class Evictor:
     # ---- by force ----
 
     def watch(
-        self, workers: Iterable[WorkerChild], grace: float, now: float, *, preload: bool = True
+        self,
+        workers: Iterable[WorkerChild],
+        grace: float,
+        now: float,
+        *,
+        preload: bool = True,
+        patience: float = BEAT_LIMIT,
     ) -> None:
-        """Find who doesn't leave, doesn't live or was never born."""
+        """Find who doesn't leave, doesn't live (has been silent for `patience` s) or was never born."""
         for worker in list(workers):
             loads = worker.state is State.SPAWNING and not preload
             if not worker.pid and now - worker.born > (UNBORN_TIMEOUT if worker.doomed else SPAWN_TIMEOUT):
                 self._bury(worker, "never-started")
-            elif now - worker.last_beat > (LOAD_TIMEOUT if loads else BEAT_LIMIT):
+            elif now - worker.last_beat > (LOAD_TIMEOUT if loads else patience):
                 if worker.sentence != signal.SIGKILL:
                     self._log.error("worker gives no sign of life and is killed", worker=worker.number)
                 self.kill(worker, "silent")

@@ -9,8 +9,9 @@ What comes through the pipe is the tenant's word, as what it prints is: bounded,
 by nobody. Whoever doesn't answer is stopped, or has done away with its handler; the signal may have ended it.
 
 Rules:
-- A silent worker is asked once in each silence, when that has lasted for slow_request. It is killed when that has
-  lasted for request_timeout, or for BEAT_LIMIT: what it has in hand can't be finished by anybody.
+- A silent worker is asked once in each silence: when that has lasted for slow_request, and before it is killed at the
+  latest. It is killed when that has lasted for request_timeout, or for BEAT_LIMIT: what it has in hand can't be
+  finished by anybody.
 - A Beat is up to a second old when a request begins, so SLACK comes on top.
 """
 
@@ -26,17 +27,19 @@ from typing import TYPE_CHECKING
 from pyttpd.log import Log
 from pyttpd.loop import Loop
 
+from pyttpd_vhost.evictor import BEAT_LIMIT
+
 if TYPE_CHECKING:
     from pyttpd.config.shares import PoolSettings
 
 #: Not one that an application may want for itself: those have names.
 SIGNAL = signal.SIGRTMIN + 7
-#: A process that hasn't said Beat for so long (s) is stopped, or its interpreter is.
-BEAT_LIMIT = 10.0
 #: Beats come every second; a busy machine may make one wait for another.
 SLACK = 2.0
 #: faulthandler writes for so long (s) at the most; it takes milliseconds.
 COLLECT = 0.3
+#: So long (s) before it is killed a process is asked at the latest: the supervisor looks twice a second.
+LAST_WORDS = 1.5
 #: What a pipe holds (pipe(7)): no more is read of one dump.
 MAX_DUMP = 65536
 #: Lines that are kept of it, the first ones: faulthandler begins with the innermost frame of each thread.
@@ -52,8 +55,9 @@ def answer(fd: int) -> None:
 
 
 def asked_after(pool: PoolSettings) -> float:
-    """Return how long (s) a silence is before somebody asks; inf: never."""
-    return pool.slow_request + SLACK if pool.slow_request else float("inf")
+    """Return how long (s) a silence is before somebody asks."""
+    latest = killed_after(pool) - LAST_WORDS
+    return min(latest, pool.slow_request + SLACK) if pool.slow_request else latest
 
 
 def killed_after(pool: PoolSettings) -> float:
@@ -75,16 +79,22 @@ class Inquest:
         #: Silences that were asked about.
         self.asked = 0
 
-    def hear(self, pid: int, silence: float, after: float, **fields: object) -> None:
-        """Process `pid`, a child not yet reaped, has been silent for `silence` s; from `after` on it is asked, once."""
+    def hear(self, pid: int, silence: float, after: float, **fields: object) -> bool:
+        """Process `pid`, a child not yet reaped, has been silent for `silence` s; from `after` on it is asked, once.
+
+        Returns whether it is asked now.
+        """
         if silence < after:
             self._silent.discard(pid)
-        elif pid not in self._silent:
-            self._silent.add(pid)
-            self.asked += 1
-            if len(self._waiting) < MAX_WAITING:
-                self._waiting.append((pid, fields | {"seconds": round(silence, 1)}))
-                self._next()
+            return False
+        if pid in self._silent:
+            return False
+        self._silent.add(pid)
+        self.asked += 1
+        if len(self._waiting) < MAX_WAITING:
+            self._waiting.append((pid, fields | {"seconds": round(silence, 1)}))
+            self._next()
+        return True
 
     def forget(self, pid: int) -> None:
         """Process `pid` has been reaped."""
@@ -111,7 +121,7 @@ class Inquest:
         if len(lines) > MAX_LINES:
             lines[MAX_LINES:] = [f"({len(lines) - MAX_LINES} more lines)"]
         text = "\n".join(lines) or "(no answer: it is stopped, or doesn't listen)"
-        self._log().warning("worker stands still: its interpreter runs no Python", **fields, traceback=text)
+        self._log().warning("no sign of life: where it stands", **fields, traceback=text)
         self._next()
 
     def _take(self) -> bytes:

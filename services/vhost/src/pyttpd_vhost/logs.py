@@ -29,6 +29,11 @@ class Logs:
         return self._output.fd
 
     @property
+    def slow(self) -> Log:
+        """Where it is told what takes too long."""
+        return self._output.log
+
+    @property
     def entries(self) -> int:
         """The descriptor that workers send the access log to, -1 for none."""
         return self._entries.fd if self._entries is not None else -1

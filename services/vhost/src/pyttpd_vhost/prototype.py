@@ -29,7 +29,7 @@ from pyttpd.loop import Loop
 from pyttpd.wire.messages import Beat, Detail, Failed, Message, Ready, Spawn, Spawned
 from pyttpd.wire.permits import Kind, Side
 
-from pyttpd_vhost import worker
+from pyttpd_vhost import inquest, worker
 from pyttpd_vhost.access import ACCESS_LOGS
 from pyttpd_vhost.commons import Commons
 from pyttpd_vhost.output import redirect
@@ -53,16 +53,19 @@ def main(
     *,
     printed: int,
     entries: int,
+    tracebacks: int,
     tmp: str,
     one_uid: bool,
 ) -> NoReturn:
     """Be the prototype of `share`, whose standard output goes to the pipe `printed`; ends with the process.
 
-    `entries` is the socket of the access log, -1 if there is none.
+    `entries` is the socket of the access log, -1 if there is none; tracebacks are written to `tracebacks` when the
+    supervisor asks.
     """
     status = 1
     try:
         redirect(printed)
+        inquest.answer(tracebacks)
         log.bare = True
         privileges.set_process_name(f"p:{share.name}")
         prototype = Prototype(share, control, scoreboard, commons, entries, log)

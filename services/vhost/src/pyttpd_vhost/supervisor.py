@@ -54,15 +54,16 @@ from pyttpd.wire.messages import (
 )
 from pyttpd.wire.permits import Kind, Side
 
-from pyttpd_vhost import policy, prototype, report
+from pyttpd_vhost import inquest, policy, prototype, report
 from pyttpd_vhost.commons import Commons
-from pyttpd_vhost.evictor import SPAWN_TIMEOUT, Evictor
+from pyttpd_vhost.evictor import BEAT_LIMIT, LOAD_TIMEOUT, SPAWN_TIMEOUT, Evictor
+from pyttpd_vhost.inquest import Inquest
 from pyttpd_vhost.logs import Logs
 from pyttpd_vhost.nursery import STABLE_AFTER, Nursery
 from pyttpd_vhost.observer import Observer
 from pyttpd_vhost.policy import Limits, Load, Notes, State
-from pyttpd_vhost.processes import PrototypeChild, WorkerChild, keep_only
-from pyttpd_vhost.scoreboard import Scoreboard
+from pyttpd_vhost.processes import PrototypeChild, WorkerChild, keep_only, send_signal
+from pyttpd_vhost.scoreboard import Scoreboard, printable
 from pyttpd_vhost.scrapes import Scrapes
 from pyttpd_vhost.stress import Stress
 from pyttpd_vhost.worker import CREDIT
@@ -116,6 +117,7 @@ class Supervisor:
         self._loop = service.loop
         self._log = service.log
         self._logs = Logs(service)
+        self._inquest = Inquest(service.loop, lambda: self._logs.slow, send_signal)
         self._share: VhostShare | None = None
         self._share_memory(rows=1, limit=0)
         self._stress = Stress()
@@ -194,7 +196,14 @@ class Supervisor:
         active = False
         if share is not None and self._may_start:
             active = self._observer.look(self._workers.values(), share.pool.max_threads, now)
-            self._evictor.watch(self._workers.values(), share.grace, now, preload=share.preload)
+            self._listen(share, now)
+            self._evictor.watch(
+                self._workers.values(),
+                share.grace,
+                now,
+                preload=share.preload,
+                patience=inquest.killed_after(share.pool),
+            )
             if self._nursery.prototype is not None:
                 self._evictor.watch_prototype(self._nursery.prototype, now)
             self._evictor.clear_strays(self._known(), now)
@@ -208,6 +217,33 @@ class Supervisor:
         self._timer = self._loop.call_later(
             BUSY_INTERVAL if active or moving or self._waiting else QUIET_INTERVAL, self._turn
         )
+
+    def _listen(self, share: VhostShare, now: float) -> None:
+        """Ask who has been silent for too long where it stands, before it is killed."""
+        after = inquest.asked_after(share.pool)
+        for worker in self._workers.values():
+            if worker.pid and worker.ready:
+                self._ask(worker, now - worker.last_beat, after)
+        child = self._nursery.prototype
+        if child is not None:
+            limit = BEAT_LIMIT if child.ready else LOAD_TIMEOUT
+            after = limit - inquest.LAST_WORDS
+            self._inquest.hear(child.pid, now - child.last_beat, after, process="prototype")
+
+    def _ask(self, worker: WorkerChild, silence: float, after: float) -> bool:
+        row = self._board.read(worker.slot, worker.number)
+        host, path = printable(row.last_host), printable(row.last_path)
+        return self._inquest.hear(
+            worker.pid, silence, after, worker=worker.number, last_host=host, last_path=path
+        )
+
+    def _kill_stuck(self, worker: WorkerChild) -> None:
+        """umaster says that `worker` takes nothing: it is asked where it stands, and killed."""
+        self._log.warning("worker takes nothing and is killed", worker=worker.number)
+        if worker.pid and self._ask(worker, time.monotonic() - worker.last_beat, 0.0):
+            self._loop.call_later(inquest.COLLECT, lambda: self._evictor.kill(worker, "stuck"))
+        else:
+            self._evictor.kill(worker, "stuck")
 
     def _follow_policy(self, share: VhostShare, now: float) -> None:
         nursery = self._nursery
@@ -304,7 +340,8 @@ class Supervisor:
         """In the forked child."""
         assert self._share is not None
         entries = self._logs.entries
-        keep_only(*(fd for fd in (control.fileno(), self._logs.printed, entries) if fd >= 0))
+        wanted = (control.fileno(), self._logs.printed, entries, self._inquest.fd)
+        keep_only(*(fd for fd in wanted if fd >= 0))
         options = self._service.options
         prototype.main(
             self._share,
@@ -314,6 +351,7 @@ class Supervisor:
             self._log,
             printed=self._logs.printed,
             entries=entries,
+            tracebacks=self._inquest.fd,
             tmp=options.tmp,
             one_uid=options.one_uid,
         )
@@ -430,6 +468,7 @@ class Supervisor:
         """The worker is reaped, or never was."""
         del self._workers[worker.number]
         worker.control.close()
+        self._inquest.forget(worker.pid)
         self._board.give_back(worker.slot, worker.number)
         self._commons.clear(worker.slot)
         self._evictor.counts.add_exit(reason)
@@ -521,8 +560,7 @@ class Supervisor:
                 if worker is None:
                     channel.send(Gone(number))
                 else:
-                    self._log.warning("worker takes nothing and is killed", worker=number)
-                    self._evictor.kill(worker, "stuck")
+                    self._kill_stuck(worker)
             case Goodbye():
                 pass  # it closes when it has settled what is open; the link comes back to its successor
 
