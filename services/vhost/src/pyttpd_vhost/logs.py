@@ -31,7 +31,7 @@ class Logs:
     @property
     def slow(self) -> Log:
         """Where it is told what takes too long."""
-        return self._output.log
+        return self._output.slow or self._output.log
 
     @property
     def entries(self) -> int:

@@ -238,7 +238,7 @@ class Supervisor:
         )
 
     def _kill_stuck(self, worker: WorkerChild) -> None:
-        """umaster says that `worker` takes nothing: it is asked where it stands, and killed."""
+        """Umaster says that `worker` takes nothing: it is asked where it stands, and killed."""
         self._log.warning("worker takes nothing and is killed", worker=worker.number)
         if worker.pid and self._ask(worker, time.monotonic() - worker.last_beat, 0.0):
             self._loop.call_later(inquest.COLLECT, lambda: self._evictor.kill(worker, "stuck"))
