@@ -3,8 +3,9 @@
 Theory of operation. The keeper has imported the role's code and holds what has to outlive a single role
 process: the bound channel sockets and the inherited doors. The role is forked from it, so a successor is
 there within milliseconds. Between the two there is one socketpair over which the role says one byte at a
-time: `R` ready, `N` not (any more), `D` draining, `.` alive. That is all
-the keeper ever reads, and any other byte counts as alive.
+time: `R` ready, `N` not (any more), `D` draining, `.` alive; `j` or `t`, and `0` to `3`, say in which form and
+from which level on the log is wanted, which the keeper can't read in any share. That is all the keeper ever reads,
+and any other byte counts as alive.
 
     start      fork; the role confines itself and serves
     crash      start again, with a delay that grows while it keeps crashing
@@ -27,7 +28,7 @@ from typing import NoReturn
 
 from pyttpd import privileges
 from pyttpd.health import HealthFile
-from pyttpd.log import Log
+from pyttpd.log import LEVELS, Log
 
 #: The role says that it is alive so often (s) ...
 BEAT_INTERVAL = 1.0
@@ -46,6 +47,8 @@ SUCCESSION_TIMEOUT = 60.0
 _LEAVE = (signal.SIGTERM, signal.SIGINT)
 
 READY, NOT_READY, DRAINING, ALIVE = b"R", b"N", b"D", b"."
+LOG_FORMATS = {b"j": "json", b"t": "text"}
+LOG_LEVELS = {b"%d" % number: level for number, level in enumerate(LEVELS)}
 
 
 @dataclass(slots=True)
@@ -180,6 +183,12 @@ class Keeper:
             return
         child.last_beat = now
         child.draining = child.draining or DRAINING in said
+        for byte, form in LOG_FORMATS.items():
+            if byte in said:
+                self.log.format = form
+        for byte, level in LOG_LEVELS.items():
+            if byte in said:
+                self.log.level = level
         if child.draining:
             child.ready = False
         elif said.rfind(READY) != said.rfind(NOT_READY):

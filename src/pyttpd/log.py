@@ -7,6 +7,7 @@ escaped before a terminal or a log sees them, and each value and line has a limi
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
 from collections.abc import Callable
@@ -16,11 +17,21 @@ LEVELS = ("debug", "info", "warning", "error")
 MAX_VALUE = 500
 #: A line that a tenant has printed may be longer.
 MAX_OUTPUT = 4096
+#: The event of such a line.
+OUTPUT = "output"
+#: What each JSON object says itself; a field of such a name gets a "_" behind it.
+_OURS = frozenset({"time", "level", "role", "name", "pid", "event"})
 #: A field of this name is a text of several lines, shown below the event. It keeps its end, where the reason stands.
 TRACEBACK = "traceback"
 MAX_TRACEBACK = 8000
 #: Lines of one event and second; more are counted and told in one line afterwards.
 MAX_REPEATED = 20
+
+
+class Printed(str):
+    """A line that somebody else has printed."""
+
+    __slots__ = ()
 
 
 def printable(value: object, limit: int = MAX_VALUE) -> str:
@@ -72,7 +83,7 @@ class Log:
 
     def output(self, line: str) -> None:
         """Pass on a line that somebody else has printed: all of it, but nothing that isn't printable."""
-        self._emit(time.time(), "info", "output", {"line": line})
+        self._emit(time.time(), "info", OUTPUT, {"line": Printed(line)})
 
     def _line(self, level: str, event: str, fields: dict[str, object]) -> None:
         if LEVELS.index(level) < LEVELS.index(self.level):
@@ -94,19 +105,30 @@ class Log:
         who = f"{self.role}.{self.name}" if self.name else self.role
         if self.format == "json" and not self.bare:
             line = json.dumps(
-                {"time": stamp, "level": level, "role": self.role, "name": self.name, "event": event}
-                | {
-                    key: value if isinstance(value, int | float) else printable(value)
-                    for key, value in fields.items()
+                {
+                    "time": stamp,
+                    "level": level,
+                    "role": self.role,
+                    "name": self.name,
+                    "pid": os.getpid(),
+                    "event": event,
                 }
+                | {f"{key}_" if key in _OURS else key: _json_value(value) for key, value in fields.items()}
+                | ({TRACEBACK: "\n".join(trace)} if trace else {})
             )
         else:
             pairs = "".join(f" {key}={_quoted(printable(value))}" for key, value in fields.items())
-            if event == "output":
+            if event == OUTPUT:
                 pairs = " " + printable(fields["line"], MAX_OUTPUT)
             start = "" if self.bare else f"{stamp} {who}[{os.getpid()}] "
             line = f"{start}{level}: {event}{pairs}" + "".join(f"\n    | {text}" for text in trace)
         self._write(line.encode("utf-8", "backslashreplace") + b"\n")
+
+
+def _json_value(value: object) -> int | float | str:
+    if isinstance(value, int) or (isinstance(value, float) and math.isfinite(value)):
+        return value
+    return printable(value, MAX_OUTPUT if isinstance(value, Printed) else MAX_VALUE)
 
 
 def _quoted(text: str) -> str:

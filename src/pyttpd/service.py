@@ -19,6 +19,7 @@ import socket
 import stat
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from pyttpd import __version__, confine, keeper, memfd, metrics, privileges
 from pyttpd.address import Address
@@ -44,6 +45,9 @@ from pyttpd.wire.messages import (
     Wanted,
     Welcome,
 )
+
+if TYPE_CHECKING:
+    from pyttpd.config.shares import LogSettings
 
 DEFAULT_RUNTIME_DIR = "/run/pyttpd"
 DEFAULT_GRACE = 30.0
@@ -239,6 +243,12 @@ class Service:
         """Take that back: something that serving takes is missing."""
         if not self.draining:
             self._say(keeper.NOT_READY)
+
+    def log_as(self, settings: LogSettings) -> None:
+        """Log from now on as `settings` say, and let our keeper do the same."""
+        self.log.level, self.log.format = settings.level, settings.format
+        for words, said in ((keeper.LOG_LEVELS, settings.level), (keeper.LOG_FORMATS, settings.format)):
+            self._say(next(byte for byte, word in words.items() if word == said))
 
     def on_drain(self, callback: Callable[[], None]) -> None:
         """Call `callback` when we are asked to leave; the last thing the role does is `leave()`."""

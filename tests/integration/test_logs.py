@@ -6,9 +6,10 @@ import json
 import os
 import re
 import shutil
+import signal
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -61,6 +62,15 @@ def application(environ, start_response):
     body = json.dumps(said).encode()
     start_response("200 OK", [("Content-Type", "application/json"), ("Content-Length", str(len(body)))])
     return [body]
+"""
+
+
+LOUD = r"""
+def application(environ, start_response):
+    if environ["PATH_INFO"] == "/fails":
+        raise RuntimeError("fails on purpose")
+    start_response("200 OK", [("Content-Length", "0")])
+    return []
 """
 
 
@@ -212,3 +222,42 @@ def test_what_is_lost_is_a_metric(tree: Tree) -> None:
     lost = tree.samples("vhost", "evil")
     assert lost["pyttpd_vhost_log_lines_lost_total", ("log", "access"), ("vhost", "evil")] == 0
     assert lost["pyttpd_vhost_log_lines_lost_total", ("log", "error"), ("vhost", "evil")] == 0
+
+
+def test_json_all_over(plant: Callable[..., Tree]) -> None:
+    """Every line of every process: roles, keepers, tenants' output with tracebacks, and access logs."""
+    tree = plant(
+        extra='[log]\nformat = "json"',
+        tenants=f"""
+            [vhost.loud]
+            hosts = ["loud.localhost"]
+            uid = {UID}
+            kind = "wsgi"
+            root = "loud"
+            application = "app:application"
+            access_log = "json"
+            log_level = "warning"
+            """,
+        hosts=("loud.localhost",),
+        files={"loud/app.py": LOUD},
+    )
+    tree.expect("fails on purpose", "application failed")
+    assert tree.get("loud.localhost", "/fails").status == 500
+    processes = tree.pids("umaster")
+    (role,) = [pid for pid in processes if parent(pid) in processes]
+    os.kill(role, signal.SIGKILL)
+    tree.wait_for(lambda: "role died and is started again" in tree.log())
+    tree.wait_for(lambda: tree.get("loud.localhost", "/").status == 200)
+    wait_for(tree.folder / "log", '"target":"/fails"')
+    # the last line may be half written
+    entries = [json.loads(line) for line in tree.log().rpartition("\n")[0].splitlines()]
+    events = {(entry["role"], entry["event"]) for entry in entries if "event" in entry}
+    assert {("umaster", "role died and is started again"), ("init", "ready"), ("vhost", "output")} <= events
+    printed = [entry["line"] for entry in entries if entry.get("event") == "output"]
+    assert any(line.endswith("RuntimeError: fails on purpose") for line in printed)
+    assert ("vhost", "application loaded") not in events  # below the tenant's own level
+    assert any(entry.get("status") == 500 for entry in entries)
+
+
+def parent(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -42,6 +43,8 @@ def serve(beat):
         if os.fork() == 0:
             time.sleep(60)
         os._exit(1)
+    if mode == "wordy":
+        beat.send(b"j1")  # what the share said of logs
     beat.send(keeper.READY if not (mode == "hesitant" and number == 2) else keeper.ALIVE)
     if mode == "silent" and number == 1:
         time.sleep(60)
@@ -141,6 +144,18 @@ def test_a_role_that_is_killed_is_started_again(keep: Callable[[str], Kept]) -> 
     os.kill(kept.lives[0], signal.SIGKILL)
     kept.until(lambda: len(kept.lives) == 2 and kept.health == "ready")
     assert 'reason="signal 9"' in kept.log
+    assert ended(kept) == 0
+
+
+def test_a_keeper_logs_as_its_role_says(keep: Callable[[str], Kept]) -> None:
+    kept = keep("wordy")
+    kept.until(lambda: kept.health == "ready")
+    os.kill(kept.lives[0], signal.SIGKILL)
+    kept.until(lambda: len(kept.lives) == 2 and kept.health == "ready")
+    entries = [json.loads(line) for line in kept.log.splitlines()]
+    assert [(entry["event"], entry["reason"]) for entry in entries] == [
+        ("role died and is started again", "signal 9")
+    ]
     assert ended(kept) == 0
 
 

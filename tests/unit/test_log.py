@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from pyttpd.log import MAX_REPEATED, MAX_VALUE, Log, printable
+from pyttpd.log import MAX_OUTPUT, MAX_REPEATED, MAX_VALUE, Log, printable
 
 
 class Lines(list[str]):
@@ -47,9 +47,51 @@ def test_as_json_numbers_stay_numbers(lines: Lines) -> None:
     log.warning("refused", id=7, reason="queue\nfull")
     found = json.loads(lines[0])
     assert found.pop("time").endswith("Z")
+    assert found.pop("pid") == os.getpid()
     assert found == {
         "level": "warning", "role": "umaster", "name": "", "event": "refused", "id": 7, "reason": "queue\\x0afull"
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("fields", "shown"),
+    [
+        ({"error": ValueError('a "quote" and \x1b[2J')}, {"error": 'a "quote" and \\x1b[2J'}),
+        (
+            {"seconds": float("nan"), "rate": float("inf"), "flag": True},
+            {"seconds": "nan", "rate": "inf", "flag": True},
+        ),
+        ({"name": "blog", "role": "vhost", "pid": 3}, {"name_": "blog", "role_": "vhost", "pid_": 3}),
+        (
+            {"traceback": 'Traceback:\n  File "a"\x1b\nError: \u2028'},
+            {"traceback": 'Traceback:\n  File "a"\\x1b\nError: '},
+        ),
+        ({"text": "x" * 1000}, {"text": "x" * MAX_VALUE + "..."}),
+        ({"text": "\udcff\ud800"}, {"text": "\\udcff\\ud800"}),
+    ],
+)
+def test_json_is_json_whatever_is_in_it(
+    fields: dict[str, object], shown: dict[str, object], lines: Lines
+) -> None:
+    log = Log("umaster", write=lines)
+    log.format = "json"
+    log.error("failed", **fields)
+    assert "\n" not in lines[0]
+    found = json.loads(lines[0], parse_constant=pytest.fail)
+    assert (found["role"], found["name"], found["event"], found["level"]) == (
+        "umaster",
+        "",
+        "failed",
+        "error",
+    )
+    assert {key: found[key] for key in shown} == shown
+
+
+def test_what_is_printed_is_whole_in_json_too(lines: Lines) -> None:
+    log = Log("vhost", "blog", write=lines)
+    log.format = "json"
+    log.output("x" * MAX_OUTPUT)
+    assert json.loads(lines[0])["line"] == "x" * MAX_OUTPUT
 
 
 @pytest.mark.parametrize(

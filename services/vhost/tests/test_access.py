@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from pyttpd_vhost.access import ACCESS_LOGS, LOST, MAX_LINE, MAX_RECORD, MAX_UNSENT, line_pattern
 from pyttpd_vhost.http.heads import HeadReader
 from pyttpd_vhost.http.llhttp import LlhttpEngine
+from pyttpd_vhost.http.proxies import Proxies
 
 from .conftest import Client, Serve, Server
 
@@ -498,6 +499,23 @@ def test_a_large_answer_is_noted_when_it_is_sent(serve: Serve, reader: Callable[
     entry = json.loads(there.lines(1)[0])
     assert (entry["bytes"], entry["status"], entry["host"]) == (8000000, 200, "a.test")
     assert 0 < entry["duration"] < 10
+
+
+def test_behind_a_trusted_proxy_it_is_the_client_s_address(
+    serve: Serve, reader: Callable[[str], Reader]
+) -> None:
+    there = reader("combined")
+    server = serve(application)
+    server.site.access = there.log
+    server.site.proxies = Proxies(("127.0.0.0/8",), "x-forwarded")
+    with server.connect() as sock:
+        for sender in (b"203.0.113.9", b"2001:db8::7", None):
+            forwarded = b"X-Forwarded-For: %b\r\n" % sender if sender else b""
+            sock.sendall(b"GET /" + HOST + forwarded + b"\r\n")
+            assert Client(sock).answer().status == 200
+    server.wait_closed()
+    there.log.flush()
+    assert [parts(line)[0] for line in there.lines(3)] == ["203.0.113.9", "2001:db8::7", "127.0.0.1"]
 
 
 def test_off_is_off(serve: Serve) -> None:

@@ -154,7 +154,7 @@ class Listener:
         share = ListenerShare.from_json(data)
         first = self._share is None
         self._share = share
-        self._log.level, self._log.format = share.log.level, share.log.format
+        self._service.log_as(share.log)
         self._bounds = head.bounds_of(share.request_line_limit, share.max_headers)
         self._set_deadlines()
         if first:

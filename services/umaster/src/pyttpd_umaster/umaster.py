@@ -82,7 +82,7 @@ class Umaster:
     def _on_share(self, part: str, data: bytes) -> None:
         if part == "share":
             share = self._share = UmasterShare.from_json(data)
-            self._log.level, self._log.format = share.log.level, share.log.format
+            self._service.log_as(share.log)
             self._listeners = {peer.name: peer for peer in share.listeners}
             self._uids = {peer.name: peer.uid for peer in share.vhosts}
             self._router.configure(share)

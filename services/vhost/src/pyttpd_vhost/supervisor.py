@@ -151,7 +151,7 @@ class Supervisor:
             raise ValueError("the share of another vhost")
         first = self._share is None
         self._share = share
-        self._log.level, self._log.format = share.log.level, share.log.format
+        self._service.log_as(share.log)
         if first:
             rows = 2 * share.pool.max_workers + SPARE_ROWS
             self._share_memory(rows, limit=share.http.max_connections_per_client)
