@@ -186,6 +186,12 @@ def test_with_docker(newcomer_with_docker: Newcomer) -> None:
         "timed out" in outcomes["new socket: TCP"]["detail"]
         or "came back" in outcomes["new socket: TCP"]["detail"]
     )
+    # Ending the tree is no way to lose what a site has written.
+    someone.run("make down")
+    volumes = someone.run(
+        "docker volume ls -q --filter label=com.docker.compose.project=$COMPOSE_PROJECT_NAME"
+    )
+    assert volumes.split() == [f"{someone.environment['COMPOSE_PROJECT_NAME']}_guests-data"]
 
 
 @contextlib.contextmanager

@@ -88,6 +88,7 @@ def test_check_looks_at_the_files(file: Path) -> None:
     assert result.stderr.splitlines() == [
         f"{file}:7: [vhost.blog] root: {file.parent}/site: No such file or directory",
         f"{file}: not valid: 1 error",
+        "Are these in tenants' containers? Nobody can look there from here: --no-files.",
     ]
     assert invoke("check", "--no-files", file).exit_code == 0
 

@@ -6,6 +6,7 @@ wrong usage. What is wrong goes to standard error, one line each.
 
 from __future__ import annotations
 
+import errno
 import importlib.util
 import ipaddress
 import os
@@ -79,6 +80,10 @@ def check(context: click.Context, file: str, quiet: bool, no_files: bool) -> Non
         wrong = check_filesystem(config, locate)
         if wrong:
             _tell_errors(ConfigErrors(wrong), file)
+            if any(error.message.endswith(os.strerror(errno.ENOENT)) for error in wrong):
+                click.echo(
+                    "Are these in tenants' containers? Nobody can look there from here: --no-files.", err=True
+                )
             context.exit(1)
     if not quiet:
         listeners = len(config.listeners) - 1  # without the tenants' metrics listener, which nobody wrote
