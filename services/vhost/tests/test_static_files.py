@@ -16,7 +16,9 @@ import pytest
 from pyttpd.config.shares import StaticSettings
 
 from pyttpd_vhost import openat2
+from pyttpd_vhost.http.errors import ClientGone
 from pyttpd_vhost.http.response import STATUS
+from pyttpd_vhost.http.stream import Stream
 from pyttpd_vhost.kinds.static import StaticKind, cache, listing
 from pyttpd_vhost.kinds.static.files import READ_LIMIT
 from pyttpd_vhost.openat2 import Root
@@ -741,6 +743,31 @@ def test_what_opening_can_say(
     assert isinstance(log, ListLog)
     assert log.events() == ["file not opened"] * 2 * logged
     assert one.site.stats.errors == 2 * logged
+
+
+@pytest.mark.parametrize(
+    "target",
+    ["/none", "/folder", "/folder/", "/small.txt/", "/.hidden", "/%00", "/small.txt", "/big.bin", "/e/"],
+)
+@pytest.mark.parametrize("listing", [False, True])
+def test_clients_that_are_gone_before_their_answer(
+    root: Path, serving: Callable[..., Serving], target: str, listing: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (root / "e").mkdir()
+    one = serving(listing=listing)
+
+    def gone(*_: object) -> None:
+        raise ClientGone
+
+    for name in ("send_whole", "send_last", "send_parts"):
+        monkeypatch.setattr(Stream, name, gone)
+    for headers in ("", "Range: bytes=0-0,2-2\r\n", "Range: bytes=9999999-\r\n", 'If-Match: "x"\r\n'):
+        with one.servers[0].connect() as sock:
+            sock.sendall(f"GET {target} HTTP/1.1\r\nHost: a.test\r\n{headers}\r\n".encode())
+            assert not sock.recv(100)
+    assert one.site.stats.gone == 4
+    assert one.site.stats.errors == 0
+    assert one.servers[0].is_alive()
 
 
 @pytest.mark.parametrize("seconds", [-5, 0, 2**33, 2**40])

@@ -18,6 +18,7 @@ import time
 from typing import TYPE_CHECKING
 
 from pyttpd_vhost.http.engine import Request
+from pyttpd_vhost.http.errors import ClientGone
 from pyttpd_vhost.http.exchange import Exchange
 from pyttpd_vhost.http.response import STATUS, Fields, Prepared
 from pyttpd_vhost.http.stream import Part
@@ -38,9 +39,20 @@ from pyttpd_vhost.media import ContentTypes
 from pyttpd_vhost.openat2 import Root
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from pyttpd_vhost.site import Site
 
 ALLOW = "GET, HEAD, OPTIONS"
+
+#: Of the list of a folder's files.
+LISTING = Fields(
+    [
+        ("Content-Type", "text/html; charset=utf-8"),
+        ("Cache-Control", "no-cache"),
+        ("Content-Security-Policy", "default-src 'none'; style-src 'unsafe-inline'"),
+    ]
+)
 
 
 class StaticKind:
@@ -50,7 +62,12 @@ class StaticKind:
         settings = site.share.static
         self._site = site
         self._root = Root(root, symlinks=settings.symlinks)
-        self._listing = settings.listing
+        self._render: Callable[[Root, bytes, int], bytes] | None = None
+        if settings.listing:
+            # imported here, and once for all workers: most sites have none
+            from pyttpd_vhost.kinds.static.listing import render
+
+            self._render = render
         types = ContentTypes(settings.types, settings.charset)
         self._folder = Folder(self._root, settings, types, CacheControl(settings.cache_control))
         self._cache = Cache(self._root, settings.cache, site)
@@ -74,6 +91,8 @@ class StaticKind:
         if entry is None:
             try:
                 entry = self._find(request, exchange)
+            except ClientGone:
+                raise  # an OSError, too, but none of opening
             except OSError as error:
                 self._refuse(exchange, error)
                 return
@@ -138,16 +157,13 @@ class StaticKind:
             if not stat.S_ISDIR(os.fstat(fd).st_mode):
                 self._page(exchange, 404)  # a file's name with a slash
                 return
-            if not self._listing:
+            if self._render is None:
                 self._page(exchange, 403)
                 return
-            # imported here: most sites have none
-            from pyttpd_vhost.kinds.static.listing import FIELDS, render
-
-            page = render(self._root, path, fd)
+            page = self._render(self._root, path, fd)
         finally:
             os.close(fd)
-        exchange.respond(STATUS[200], 200, FIELDS, page)
+        exchange.respond(STATUS[200], 200, LISTING, page)
 
     # What is one
 

@@ -17,19 +17,10 @@ import time
 from html import escape
 from urllib.parse import quote
 
-from pyttpd_vhost.http.response import Fields
 from pyttpd_vhost.openat2 import Root
 
 #: A page of more is of no use to a person, and takes a worker longer than a tenth of a second.
 MAX_ENTRIES = 5000
-
-FIELDS = Fields(
-    [
-        ("Content-Type", "text/html; charset=utf-8"),
-        ("Cache-Control", "no-cache"),
-        ("Content-Security-Policy", "default-src 'none'; style-src 'unsafe-inline'"),
-    ]
-)
 
 _PAGE = """\
 <!DOCTYPE html>
