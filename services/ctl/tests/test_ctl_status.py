@@ -7,6 +7,8 @@ import fcntl
 import json
 import os
 import pty
+import re
+import select
 import socket
 import struct
 import subprocess
@@ -19,12 +21,14 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
+from rich.console import Console
 
-from pyttpd_ctl import main
+from pyttpd_ctl import main, top
 from pyttpd_ctl import scrape as scrape_module
 from pyttpd_ctl import status as status_module
 from pyttpd_ctl.scrape import Outcome, Sample, Scrape, scrape
-from pyttpd_ctl.status import duration
+from pyttpd_ctl.status import Status, duration
+from pyttpd_ctl.top import SORTS, Row, View, arrange, render, size, workers
 
 #: What a server does with a connection whose request line's path is given.
 Behaviour = Callable[[socket.socket, str], None]
@@ -111,7 +115,7 @@ pyttpd_listener_connections{state="offered"} 3.0
 pyttpd_listener_routed_total 1234.0
 pyttpd_listener_answers_total{status="421"} 6.0
 """
-BLOG = """pyttpd_vhost_workers{vhost="blog"} 2.0
+BLOG = """pyttpd_vhost_workers{vhost="blog",state="serving"} 2.0
 pyttpd_vhost_connections{vhost="blog"} 9.0
 pyttpd_vhost_requests_total{vhost="blog",code="200"} 1000000.0
 pyttpd_vhost_requests_total{vhost="blog",code="500"} 3.0
@@ -188,8 +192,8 @@ def test_all_is_up() -> None:
         "listener http": ["listener", "http", "yes", "10010", "1d", "1h", "5", "1,234", "7"],
         "listener second": ["listener", "second", "yes", "10011", "5s", "0", "0", "1"],
         "listener metrics": ["listener", "metrics", "yes", "10009", "1m", "40s", "0", "0", "1"],
-        "blog": ["blog", "yes", "20001", "1h", "1m", "2", "9", "1,000,003", "4", "4"],
-        "shop": ["shop", "yes", "20002", "1s", "-", "0", "0", "1", "0"],
+        "blog": ["blog", "yes", "20001", "1h", "1m", "2", "9", "1,000,003", "4", "4", "-", "-"],
+        "shop": ["shop", "yes", "20002", "1s", "-", "0", "0", "1", "0", "-", "-"],
     }
 
 
@@ -210,6 +214,12 @@ def test_as_json() -> None:
         "requests": 1000003,
         "errors": 4,
         "queue": 4,
+        "wait": None,
+        "state": "serving",
+        "mode": "",
+        "size": None,
+        "oldest": None,
+        "failure": None,
     }
 
 
@@ -398,6 +408,66 @@ def test_duration(seconds: float, shown: str) -> None:
     assert duration(seconds) == shown
 
 
+# ---- pools ----
+
+ILL = (
+    BLOG
+    + r"""# pyttpd pool {"mode": "static", "size": 2, "failing": true, "prototype": "none"}
+# pyttpd failure {"reason": "ImportError: no \u001b[31mred", "traceback": ["  File app.py, line 3", 7], "retry_in": 2.5}
+"""
+)
+ASLEEP = """pyttpd_vhost_workers{vhost="shop",state="serving"} 0.0
+pyttpd_vhost_pool_size{vhost="shop"} 0.0
+# pyttpd pool {"mode": "ondemand", "size": 0, "failing": false, "prototype": "none"}
+"""
+
+
+def test_why_an_application_does_not_run() -> None:
+    served = tenants(
+        text(about("vhost", "blog", 20001, 3700) + ILL), text(about("vhost", "shop", 20002, 1) + ASLEEP)
+    )
+    umaster = UMASTER + 'pyttpd_umaster_queue_age_seconds{vhost="blog"} 1.25\n'
+    with tree(tenants=served, umaster=text(about("umaster", "", 10002, 100) + umaster)) as base:
+        result = ask(base)
+        value = json.loads(ask(base, "--json").stdout)
+    assert result.exit_code == 1
+    assert "does not run: ImportError: no [31mred" in result.stdout
+    assert "\x1b" not in result.stdout
+    assert "  File app.py, line 3" in result.stdout and "tried again in 2.5s" in result.stdout
+    assert rows(result)["shop"][-1] == "asleep"
+    assert "1.2s" in rows(result)["blog"]
+    blog, shop = value["tenants"]
+    assert (blog["up"], blog["state"], blog["failure"]["traceback"][0]) == (
+        False,
+        "failing",
+        "  File app.py, line 3",
+    )
+    assert (shop["up"], shop["state"], shop["mode"], shop["size"]) == (True, "asleep", "ondemand", 0)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "# pyttpd pool []",
+        "# pyttpd pool {",
+        '# pyttpd pool {"failing": "yes"}',
+        '# pyttpd failure {"reason": [1, 2], "traceback": "no", "retry_in": "soon"}',
+        '# pyttpd pool {"failing": true}\n# pyttpd failure {"retry_in": 1e999, "traceback": {"a": 1}}',
+        "# pyttpd " + "x" * 50 + " {}",
+        "# pyttpd pool " + "{" * 5000,
+        "\n".join(['# pyttpd worker {"number": 1}'] * 5000),
+    ],
+)
+def test_notes_that_make_no_sense(line: str) -> None:
+    served = tenants(
+        text(about("vhost", "blog", 20001, 3700) + BLOG + line + "\n"), text(about("vhost", "shop", 20002, 1))
+    )
+    with tree(tenants=served) as base:
+        result = ask(base, "--json")
+    assert result.exception is None or isinstance(result.exception, SystemExit)
+    assert json.loads(result.stdout)["tenants"][0]["name"] == "blog"
+
+
 def test_a_terminal_s_width_is_used() -> None:
     ours, theirs = pty.openpty()
     try:
@@ -412,3 +482,189 @@ def test_a_terminal_s_width_is_used() -> None:
     assert "a" * 30 in shown
     assert "a" * 41 not in shown
     assert "\x1b[32myes" in shown
+
+
+# ---- top ----
+
+
+def worker_line(**said: object) -> str:
+    return f"# pyttpd worker {json.dumps(said)}\n"
+
+
+SEVEN = worker_line(
+    number=7,
+    pid=71,
+    state="serving",
+    due="",
+    age=12.0,
+    requests=500,
+    connections=3,
+    threads=4,
+    busy_threads=2,
+    memory=20 << 20,
+    cpu=1.5,
+    host="blog.example",
+    path="/seven",
+)
+EIGHT = worker_line(
+    number=8,
+    pid=81,
+    state="serving",
+    due="age",
+    age=99.0,
+    requests=2,
+    connections=0,
+    threads=1,
+    busy_threads=0,
+    memory=1 << 20,
+    cpu=9.5,
+    host="blog.example",
+    path="/\x1b[2Jeight",
+)
+WORKERS = (
+    '# pyttpd pool {"mode": "dynamic", "size": 2, "failing": false, "prototype": "ready"}\n' + SEVEN + EIGHT
+)
+
+
+def worker_row(tenant: str, number: int, **values: float) -> Row:
+    return Row(tenant, number, 1, "serving", 0.0, 0, 0, 1, 0, 0, 0.0, "", **values)
+
+
+def screen(view: View, sort: str = "c", height: int = 40, *, reverse: bool = False) -> str:
+    console = Console(width=160, record=True, file=open(os.devnull, "w"), force_terminal=False)  # noqa: SIM115
+    with contextlib.closing(console.file):
+        console.print(render(view, sort, height=height, reverse=reverse))
+        return console.export_text()
+
+
+def test_what_tenants_say_is_checked() -> None:
+    wild = {
+        "number": "x",
+        "pid": None,
+        "state": "\x1b[1m",
+        "age": float("inf"),
+        "requests": -1,
+        "host": 5,
+        "path": "\n",
+    }
+    (found,) = workers("blog", Scrape(Outcome.UP, notes={"worker": (wild,)}))
+    assert (found.number, found.pid, found.age, found.at) == (0, 0, 0.0, "5")
+    assert "\x1b" not in found.state
+
+
+def test_rates_are_differences_and_never_negative() -> None:
+    before = worker_row("blog", 1)
+    after = top._with_rates(Row("blog", 1, 1, "serving", 2.0, 100, 0, 1, 0, 0, 1.0, ""), before, 2.0)
+    assert (after.rate, after.cpu) == (50.0, 0.5)
+    assert top._with_rates(before, after, 2.0).rate == 0.0
+    assert top._with_rates(before, None, 2.0) == before
+
+
+def test_the_order() -> None:
+    rows = [worker_row("b", 1, rate=5.0), worker_row("a", 2, rate=9.0), worker_row("a", 1, rate=5.0)]
+    assert [(each.tenant, each.number) for each in arrange(rows, "r")] == [("a", 2), ("a", 1), ("b", 1)]
+    assert [(each.tenant, each.number) for each in arrange(rows, "t")] == [("a", 1), ("a", 2), ("b", 1)]
+    assert arrange(rows, "r", reverse=True)[-1].number == 2
+    for key in SORTS:
+        assert len(arrange(rows, key)) == 3
+
+
+def test_no_more_than_the_terminal_has_lines() -> None:
+    view = View(Status((), ()), [worker_row("blog", number) for number in range(500)])
+    shown = screen(view, height=24)
+    assert len(shown.splitlines()) <= 24
+    assert "484 more" in shown
+    assert "q: quit" in shown
+
+
+@pytest.mark.parametrize(("value", "shown"), [(0, "0"), (2048, "2K"), (20971520, "20M"), (2**50, "1048576G")])
+def test_size(value: float, shown: str) -> None:
+    assert size(value) == shown
+
+
+def test_once_is_for_a_pipe() -> None:
+    served = tenants(
+        text(about("vhost", "blog", 20001, 3700) + BLOG + WORKERS), text(about("vhost", "shop", 20002, 1))
+    )
+    with tree(tenants=served) as base:
+        result = CliRunner().invoke(
+            main.cli, ["top", "--once", "--metrics", f"127.0.0.1:{base}", "--sort", "m"]
+        )
+    assert result.exit_code == 0
+    assert result.stdout.index("/seven") < result.stdout.index("[2Jeight")
+    assert "serving (age)" in result.stdout and "20M" in result.stdout and "2/4" in result.stdout
+
+
+def test_a_pipe_without_once_is_told() -> None:
+    result = CliRunner().invoke(main.cli, ["top", "--metrics", "127.0.0.1:9100"])
+    assert result.exit_code == 1
+    assert "takes a terminal" in result.output
+
+
+class Terminal:
+    """`pyttpd top` under a pty."""
+
+    def __init__(self, base: int) -> None:
+        self.ours, theirs = pty.openpty()
+        fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("4H", 30, 160, 0, 0))
+        self.before = termios.tcgetattr(theirs)
+        self.theirs = theirs
+        code = "from pyttpd_ctl.main import main; main()"
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", code, "top", "--metrics", f"127.0.0.1:{base}", "--interval", "0.2"],
+            stdin=theirs,
+            stdout=theirs,
+            stderr=theirs,
+            env={"TERM": "xterm", "PATH": "/usr/bin:/bin"},
+        )
+        self.seen = ""
+
+    def expect(self, pattern: str, within: float = 20.0) -> None:
+        """Read until `pattern` has been shown since the last time."""
+        deadline = time.monotonic() + within
+        while not (found := re.search(pattern, self.seen, re.DOTALL)):
+            left = deadline - time.monotonic()
+            if left <= 0 or not select.select([self.ours], [], [], left)[0]:
+                pytest.fail(f"{pattern!r} not within {within} s: {self.seen[-2000:]!r}")
+            self.seen += os.read(self.ours, 65536).decode("utf-8", "replace")
+        self.seen = self.seen[found.end() :]
+
+    def press(self, key: str) -> None:
+        os.write(self.ours, key.encode())
+
+    def close(self) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+        os.close(self.ours)
+        os.close(self.theirs)
+
+
+@pytest.fixture
+def terminal() -> Iterator[Terminal]:
+    served = tenants(
+        text(about("vhost", "blog", 20001, 3700) + BLOG + WORKERS), text(about("vhost", "shop", 20002, 1))
+    )
+    with tree(tenants=served) as base:
+        one = Terminal(base)
+        try:
+            yield one
+        finally:
+            one.close()
+
+
+def test_it_is_refreshed_and_sorted_by_keys_and_q_quits(terminal: Terminal) -> None:
+    terminal.expect("Workers by cpu")
+    terminal.press("m")
+    terminal.expect("Workers by memory.*/seven.*eight")
+    terminal.press("R")
+    terminal.expect(r"Workers by memory \(reversed\).*eight.*/seven")
+    terminal.press("z")  # nothing
+    terminal.press("a")
+    terminal.expect("Workers by age.*eight.*/seven")
+    terminal.expect("Workers by age")  # by itself, again and again
+    assert termios.tcgetattr(terminal.theirs) != terminal.before
+    terminal.press("q")
+    assert terminal.process.wait(20) == 0
+    assert termios.tcgetattr(terminal.theirs) == terminal.before
+    terminal.expect(r"\x1b\[\?1049l")  # the screen from before

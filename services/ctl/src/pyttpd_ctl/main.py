@@ -1,4 +1,4 @@
-"""`pyttpd`, the operator's command: check, run, routes, status, schema, version.
+"""`pyttpd`, the operator's command: check, run, routes, status, top, schema, version.
 
 Exit status: 0 all is well; 1 it is not (an invalid configuration, a host that nobody gets, a role that is down); 2
 wrong usage. What is wrong goes to standard error, one line each.
@@ -26,6 +26,7 @@ from pyttpd.config.loader import load, load_located
 
 from pyttpd_ctl import output
 from pyttpd_ctl import status as status_module
+from pyttpd_ctl import top as top_module
 from pyttpd_ctl.routes import routes as find_routes
 
 _CONFIG = click.Path(exists=True, file_okay=True, dir_okay=True)
@@ -193,17 +194,7 @@ def status(context: click.Context, metrics: str | None, file: str | None, as_jso
     Ages are those of the processes; connections those open now; requests and errors those since the start. Exit
     status 1: something is down.
     """
-    if metrics is not None and file is not None:
-        raise click.UsageError("--metrics and --config exclude each other", context)
-    if file is not None:
-        try:
-            settings = load(file).metrics
-        except ConfigErrors as errors:
-            _tell_errors(errors, file)
-            context.exit(1)
-        address, base_port = _reachable(settings.address), settings.base_port
-    else:
-        address, base_port = _metrics_address(metrics or "127.0.0.1:9100")
+    address, base_port = _where(context, metrics, file)
     tree = status_module.status(address, base_port)
     if as_json:
         output.show_json(tree.to_dict())
@@ -214,6 +205,51 @@ def status(context: click.Context, metrics: str | None, file: str | None, as_jso
     else:
         status_module.show(tree)
     context.exit(0 if tree.up else 1)
+
+
+@cli.command(
+    epilog=_examples(
+        "pyttpd top",
+        "pyttpd top --sort m --interval 2",
+        "pyttpd top --once | head",
+    )
+)
+@click.option(
+    "--metrics",
+    metavar="ADDRESS:PORT",
+    default=None,
+    help="Where the tree's metrics start.  [default: 127.0.0.1:9100]",
+)
+@click.option("--config", "file", type=_CONFIG, help="Take the address from this configuration instead.")
+@click.option(
+    "--interval",
+    type=click.FloatRange(top_module.LEAST_INTERVAL, top_module.MOST_INTERVAL),
+    default=1.0,
+    show_default=True,
+    help="Seconds between two looks.",
+)
+@click.option(
+    "--sort",
+    type=click.Choice(list(top_module.SORTS)),
+    default="c",
+    show_default=True,
+    help="By what: " + ", ".join(f"{key} {what}" for key, (what, _) in top_module.SORTS.items()) + ".",
+)
+@click.option("--once", "just_once", is_flag=True, help="Print one screen with all workers, and end.")
+@click.pass_context
+def top(
+    context: click.Context, metrics: str | None, file: str | None, interval: float, sort: str, just_once: bool
+) -> None:
+    """Show the workers of a running tree, live: the letters below the table sort it, q ends.
+
+    Requests per second and CPU are those since the look before; memory is what a worker has got for itself.
+    """
+    address, base_port = _where(context, metrics, file)
+    if just_once:
+        context.exit(top_module.once(address, base_port, sort))
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+        raise click.ClickException("this takes a terminal (--once doesn't)")
+    context.exit(top_module.run(address, base_port, interval, sort))
 
 
 @cli.command(
@@ -238,6 +274,20 @@ def schema() -> None:
 def version() -> None:
     """Print the version."""
     click.echo(f"pyttpd {__version__} (Python {platform.python_version()}, Linux {platform.release()})")
+
+
+def _where(context: click.Context, metrics: str | None, file: str | None) -> tuple[str, int]:
+    """Return the address and first port of the metrics that the options name. Ends the command if they are wrong."""
+    if metrics is not None and file is not None:
+        raise click.UsageError("--metrics and --config exclude each other", context)
+    if file is None:
+        return _metrics_address(metrics or "127.0.0.1:9100")
+    try:
+        settings = load(file).metrics
+    except ConfigErrors as errors:
+        _tell_errors(errors, file)
+        context.exit(1)
+    return _reachable(settings.address), settings.base_port
 
 
 def _tell_errors(errors: ConfigErrors, file: str) -> None:

@@ -22,13 +22,19 @@ _PIPE_WIDTH = 200
 
 def show_table(title: str, columns: Sequence[tuple[str, bool]], rows: Iterable[Sequence[str]]) -> None:
     """Print a table. `columns`: (heading, whether it is numeric). Cells are stripped of control characters."""
+    Console(
+        markup=False, highlight=False, emoji=False, width=None if sys.stdout.isatty() else _PIPE_WIDTH
+    ).print(make_table(title, columns, rows))
+
+
+def make_table(title: str, columns: Sequence[tuple[str, bool]], rows: Iterable[Sequence[str]]) -> Table:
+    """Return what `show_table` prints."""
     table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
     for heading, numeric in columns:
         table.add_column(Text(heading), justify="right" if numeric else "left", overflow="fold")
     for row in rows:
         table.add_row(*[_cell(cell) for cell in row])
-    width = None if sys.stdout.isatty() else _PIPE_WIDTH
-    Console(markup=False, highlight=False, emoji=False, width=width).print(table)
+    return table
 
 
 _STYLES = {"yes": "green", "no": "bold red"}
@@ -36,6 +42,14 @@ _STYLES = {"yes": "green", "no": "bold red"}
 
 def _cell(text: str) -> Text:
     return Text(printable(text, 200), style=_STYLES.get(text, ""))
+
+
+def show_lines(title: str, lines: Iterable[str]) -> None:
+    """Print a heading and lines of somebody else's text below it."""
+    console = Console(markup=False, highlight=False, emoji=False, soft_wrap=True)
+    console.print(Text(printable(title, 200), style="bold"))
+    for line in lines:
+        console.print(Text("  " + printable(line, 200)))
 
 
 def show_json(value: object) -> None:

@@ -8,6 +8,7 @@ answer only the families that are asked for.
 from __future__ import annotations
 
 import enum
+import json
 import math
 import re
 import socket
@@ -28,6 +29,9 @@ MAX_ROLE_BYTES = 32 * 1024 * 1024
 TIMEOUT = 3.0
 #: An HTTP head longer than this is none of ours.
 _MAX_HEAD = 8192
+#: Lines for us in one answer: a worker each, and a few more.
+MAX_NOTES = 2048
+_NOTE = re.compile(rb"(?m)^# pyttpd ([a-z]{1,16}) (\{[ -~]{0,20000}\})$")
 _STATUS_LINE = re.compile(rb"HTTP/1\.[01] (\d{3})(?: [^\r\n]*)?\r\n")
 
 
@@ -51,11 +55,14 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Scrape:
-    """What one target said. `samples` is by sample name; empty unless the outcome is UP."""
+    """What one target said. `samples` is by sample name, `notes` (lines for us, a supervisor's `report.notes`) by their
+    word; both are empty unless the outcome is UP.
+    """
 
     outcome: Outcome
     samples: Mapping[str, tuple[Sample, ...]] = field(default_factory=dict)
     status: int = 200
+    notes: Mapping[str, tuple[Mapping[str, object], ...]] = field(default_factory=dict)
 
     @property
     def why(self) -> str:
@@ -151,4 +158,17 @@ def _parse(answer: bytes) -> Scrape:
                 )
     except Exception:  # noqa: BLE001 (the parser is made for honest text and fails in many ways on other)
         return Scrape(Outcome.BROKEN)
-    return Scrape(Outcome.UP, {name: tuple(each) for name, each in samples.items()})
+    return Scrape(Outcome.UP, {name: tuple(each) for name, each in samples.items()}, notes=_notes(body))
+
+
+def _notes(body: bytes) -> dict[str, tuple[Mapping[str, object], ...]]:
+    """Return what the lines "# pyttpd WORD {...}" say; a line that says it otherwise says nothing."""
+    found: dict[str, list[Mapping[str, object]]] = {}
+    for word, text in _NOTE.findall(body):
+        try:
+            value = json.loads(text)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(value, dict) and sum(map(len, found.values())) < MAX_NOTES:
+            found.setdefault(word.decode(), []).append(value)
+    return {word: tuple(values) for word, values in found.items()}

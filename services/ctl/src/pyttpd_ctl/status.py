@@ -15,7 +15,7 @@ from pyttpd.config import limits
 from pyttpd.config.errors import printable
 from pyttpd.roles import METRICS_LISTENER, METRICS_LISTENER_OFFSET, ROLES, TENANT_METRICS_OFFSET, Role
 
-from pyttpd_ctl.output import show_table
+from pyttpd_ctl.output import show_lines, show_table
 from pyttpd_ctl.scrape import MAX_TENANT_BYTES, Outcome, Scrape, scrape
 
 if TYPE_CHECKING:
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 #: Targets asked at a time; each costs a thread that waits.
 _AT_A_TIME = 16
+#: Lines of a tenant's traceback that are shown; a supervisor keeps no more.
+MAX_LINES = 40
 
 
 #: What the tenants' metrics listener answers when nobody has come to umaster for a tenant.
@@ -45,8 +47,22 @@ class RoleStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class Failure:
+    """Why a tenant's application doesn't run, in its own words: printable, bounded. `retry_in` in seconds."""
+
+    reason: str
+    traceback: tuple[str, ...]
+    ago: float
+    retry_in: float
+
+
+@dataclass(frozen=True, slots=True)
 class TenantStatus:
-    """One tenant's row. `queue` is umaster's number, the others are the tenant's own."""
+    """One tenant's row. `queue` and `wait` (of the first in it, in seconds) are umaster's, the others the tenant's own.
+
+    state: "serving", "loading", "asleep" (on demand, without a worker), "failing", or "" if that isn't known. size: how
+    many workers there should be. oldest: the oldest worker's age in seconds.
+    """
 
     name: str
     up: bool
@@ -58,6 +74,12 @@ class TenantStatus:
     requests: int | None
     errors: int | None
     queue: int | None
+    wait: float | None = None
+    state: str = ""
+    mode: str = ""
+    size: int | None = None
+    oldest: float | None = None
+    failure: Failure | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,8 +118,11 @@ _COLUMNS: dict[Role, tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]] =
 }
 
 
-def status(host: str, base_port: int) -> Status:
-    """Ask all roles of the tree whose metrics are at `host` from `base_port` on."""
+def status(host: str, base_port: int, answers_of: dict[str, Scrape] | None = None) -> Status:
+    """Ask all roles of the tree whose metrics are at `host` from `base_port` on.
+
+    `answers_of` gets the tenants' answers, by name.
+    """
     first, last = ROLES[Role.LISTENER].metrics_offset or 0, METRICS_LISTENER_OFFSET
     singles = [Role.INIT, Role.MASTER, Role.UMASTER]
     offsets = [*[ROLES[role].metrics_offset or 0 for role in singles], *range(first, last + 1)]
@@ -115,14 +140,19 @@ def status(host: str, base_port: int) -> Status:
         )
         umaster = answers[ROLES[Role.UMASTER].metrics_offset or 0]
         queues = umaster.by_label("pyttpd_umaster_queue_depth", "vhost")
+        waits = umaster.by_label("pyttpd_umaster_queue_age_seconds", "vhost")
         known = {*umaster.by_label("pyttpd_umaster_workers", "vhost"), *queues}
         names = sorted([name for name in known if limits.NAME.fullmatch(name)])
 
         def ask(name: str) -> Scrape:
             return scrape(host, base_port + TENANT_METRICS_OFFSET, f"/metrics/{name}", limit=MAX_TENANT_BYTES)
 
-        asked = zip(names, pool.map(ask, names), strict=True)
-        tenants = [_tenant_row(name, answer, queues.get(name)) for name, answer in asked]
+        asked = dict(zip(names, pool.map(ask, names), strict=True))
+        tenants = [
+            _tenant_row(name, answer, queues.get(name), waits.get(name)) for name, answer in asked.items()
+        ]
+        if answers_of is not None:
+            answers_of.update(asked)
     return Status(tuple(roles), tuple(tenants))
 
 
@@ -165,26 +195,66 @@ def _role_row(role: Role, name: str, answer: Scrape) -> RoleStatus:
     )
 
 
-def _tenant_row(name: str, answer: Scrape, queue: float | None) -> TenantStatus:
+def _tenant_row(name: str, answer: Scrape, queue: float | None, wait: float | None) -> TenantStatus:
+    pool = next(iter(answer.notes.get("pool", ())), {})
+    failure = _failure(answer) if pool.get("failing") is True else None
+    workers = _whole(answer.total("pyttpd_vhost_workers"))
+    mode = printable(str(pool.get("mode", "")), 16)
     connections, requests, errors = _numbers(Role.VHOST, answer)
     why = answer.why
     failed = bool(answer.total("pyttpd_vhost_application_failed"))
     if answer.status == _NOBODY_THERE:
         why = "not there: not started, or turned away by master, whose log says why"
+    elif failure is not None:
+        why = f"does not run: {failure.reason}"
     elif failed:
         why = "its application isn't started or does not load: its log says why"
     return TenantStatus(
         name=name,
-        up=answer.up and not failed,
+        up=answer.up and failure is None and not failed,
         why=why,
         uid=_uid(Role.VHOST, answer),
         age=_age(Role.VHOST, answer),
-        workers=_whole(answer.total("pyttpd_vhost_workers")),
+        workers=workers,
         connections=connections,
         requests=requests,
         errors=errors,
         queue=_whole(queue),
+        wait=wait,
+        state=_state(answer, mode, workers, failing=failure is not None),
+        mode=mode,
+        size=_whole(answer.total("pyttpd_vhost_pool_size")),
+        oldest=answer.total("pyttpd_vhost_oldest_seconds", lambda labels: labels.get("process") == "worker"),
+        failure=failure,
     )
+
+
+def _state(answer: Scrape, mode: str, workers: int | None, *, failing: bool) -> str:
+    if not answer.up or workers is None:
+        return ""
+    if failing:
+        return "failing"
+    if answer.total("pyttpd_vhost_workers", lambda labels: labels.get("state") == "serving"):
+        return "serving"
+    return "asleep" if mode == "ondemand" and not workers else "loading"
+
+
+def _failure(answer: Scrape) -> Failure:
+    said = next(iter(answer.notes.get("failure", ())), {})
+    lines = said.get("traceback", [])
+    return Failure(
+        printable(str(said.get("reason", "unknown")), 200),
+        tuple(
+            [printable(str(line), 200) for line in (lines if isinstance(lines, list) else [])][-MAX_LINES:]
+        ),
+        number(said.get("ago")),
+        number(said.get("retry_in")),
+    )
+
+
+def number(value: object) -> float:
+    """Return a number that a tenant says, 0 if it is none."""
+    return float(value) if isinstance(value, int | float) and abs(value) < 1e15 else 0.0
 
 
 def _numbers(role: Role, answer: Scrape) -> tuple[int | None, int | None, int | None]:
@@ -246,6 +316,8 @@ def show(tree: Status) -> None:
             ("workers", True),
             *_NUMERIC[2:5],
             ("queue", True),
+            ("wait", True),
+            ("oldest", True),
             ("", False),
         ],
         [
@@ -256,11 +328,21 @@ def show(tree: Status) -> None:
                 _number(row.workers),
                 *_counts(row),
                 _number(row.queue),
-                _why(row),
+                "-" if row.wait is None else f"{min(row.wait, 9999.0):.1f}s",
+                "-" if row.oldest is None else duration(row.oldest),
+                _why(row) or ("asleep" if row.state == "asleep" else ""),
             )
             for row in tree.tenants
         ],
     )
+    for row in tree.tenants:
+        if row.failure is not None:
+            show_lines(
+                f"{row.name}: does not run, tried again in {row.failure.retry_in:.1f}s",
+                (*row.failure.traceback, row.failure.reason)
+                if row.failure.traceback
+                else (row.failure.reason,),
+            )
 
 
 _NUMERIC = [
