@@ -211,6 +211,8 @@ class Supervisor:
             if not self._service.draining:
                 self._follow_policy(share, now)
                 self._tell_how_it_stands(share, now)
+        elif share is not None and self._nursery.crash_loop():
+            self._tell_how_it_stands(share, now)  # started for another share: nothing will ever run here
         moving = len(self._workers) < self._notes.size or any(
             worker.state is not State.SERVING or worker.due for worker in self._workers.values()
         )
