@@ -136,13 +136,13 @@ def test_a_body_that_trickles_gets_408(serve: Serve, dripping: Any, chunked: boo
 
 
 def test_a_body_that_comes_fast_enough_may_take_long(serve: Serve, dripping: Any) -> None:
-    server = serve(read_all, **RATES)
+    server = serve(read_all, min_body_rate=1000, rate_grace=1.0)
     with server.connect() as sock:
-        sock.sendall(POST % 3000)
+        sock.sendall(POST % 6000)
         start = time.monotonic()
-        dripping(sock, 150, 0.05)  # 3000 bytes/s for a second: more than three times the grace
-        assert Client(sock).answer().body == b"3000"
-        assert time.monotonic() - start > 0.8
+        dripping(sock, 150, 0.05)  # 3000 bytes/s for two seconds: twice the grace
+        assert Client(sock).answer().body == b"6000"
+        assert time.monotonic() - start > 1.5
 
 
 def test_the_time_that_the_application_takes_is_not_the_clients(serve: Serve) -> None:
@@ -225,8 +225,8 @@ def test_a_reader_that_trickles_through_the_tail_is_given_up(serve: Serve, tmp_p
 
 @pytest.mark.parametrize("kind", ["pieces", "file"])
 def test_a_reader_that_is_fast_enough_may_take_long(serve: Serve, tmp_path: Path, kind: str) -> None:
-    """Quicker than the rate, with many a pause; more than the buffers hold, for several times the grace."""
-    size = 12_000_000
+    """Quicker than the rate, with many a pause; more than the buffers hold, for longer than the grace."""
+    size = 6_000_000
     (tmp_path / "big").write_bytes(bytes(size))
 
     def application(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
@@ -236,16 +236,16 @@ def test_a_reader_that_is_fast_enough_may_take_long(serve: Serve, tmp_path: Path
             return result
         return (bytes(60_000) for _ in range(size // 60_000))
 
-    server = serve(application, min_read_rate=1_000_000, rate_grace=0.2, write_timeout=5.0)
+    server = serve(application, min_read_rate=100_000, rate_grace=1.0, write_timeout=5.0)
     with small_window(server) as sock:
-        sock.sendall(GET + GET)
-        client = Client(sock)
-        for _ in range(2):  # the pace of the second response counts anew
-            while len(client.data) < size:
-                assert client._more()
-                if len(client.data) % 30 == 0:
-                    time.sleep(0.001)
-            assert len(client.answer().body) == size
+        sock.sendall(GET.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))
+        start, got = time.monotonic(), 0
+        while data := sock.recv(16_384):
+            got += len(data)
+            time.sleep(0.004)
+        assert got > size
+        assert time.monotonic() - start > 1.2
+    assert server.site.stats.gone == 0
 
 
 def test_a_short_body_is_waited_for_without_a_thread(serve: Serve) -> None:
@@ -303,14 +303,16 @@ def test_a_worker_that_leaves_waits_for_a_short_body_and_it_is_the_last(serve: S
 def test_a_slow_body_costs_a_thread_and_a_slow_head_none(serve: Serve) -> None:
     """The loop of this server has one thread: who waits in a head, idle, or in a tail doesn't hold it."""
     content = bytes(200_000)
+    reading = threading.Event()
 
     def application(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         if environ["REQUEST_METHOD"] == "POST":
+            reading.set()
             return read_all(environ, start_response)
         start_response("200 OK", [])
         return [content] if environ["PATH_INFO"] == "/tail" else [b"small"]
 
-    server = serve(application, read_timeout=0.5, min_read_rate=0, body_buffer=0)
+    server = serve(application, read_timeout=1.0, min_read_rate=0, body_buffer=0)
     with contextlib.ExitStack() as stack:
         for data in (GET[:-2], GET, GET.replace(b"/ ", b"/tail ") * 30):
             for _ in range(3):
@@ -319,11 +321,10 @@ def test_a_slow_body_costs_a_thread_and_a_slow_head_none(serve: Serve) -> None:
         fast.sendall(GET)
         start = time.monotonic()
         assert Client(fast).answer().body == b"small"
-        assert time.monotonic() - start < 0.4
+        assert time.monotonic() - start < 2
         slow = stack.enter_context(server.connect())
         slow.sendall(POST % 10)
-        wait_until(lambda: len(server.connections) == 11)
-        time.sleep(0.05)  # it is in the application now
+        assert reading.wait(5)
         fast.sendall(GET)
         start = time.monotonic()
         assert Client(fast).answer().body == b"small"  # when read_timeout has freed the thread
@@ -338,15 +339,15 @@ def test_a_reader_isnt_to_blame_for_a_busy_worker(serve: Serve, tmp_path: Path) 
     def application(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         start_response("200 OK", [])
         if environ["PATH_INFO"] == "/sleep":
-            time.sleep(2.0)
+            time.sleep(3.0)
             return [b""]
         result: Iterable[bytes] = environ["wsgi.file_wrapper"]((tmp_path / "big").open("rb"))
         return result
 
-    server = serve(application, write_timeout=1.8, rate_grace=1.8)
+    server = serve(application, write_timeout=2.5, rate_grace=2.5)
     with server.connect() as sock, server.connect() as other:
         sock.sendall(GET)
-        other.sendall(b"GET /sleep HTTP/1.1\r\nHost: a.test\r\n\r\n" * 2)
+        other.sendall(b"GET /sleep HTTP/1.1\r\nHost: a.test\r\n\r\n")
         assert len(Client(sock).answer().body) == 8_000_000
     assert server.site.stats.gone == 0
 
@@ -379,7 +380,7 @@ def test_requests_that_are_not_whole_hold_a_bounded_part_of_a_workers_memory(
 
 def test_a_worker_with_one_thread_says_that_somebody_waits(front: Fronts) -> None:
     def application(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
-        time.sleep(1.0)
+        time.sleep(0.4)
         return hello(environ, start_response)
 
     ours = front(application)
