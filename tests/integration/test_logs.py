@@ -161,6 +161,15 @@ def test_json(tree: Tree) -> None:
     assert 0 < entry["duration"] < 10
 
 
+def test_what_the_listener_refuses_is_in_its_log(tree: Tree) -> None:
+    assert tree.get("nobody.localhost", "/whose").status == 421
+    text = wait_for(tree.folder / "log", "host=nobody.localhost")
+    assert re.search(
+        r"listener\.http\[\d+\] info: request refused status=421 client=127\.0\.0\.1 host=nobody", text
+    )
+    assert "/whose" not in text
+
+
 def test_off(tree: Tree) -> None:
     assert tree.get("quiet.localhost", "/index.html?off").status == 200
     assert tree.get("static.localhost", "/index.html?after-off").status == 200

@@ -420,6 +420,9 @@ class Runner:
     def run(self) -> int:
         """Run the tree until a signal; return the exit status."""
         signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+        # Other servers are asked so to open their logs anew, which ours are without asking; unheard it would end us. A
+        # handler, because what is ignored stays so over exec.
+        signal.signal(signal.SIGUSR1, lambda *_: None)
         self._not_ours = frozenset(privileges.children())  # of whoever became this program by exec
         privileges.adopt_orphans()
         while True:

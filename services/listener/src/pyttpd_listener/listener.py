@@ -427,6 +427,9 @@ class Listener:
     def _answer(self, connection: Connection, status: int) -> None:
         """Answer by ourselves, and linger."""
         self.answers[status] = self.answers.get(status, 0) + 1
+        self._log.info(
+            "request refused", status=status, client=connection.client.host, host=connection.authority or "-"
+        )
         sock = connection.sock
         self._loop.remove(sock.fileno())
         try:
