@@ -12,6 +12,7 @@ import contextlib
 import http.client
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -262,3 +263,21 @@ def running(newcomer: Newcomer) -> Iterator[None]:
         for pid in [*descendants(tree.pid), tree.pid] if tree.poll() is None else []:
             os.kill(pid, signal.SIGKILL)
         tree.wait()
+
+
+def test_what_the_guide_quotes_is_what_is_said() -> None:
+    """In its table of what can go wrong: texts of logs and of status are looked for in the code."""
+    table = section(GUIDE, "When it doesn't work")
+    first_cells = re.findall(r"^\| (.*?) \|", table, re.MULTILINE)
+    quoted = [
+        text
+        for cell in first_cells
+        if "log" in cell or "status" in cell
+        for text in re.findall("`(.+?)`", cell)
+    ]
+    assert len(quoted) >= 6
+    files = [*TOP.glob("src/**/*.py"), *TOP.glob("services/*/src/**/*.py")]
+    code = "\n".join(path.read_text(encoding="utf-8") for path in files)
+    # A text over several lines is one text.
+    code = re.sub(r'"\s*\n\s*f?"', "", code)
+    assert [text for text in quoted if text not in code] == []
