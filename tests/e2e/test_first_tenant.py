@@ -107,7 +107,8 @@ def newcomer() -> Iterator[Newcomer]:
         command = folder / ".venv/bin" / name
         command.write_text(f'#!/bin/sh\nexec {sys.executable} {arguments} "$@"\n')
         command.chmod(0o755)
-    yield Newcomer(folder)
+    # pip keeps what it has downloaded at home.
+    yield Newcomer(folder, environment=plain_environment() | {"HOME": os.environ.get("HOME", str(folder))})
     shutil.rmtree(folder, ignore_errors=True)
 
 
