@@ -189,6 +189,7 @@ def test_everything_that_can_be_written(folder: Path) -> None:
     assert (http.max_unnamed_per_client, http.stress_factor) == (3, 1.0)
     assert (http.max_connections, http.handover_timeout, http.metrics_port) == (5, 2.5, 9300)
     assert (str(six.address), six.uid, six.metrics_port) == ("[::]:80", 10011, 9204)
+    assert (six.max_connections, six.max_unnamed_per_client) == (16384, 12288)
     assert (metrics.name, metrics.mode, str(metrics.address), metrics.uid) == (
         "metrics",
         "metrics",

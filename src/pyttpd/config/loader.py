@@ -521,7 +521,7 @@ def _compare(tree: _Tree, errors: _Errors) -> None:
 
 
 def _compute_listeners(tree: _Tree, listeners: list[Record]) -> None:
-    """Fill in the values that depend on a listener's position."""
+    """Fill in the values that depend on a listener's position, or on others of its own."""
     base_port = tree.single["metrics"].values.get("base_port")
     first = ROLES[Role.LISTENER]
     for position, record in enumerate(listeners):
@@ -532,6 +532,8 @@ def _compute_listeners(tree: _Tree, listeners: list[Record]) -> None:
                 del record.values["metrics_port"]
             else:
                 record.values["metrics_port"] = base_port + first.metrics_offset + position
+        if record.values.get("max_unnamed_per_client", 0) is None and "max_connections" in record.values:
+            record.values["max_unnamed_per_client"] = max(1, record.values["max_connections"] * 3 // 4)
 
 
 def _compare_sockets(tree: _Tree, listeners: list[Record], errors: _Errors) -> None:

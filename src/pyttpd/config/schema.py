@@ -252,14 +252,17 @@ SCHEMA = Table(
                     limits.MAX_CONNECTIONS,
                     "connections",
                 ),
-                _count(
+                Key(
                     "max_unnamed_per_client",
-                    256,
+                    Kind.INTEGER,
+                    None,
                     "Connections of one client (an IPv4 address, an IPv6 /64) whose head hasn't come, or that are "
                     "being refused; for one more, its oldest is closed, so that a client can't take up all; 0: "
                     "no limit.",
-                    limits.PER_CLIENT,
                     "connections",
+                    limits.PER_CLIENT,
+                    default_text="three quarters of max_connections",
+                    example="256",
                 ),
                 Key(
                     "stress_factor",
