@@ -114,6 +114,14 @@ def linked(environment: Virtualenv) -> list[tuple[str, str]]:
     return found
 
 
+def finds_elsewhere(folder: str) -> bool:
+    """Whether modules may be found by code that site-packages `folder` runs at the start: some editable installs."""
+    try:
+        return any(name.startswith("__editable__") and name.endswith(".py") for name in os.listdir(folder))
+    except OSError:
+        return False
+
+
 def activate(environment: Virtualenv) -> None:
     """Make the environment's packages importable in this process, and let programs it starts find them as well."""
     before = list(sys.path)

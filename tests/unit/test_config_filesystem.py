@@ -40,7 +40,8 @@ def folder(tmp_path: Path) -> Path:
         (tmp_path / name).chmod(0o755)
     (tmp_path / "data").chmod(0o777)
     (tmp_path / "root" / "my_app").mkdir()
-    (tmp_path / "root" / "my_app" / "__init__.py").write_text("raise SystemExit('nobody imports me')\n")
+    for name in ("__init__.py", "wsgi.py"):
+        (tmp_path / "root" / "my_app" / name).write_text("raise SystemExit('nobody imports me')\n")
     return tmp_path
 
 
@@ -56,7 +57,7 @@ def test_all_is_well(folder: Path) -> None:
 def test_the_module_may_be_in_the_path_or_installed(folder: Path) -> None:
     (folder / "root" / "my_app").rename(folder / "lib" / "my_app")
     assert _said(folder) == []
-    (folder / "pyttpd.toml").write_text(TEXT.replace("my_app", "json"))
+    (folder / "pyttpd.toml").write_text(TEXT.replace("my_app.wsgi", "json.tool"))
     assert _said(folder) == []
 
 
@@ -74,6 +75,22 @@ def test_no_such_module(folder: Path) -> None:
     (folder / "pyttpd.toml").write_text(TEXT.replace("my_app", "no_such_app"))
     assert _said(folder) == [
         'pyttpd.toml:8: [vhost.a] application: there is no module "no_such_app" in root, python_path'
+    ]
+
+
+@pytest.mark.parametrize(
+    ("module", "missing"),
+    [
+        ("my_app.wgsi", "my_app.wgsi"),
+        ("my_app.wsgi.deeper", "my_app.wsgi.deeper"),
+        ("json.tol", "json"),
+        ("jsn", "jsn"),
+    ],
+)
+def test_no_such_module_in_a_package(folder: Path, module: str, missing: str) -> None:
+    (folder / "pyttpd.toml").write_text(TEXT.replace("my_app.wsgi", module))
+    assert _said(folder) == [
+        f'pyttpd.toml:8: [vhost.a] application: there is no module "{missing}" in root, python_path'
     ]
 
 
@@ -188,6 +205,13 @@ def environment(folder: Path) -> Path:
     (folder / "root" / "my_app").rename(packages / "my_app")
     (folder / "pyttpd.toml").write_text(TEXT + 'virtualenv = "venv"\n')
     return packages
+
+
+def test_what_only_an_editable_install_can_find_is_left_to_it(folder: Path, environment: Path) -> None:
+    (environment / "my_app").rename(folder / "elsewhere")
+    assert "there is no module" in "".join(_said(folder))
+    (environment / "__editable___my_app_1_0_finder.py").touch()
+    assert _said(folder) == []
 
 
 @pytest.fixture

@@ -330,9 +330,9 @@ def test_a_long_list_is_walked_so_far_and_no_further() -> None:
     proxies = Proxies(TRUSTED, "x-forwarded")
     hops = ["192.0.2.7", *(f"10.1.{number >> 8}.{number & 255}" for number in range(5000))]
     fields = [(b"X-Forwarded-For", ",".join(hops).encode())]
-    begin = time.process_time()
+    begin = time.thread_time()
     origin = proxies.origin(PROXY, fields)
-    assert time.process_time() - begin < 0.1
+    assert time.thread_time() - begin < 0.1
     assert origin.address == hops[-MAX_HOPS]
     assert len(dict(origin.believed)["X-Forwarded-For"].split(", ")) == MAX_HOPS
     assert len(proxies._known) <= MAX_HOPS + 1
@@ -366,10 +366,10 @@ SIZE = 60_000
 def test_long_headers_cost_time_by_their_length(headers: str, name: str, value: str) -> None:
     """Not by its square: a client can make them long, and a proxy passes them on."""
     fields = [(name.encode(), value.encode())]
-    begin = time.process_time()
+    begin = time.thread_time()
     with contextlib.suppress(Refused):
         assert Proxies(TRUSTED, headers).origin(PROXY, fields).address
-    assert time.process_time() - begin < 0.5
+    assert time.thread_time() - begin < 0.5
 
 
 def test_what_is_remembered_of_addresses_is_bounded() -> None:

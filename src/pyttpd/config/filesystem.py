@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from pyttpd.config import limits
 from pyttpd.config.errors import ConfigError, printable
 from pyttpd.confine.policy import PROGRAMS
-from pyttpd.virtualenv import VirtualenvError, linked, look
+from pyttpd.virtualenv import VirtualenvError, finds_elsewhere, linked, look
 
 if TYPE_CHECKING:
     from pyttpd.config.loader import Locate
@@ -172,11 +172,24 @@ def _words(rights: int) -> str:
 
 
 def _module_problem(vhost: Vhost, packages: list[str]) -> str | None:
-    """Look for the application's first package without importing anything."""
-    module = (vhost.application or "").partition(":")[0].partition(".")[0]
-    if PathFinder.find_spec(module, [vhost.root, *vhost.python_path, *packages]) is not None:
+    """Look for the application's module without importing anything."""
+    module = (vhost.application or "").partition(":")[0]
+    if any(finds_elsewhere(folder) for folder in packages):
         return None
-    if PathFinder.find_spec(module) is not None:  # installed beside pyttpd
-        return None
+    missing = _missing(module, [vhost.root, *vhost.python_path, *packages])
+    if missing is None or (missing == module.partition(".")[0] and _missing(module, None) is None):
+        return None  # there, or installed beside pyttpd
     places = f"python_path{' and virtualenv' if vhost.virtualenv else ''}"
-    return f'there is no module "{printable(module)}" in {printable(vhost.root, 200)}, {places}'
+    return f'there is no module "{printable(missing)}" in {printable(vhost.root, 200)}, {places}'
+
+
+def _missing(module: str, places: list[str] | None) -> str | None:
+    """Return the first part of a dotted name that isn't in `places` (None: our own search path), None if all are."""
+    name = ""
+    for part in module.split("."):
+        name = f"{name}.{part}".lstrip(".")
+        spec = PathFinder.find_spec(name, places)
+        if spec is None:
+            return name
+        places = list(spec.submodule_search_locations or [])
+    return None
