@@ -16,7 +16,7 @@ import pytest
 
 from pyttpd.wire import messages as m
 
-from pyttpd_vhost.worker import TIMED_OUT
+from pyttpd_vhost.worker import PASS_TIMEOUT, TIMED_OUT
 
 from .conftest import HOST, Client
 from .front import Fronts
@@ -156,6 +156,24 @@ def test_others_get_their_grace(front: Fronts) -> None:
         assert Client(idle).answer().status == 200
     assert ours.wait_ended() == 0
     assert ours.row(2).requests == 1
+
+
+def test_who_waits_behind_a_stuck_one_is_served_by_a_sibling_however_long_that_takes(front: Fronts) -> None:
+    """A kept connection, and one that has never been read from; there is no sibling for longer than PASS_TIMEOUT."""
+    ours = front(application, workers=2, slow_request=0, request_timeout=LIMIT)
+    ours.wait_for(lambda: all(worker.credit for worker in ours.workers))
+    ours.workers[1].credit -= 1000
+    with ours.ask("/slow/0") as kept, ours.ask("/sleeps") as stuck, ours.ask("/slow/0") as fresh:
+        assert Client(kept).answer().status == 200
+        ours.wait_for(lambda: ours.workers[0].taken == 3)
+        ours.ask("/slow/0", kept)
+        assert Client(stuck).answer().status == 504
+        time.sleep(PASS_TIMEOUT + 0.3)
+        ours.workers[1].credit += 1000
+        for sock in (kept, fresh):
+            assert Client(sock).answer().status == 200
+    assert ours.wait_ended() == 0
+    ours.wait_for(lambda: ours.row(2).success == 2)
 
 
 def test_waiting_for_a_client_is_no_slowness(front: Fronts) -> None:

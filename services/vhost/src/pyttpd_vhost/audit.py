@@ -94,7 +94,7 @@ class Audit:
     def condemn(self, server: Server, now: float) -> bool:
         """Take its client away from `server`, and answer 504 if nobody has. False: it has finished meanwhile."""
         one = server.one
-        if one is None:
+        if one is None or server.seen != (one, one.connection.served):
             return False
         age = now - server.since
         connection = one.connection

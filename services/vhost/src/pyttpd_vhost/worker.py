@@ -539,13 +539,16 @@ class Worker(Loop):
         now = time.monotonic()
         mine: list[Parked] = []
         with self._lock:
-            passing = now < self._pass_idle_until and self._channel is not None
+            # Where all threads are stuck nobody but a sibling can serve what waits, so we don't give up.
+            passing = self._channel is not None and (
+                now < self._pass_idle_until or (me is None and self._audit.timed_out > 0)
+            )
             for fd, one in list(self._parked.items()):
-                if not one.connection.idle or self._parked.pop(fd, None) is None:
+                if not one.connection.unread or self._parked.pop(fd, None) is None:
                     continue
                 if passing and now >= self._pass_pause_until:
                     self._pass(one)
-                elif passing:
+                elif passing or not one.connection.idle:
                     self._settle(None, one, Want.READ)
                 elif me is not None:
                     mine.append(one)
@@ -696,7 +699,7 @@ class Worker(Loop):
                         callback(event)
                     continue
                 one = self._parked.get(fd)
-                if one is None or not one.connection.idle or not self._may_pass():
+                if one is None or not one.connection.unread or not self._may_pass():
                     continue
                 if (late is None or fd in late) and self._parked.pop(fd, None) is one:
                     self._pass(one)
@@ -711,7 +714,7 @@ class Worker(Loop):
             self._leave_when_done(None)
 
     def _may_pass(self) -> bool:
-        return self._channel is not None and not self._leaving and time.monotonic() >= self._pass_pause_until
+        return self._channel is not None and time.monotonic() >= self._pass_pause_until
 
     def _condemn(self, server: Server, now: float) -> None:
         """A request has had its time: its client is let go, and so are we, as soon as the other ones are done."""

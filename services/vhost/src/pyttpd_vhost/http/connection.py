@@ -196,6 +196,11 @@ class Connection:
         return self._exchange.state is Response.NOTHING
 
     @property
+    def unread(self) -> bool:
+        """Nothing of what its client is waiting for has been read: another process can serve it as well."""
+        return self._state is _IDLE or (self._state is _HEAD and not self._served and not self._stream.ahead)
+
+    @property
     def quiet(self) -> bool:
         """Between two requests, and nothing of another one has come."""
         if self._state is not _IDLE:
