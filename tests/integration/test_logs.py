@@ -252,6 +252,7 @@ def test_json_all_over(plant: Callable[..., Tree]) -> None:
     )
     tree.expect("fails on purpose", "application failed")
     assert tree.get("loud.localhost", "/fails").status == 500
+    tree.wait_for(lambda: '"event": "ready"' in tree.log())
     processes = tree.pids("umaster")
     (role,) = [pid for pid in processes if parent(pid) in processes]
     os.kill(role, signal.SIGKILL)
