@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import subprocess
 import sys
 import time
@@ -42,6 +43,15 @@ def test_both_tenants_answer(tree: Deployment) -> None:
         done = tree.curl(f"http://{host}/", "--fail")
         assert done.returncode == 0, done.stderr
         assert b"<html" in done.stdout.lower()
+
+
+def test_a_container_s_standard_output_is_its_access_log_and_nothing_else(tree: Deployment) -> None:
+    assert tree.curl("http://static.localhost/?logged", "--fail").returncode == 0
+    container = tree.containers()["vhost-static"]["Id"]
+    tree.wait_for(lambda: "/?logged" in tree.docker("logs", container))
+    lines = tree.docker("logs", container).splitlines()  # without what it wrote to standard error
+    form = r'[0-9a-f.:]+ - - \[[^]]{26}\] "[^"]*" \d{3} \d+ "[^"]*" "[^"]*"'
+    assert [line for line in lines if not re.fullmatch(form, line)] == []
 
 
 def test_an_unknown_host_gets_421(tree: Deployment) -> None:

@@ -1,7 +1,7 @@
 r"""The access log: from what a worker has answered to lines that the tenant's supervisor writes.
 
 Theory of operation. A worker makes one line for each request, gathers those of a turn and sends them as one
-record over a socket (SOCK_SEQPACKET) that all workers of the tenant share. The supervisor (output.AccessOutput)
+record over a socket (SOCK_SEQPACKET) that all workers of the tenant share. The supervisor (output.Entries)
 writes them: to a file, or to its standard output, which no process of the tenant's has. So nothing that the
 tenant's code prints can look like a line of the access log, and no line can stop a worker: what the socket
 doesn't take is kept up to MAX_UNSENT, and then counted as lost, which is told.

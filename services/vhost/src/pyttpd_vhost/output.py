@@ -220,6 +220,7 @@ class Entries:
             return True
         if not self._is_entries(record):
             self._log.warning("not an entry of the access log", bytes=len(record))
+            self.lost += record.count(b"\n")
         elif self._file is not None and self._file.is_open:
             self._file.write(record)
         else:
