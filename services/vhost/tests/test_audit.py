@@ -87,7 +87,7 @@ def entries(log: str, event: str) -> list[str]:
 @pytest.mark.parametrize("threads", [1, 4], ids=["alone", "in a crowd"])
 @pytest.mark.parametrize("path", [path for path in STUCK if path != "/begins"])
 def test_a_request_that_is_stuck_gets_504_and_its_worker_goes(front: Fronts, path: str, threads: int) -> None:
-    ours = front(application, max_threads=threads, slow_request=LIMIT / 2, request_timeout=LIMIT)
+    ours = front(application, max_threads=threads, slow_request=0.1, request_timeout=2 * LIMIT)
     with ours.ask(f"{path}?a=b") as sock:
         client = Client(sock)
         answer = client.answer()

@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import os
+import resource
 import select
 import socket
+import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
+from pyttpd.config.shares import PoolSettings
 from pyttpd.wire.messages import Client as Address
 
-from pyttpd_vhost.audit import stack, tracebacks
+from pyttpd_vhost.audit import Audit, stack, tracebacks
 from pyttpd_vhost.crew import Crew, Server
 from pyttpd_vhost.http.connection import Connection, Want
+from pyttpd_vhost.kinds.wsgi import WsgiKind
 from pyttpd_vhost.parking import Parked, Parking
 from pyttpd_vhost.site import Site
 from pyttpd_vhost.waits import Processor, Usage, Waits
 
-from .conftest import HOST, ListLog, make_share
+from .conftest import HOST, Client, ListLog, make_share
 
 
 def until(what: Callable[[], bool]) -> None:
@@ -197,6 +202,109 @@ def test_what_is_settled_or_closed_is_not_taken_away(place: Place) -> None:
         del parking.parked[one.fd]
         parking.settle(one, Want.CLOSED)
         assert parking.take_away(one, dead) is None
+
+
+# --- the end of a request ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def stuck() -> Iterator[tuple[Audit, Server, socket.socket, threading.Event, ListLog]]:
+    """A thread that is stuck in a request, its audit, its client, and what lets it go on."""
+    log = ListLog()
+    site = Site(make_share(pool=PoolSettings(slow_request=5.0, request_timeout=10.0)), log)
+    inside, go_on = threading.Event(), threading.Event()
+
+    def application(environ: Any, start_response: Any) -> list[bytes]:
+        inside.set()
+        go_on.wait()
+        start_response("200 OK", [])
+        return [b"late"]
+
+    site.kind = WsgiKind(application, site)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        client = socket.create_connection(listener.getsockname(), timeout=10)
+        sock = listener.accept()[0]
+    sock.setblocking(False)
+    client.sendall(f"GET /a HTTP/1.1\r\nHost: {HOST}\r\n\r\n".encode())
+    select.select([sock], [], [])
+    epoll = select.epoll()
+    parking = Parking(epoll)
+    server = Server("serving-1", site)
+    server.one = one = Parked(
+        Connection(sock, ("127.0.0.1", 1), HOST, site), Address("127.0.0.1", 1), HOST, sock.fileno()
+    )
+
+    def serve() -> None:
+        server.ident = threading.get_ident()
+        parking.settle(one, one.connection.on_readable())
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    inside.wait()
+    yield Audit(site, log, parking), server, client, go_on, log
+    go_on.set()
+    thread.join()
+    parking.parked.pop(one.fd, None)
+    client.close()
+    one.connection.sock.close()
+    epoll.close()
+
+
+Stuck = tuple[Audit, Server, socket.socket, threading.Event, ListLog]
+
+
+def test_a_request_grows_old_from_the_first_look_on(stuck: Stuck) -> None:
+    audit, server, client, _, log = stuck
+    assert audit.look(100.0, [server]) == []
+    assert audit.look(104.9, [server]) == []
+    assert audit.slow == 0
+    assert audit.look(105.0, [server]) == audit.look(109.9, [server]) == []
+    assert (audit.slow, log.events()) == (1, ["slow request"])
+    assert audit.look(110.0, [server]) == [server]
+    assert audit.condemn(server, 110.0)
+    assert Client(client).answer().status == 504
+    assert audit.look(1000.0, [server]) == []  # it is not condemned twice
+    assert not audit.lingering  # and its client has had its time to close
+    assert (audit.timed_out, audit.answered) == (1, 1)
+
+
+def test_a_client_that_has_left_is_answered_no_more_but_its_thread_is_condemned(stuck: Stuck) -> None:
+    audit, server, client, _, _ = stuck
+    audit.look(100.0, [server])
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    client.close()
+    assert server.one is not None
+    select.select([server.one.fd], [], [])
+    assert audit.condemn(server, 110.0)
+    assert (audit.timed_out, audit.answered, audit.lingering) == (1, 0, False)
+
+
+def test_without_a_free_descriptor_the_connection_ends_without_an_answer(stuck: Stuck) -> None:
+    audit, server, client, _, _ = stuck
+    audit.look(100.0, [server])
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, before[1]))
+    try:
+        assert audit.condemn(server, 110.0)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    assert client.recv(100) == b""
+    assert (audit.timed_out, audit.answered) == (1, 0)
+
+
+def test_who_has_finished_meanwhile_is_not_condemned(stuck: Stuck) -> None:
+    audit, server, client, go_on, _ = stuck
+    assert audit.look(100.0, [server]) == []
+    go_on.set()
+    assert Client(client).answer().status == 200
+    assert server.one is not None
+    one = server.one
+    until(lambda: one.want is not None)
+    assert not audit.condemn(server, 110.0)
+    server.one = None
+    assert not audit.condemn(server, 110.0)
+    assert audit.look(200.0, [server]) == []
+    assert audit.timed_out == 0
 
 
 # --- what they are doing ----------------------------------------------------------------------------------------------

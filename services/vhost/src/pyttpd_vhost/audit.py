@@ -22,6 +22,7 @@ Rules:
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import sys
 import threading
@@ -106,10 +107,10 @@ class Audit:
         except OSError:
             # No free descriptor: the end of the connection takes none, but there will be no answer.
             sock = None
-            try:
+            if connection.sock.fileno() < 0:
+                return False
+            with contextlib.suppress(OSError):  # ENOTCONN: the client was faster
                 connection.sock.shutdown(socket.SHUT_RDWR)
-            except OSError:
-                return False  # closed by the client, or by the thread
         else:
             if sock is None:
                 return False
@@ -139,10 +140,8 @@ class Audit:
                 self._lingering.append((sock, now + LINGER))
                 return
         connection.taken_away()
-        try:
+        with contextlib.suppress(OSError):
             sock.shutdown(socket.SHUT_RDWR)
-        except OSError:
-            pass  # ENOTCONN: the client was faster
         sock.close()
 
     def _linger(self, now: float) -> None:
