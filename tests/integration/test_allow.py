@@ -6,14 +6,16 @@ import json
 import os
 import signal
 import socket
+import stat
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import pytest
 
-from support.leaks import arguments, descendants
-from support.tree import Tree
+from support.leaks import arguments, descendants, state
+from support.tree import GONE_WITHIN, Tree
 
 APPLICATION = """
 import json, os, socket
@@ -147,6 +149,27 @@ def test_a_gate_that_was_killed_comes_back(
     tree.wait_for(lambda: ask(tree, "shop.localhost", first) == ["127.0.0.2 hello"])
     assert gates(tree, "shop") != [before]
     assert "keeper ended and is started again child=gate.shop" in tree.log()
+
+
+@pytest.mark.root
+def test_a_gate_does_not_outlive_its_runner(
+    plant: Callable[..., Tree], servers: tuple[Server, Server, Server]
+) -> None:
+    first, second, _ = servers
+    tree = plant(tenants=tenants(first, second), hosts=HOSTS, files={"shop/app.py": APPLICATION})
+    below = list(descendants(tree.process.pid))
+    assert {*gates(tree, "shop"), *gates(tree, "wiki")} <= set(below)
+    tree.process.kill()
+    tree.process.wait()
+    deadline = time.monotonic() + GONE_WITHIN
+    while any(state(pid) not in "XZ" for pid in below):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    # What a killed runner can't take away.
+    for path in list(tree.folder.rglob("*")):
+        if stat.S_ISSOCK(path.lstat().st_mode):
+            path.unlink()
+    tree.forget_rule()
 
 
 @pytest.mark.root
