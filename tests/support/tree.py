@@ -227,9 +227,7 @@ class Tree:
         self.forget_rule()
 
     def forget_rule(self) -> None:
-        """Take away what a runner that was killed leaves in this machine's firewall: it would hold back the uids of later
-        trees, whatever these are allowed.
-        """
+        """Take away what a killed runner leaves in this machine's firewall: it would hold back later trees' uids."""
         if os.geteuid() == 0:
             from pyttpd_init.egress import remove_egress
 
