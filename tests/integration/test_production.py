@@ -180,6 +180,16 @@ def test_the_documents_have_blocks_to_run() -> None:
     assert len(blocks("upgrading.md")) == 3
 
 
+def test_alerts_are_about_metrics_that_exist() -> None:
+    known = "".join(path.read_text() for path in (TOP / "services").glob("*/README.md"))
+    text = (TOP / "docs" / "production.md").read_text()
+    wanted = set(re.findall(r"pyttpd_[a-z_]+(?=[ {\[])", text))
+    assert len(wanted) >= 4
+    assert {name for name in wanted if f"`{name}" not in known} == set()
+    for reason in re.findall(r'reason="([a-z-]+)"', text):
+        assert f"`{reason}`" in known
+
+
 def test_from_nothing_to_a_site(machine: Machine) -> None:
     configure, tenant, start, _ = blocks("production.md")
     machine.run(configure)
