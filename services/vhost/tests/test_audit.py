@@ -124,7 +124,7 @@ def test_a_slow_request_is_logged_once_and_gets_its_answer(front: Fronts) -> Non
         ours.ask("/slow/0", sock)
         assert Client(sock).answer().status == 200
     assert len(entries(ours.log(), "slow request")) == 1
-    assert ours.row().slow == 1
+    ours.wait_for(lambda: ours.row().slow == 1)
 
 
 def test_quick_requests_on_one_connection_are_never_slow(front: Fronts) -> None:
@@ -155,7 +155,7 @@ def test_others_get_their_grace(front: Fronts) -> None:
         ours.ask("/slow/0", idle)
         assert Client(idle).answer().status == 200
     assert ours.wait_ended() == 0
-    assert ours.row(2).requests == 1
+    ours.wait_for(lambda: ours.row(2).requests == 1)
 
 
 def test_who_waits_behind_a_stuck_one_is_served_by_a_sibling_however_long_that_takes(front: Fronts) -> None:
