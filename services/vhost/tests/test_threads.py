@@ -12,6 +12,10 @@ import pytest
 
 from pyttpd.wire import messages as m
 
+from pyttpd_vhost.audit import Audit
+from pyttpd_vhost.http.connection import Connection
+from pyttpd_vhost.site import Site
+
 from .conftest import HOST, Client
 from .front import Fronts
 
@@ -257,3 +261,27 @@ def test_a_worker_that_retires_finishes_what_its_threads_have(front: Fronts, thr
             assert client.at_end()
     assert ours.wait_ended() == 0
     assert "error" not in ours.log()
+
+
+def test_an_error_of_ours_in_any_thread_ends_the_worker(
+    front: Fronts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a state that nobody knows it must not go on; and it says what it was."""
+
+    class Odd(BaseException):
+        def __str__(self) -> str:
+            raise ValueError
+
+    def broken(self: Connection, site: Site) -> None:
+        raise Odd
+
+    monkeypatch.setattr(Connection, "move", broken)  # what only threads that were added do
+    ours = front(application, max_threads=2)
+    with ours.ask("/for-ever"), ours.ask():
+        assert ours.wait_ended() == 1
+    assert "worker ended by an error" in ours.log()
+    monkeypatch.setattr(Audit, "look", lambda *_: 1 / 0)  # what only the watcher does
+    other = front(application)
+    with other.ask("/for-ever"):
+        assert other.wait_ended() == 1
+    assert "ZeroDivisionError" in other.log()

@@ -39,7 +39,7 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from pyttpd import tcp
 from pyttpd.channel import Channel, Faults
@@ -190,7 +190,7 @@ class Worker(Loop):
         self._pid = os.getpid()
         os.register_at_fork(after_in_child=self._forked)
         self._running = True
-        threading.Thread(target=self._watch, name="watcher", daemon=True).start()
+        threading.Thread(target=self._be_watcher, name="watcher", daemon=True).start()
         self._control.send(Ready())
         try:
             self._serve_as_one(self._crew.main)
@@ -576,6 +576,13 @@ class Worker(Loop):
 
     # ---- the watcher ----
 
+    def _be_watcher(self) -> None:
+        """What the watcher's thread runs. Without it nobody would see to anything, so an error ends the process."""
+        try:
+            self._watch()
+        except BaseException as error:  # noqa: BLE001 - whatever it was
+            self._end_by(error)
+
     def _watch(self) -> None:
         """Sleep; say that we live; see to what busy threads can't."""
         next_beat = 0.0
@@ -613,7 +620,7 @@ class Worker(Loop):
             # It has turned meanwhile, or waits: what it was serving it serves no longer.
             solo.seen = None
             if not busy_since:
-                servers.remove(solo)
+                servers = [server for server in servers if server is not solo]
         self._looked_at = busy_since
         for server in self._audit.look(now, servers):
             self._condemn(server, now)
@@ -674,12 +681,15 @@ class Worker(Loop):
             self._serve_as_one(me)
         except BaseException as error:  # noqa: BLE001 - whatever it was
             if os.getpid() == self._pid:
-                self._log.error(
-                    "worker ended by an error", error=repr(error), traceback=traceback.format_exc()
-                )
-                os._exit(1)
+                self._end_by(error)
         if os.getpid() != self._pid:
             os._exit(0)
+
+    def _end_by(self, error: BaseException) -> NoReturn:
+        """End the process, because a thread of ours has met what it can't handle."""
+        reason = traceback.format_exception_only(error)[-1].strip()  # also of one whose str() fails
+        self._log.error("worker ended by an error", error=reason, traceback=traceback.format_exc())
+        os._exit(1)
 
     def _help(self, late: list[int] | None) -> None:
         """All threads are busy: do for them what can't wait.
