@@ -26,6 +26,7 @@ from pyttpd.address import Address
 from pyttpd.address import parse as parse_address
 from pyttpd.channel import Channel, Faults
 from pyttpd.confine.kernel import set_no_new_privs
+from pyttpd.confine.landlock import SCOPE_ABI
 from pyttpd.health import DEFAULT_FILE, HealthFile
 from pyttpd.log import Log
 from pyttpd.loop import Budget, Loop
@@ -275,6 +276,11 @@ class Service:
         """Lock this process for good, before it meets anybody. Raises confine.ConfineError, which ends it."""
         self._report = confine.confine(policy)
         self.log.debug("confined", locks=self._report)
+
+    @property
+    def signals_scoped(self) -> bool:
+        """Whether no signal of ours can leave what we and our children are confined to (Landlock's scope)."""
+        return self._report is not None and self._report.abi >= SCOPE_ABI
 
     def when_sealed(self, callback: Callable[[], None]) -> None:
         """Call `callback` as soon as strangers may be met: at once, where Landlock judges TCP connections.

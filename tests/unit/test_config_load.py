@@ -104,6 +104,7 @@ max_age = 600
 hard_age = 900
 max_memory = 268_435_456
 max_cpu = 60
+max_processes = 500
 
 [vhost.blog.queue]
 limit = 0
@@ -234,7 +235,7 @@ def test_everything_that_can_be_written(folder: Path) -> None:
     assert (blog.pool.mode, blog.pool.start_workers, blog.pool.min_spare) == ("dynamic", 3, 2)
     assert (blog.pool.max_spare, blog.pool.idle_timeout) == (4, 30.0)
     assert (blog.pool.max_age, blog.pool.hard_age) == (600.0, 900.0)
-    assert (blog.pool.max_memory, blog.pool.max_cpu) == (268435456, 60.0)
+    assert (blog.pool.max_memory, blog.pool.max_cpu, blog.pool.processes) == (268435456, 60.0, 500)
     assert (blog.queue.limit, blog.queue.timeout, blog.queue.handovers) == (0, 1.5, 1)
     assert (blog.http.head_limit, blog.http.body_limit, blog.http.keepalive) == (65536, 0, False)
     assert (blog.http.read_timeout, blog.http.max_keepalive_requests) == (4.0, 5)

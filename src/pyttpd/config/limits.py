@@ -146,6 +146,8 @@ AGE = Range(0, 30 * 86_400)
 #: An interpreter with an application takes 10 MB to begin with: less than 1 MiB of its own is a missing unit.
 MEMORY = Range(0, 2**40)
 MIN_MEMORY = 1 << 20
+#: The kernel's own bound for all of a machine is 4 million.
+PROCESSES = Range(0, 4_000_000)
 CPU_SECONDS = Range(0, 30 * 86_400)
 #: Each waiting connection is a descriptor in umaster.
 QUEUE = Range(0, 65536)

@@ -600,6 +600,15 @@ SCHEMA = Table(
                             "A worker retires after so many seconds of CPU time; 0: never.",
                             limits.CPU_SECONDS,
                         ),
+                        _count(
+                            "max_processes",
+                            _POOL.max_processes,
+                            "Processes and threads that the tenant's uid may have, its own programs among them; 0: "
+                            "128, and 4 x (max_workers + 1) x (max_threads + 2). As an ordinary user there is no such "
+                            "limit.",
+                            limits.PROCESSES,
+                            "processes",
+                        ),
                     ),
                 ),
                 Table(

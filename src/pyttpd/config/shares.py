@@ -325,6 +325,7 @@ class PoolSettings:
     hard_age: float = 0.0
     max_memory: int = 0
     max_cpu: float = 0.0
+    max_processes: int = 0
 
     def __post_init__(self) -> None:
         _validate(self, _POOL_FIELDS)
@@ -346,6 +347,11 @@ class PoolSettings:
     def most_spare(self) -> int:
         """How many may be without work before some leave."""
         return self.max_spare or min(self.max_workers, max(1, self.min_spare) + 3)
+
+    @property
+    def processes(self) -> int:
+        """How many processes and threads there may be of the tenant's uid."""
+        return self.max_processes or 128 + 4 * (self.max_workers + 1) * (self.max_threads + 2)
 
     @property
     def oldest(self) -> float:
@@ -459,6 +465,7 @@ _POOL_FIELDS: dict[str, Check] = {
     "hard_age": _number(limits.AGE),
     "max_memory": _integer(limits.MEMORY),
     "max_cpu": _number(limits.CPU_SECONDS),
+    "max_processes": _integer(limits.PROCESSES),
 }
 _HTTP_FIELDS: dict[str, Check] = {
     "head_limit": _integer(limits.HEAD_LIMIT),

@@ -6,7 +6,8 @@ Rules
   2. Who gives no sign of life, breaks the protocol, takes nothing from umaster or was never born is killed at once.
   3. Every signal goes by pidfd, and with a worker that is killed goes all that it has forked.
   4. What ended workers leave behind becomes our child (we are the subreaper). Nobody watches over it, so it has to go:
-     after STRAY_AFTER it is killed, with its own children.
+     after STRAY_AFTER it is killed, with its own children. Where that leads to ever more (a fork bomb; and with hidepid
+     we don't see children's children), all that is below us is killed in one call, which no fork escapes.
 
 Whom the policy has marked is decided there (policy.py, from numbers that the tenant may make up: at its own expense);
 whom this module finds is decided by the clock and the kernel.
@@ -23,7 +24,7 @@ from pyttpd.log import Log
 from pyttpd.wire.messages import Goodbye
 
 from pyttpd_vhost.policy import Member, Reason, State
-from pyttpd_vhost.processes import PrototypeChild, WorkerChild, end_family, send_signal
+from pyttpd_vhost.processes import PrototypeChild, WorkerChild, end_all, end_family, send_signal
 
 #: A worker or prototype that hasn't said Beat for so long (s) is stopped, or its interpreter is.
 BEAT_LIMIT = 10.0
@@ -37,6 +38,8 @@ UNBORN_TIMEOUT = 2.0
 TERM_TIMEOUT = 2.0
 #: How often (s) strays are looked for; one that is found twice is killed.
 STRAY_AFTER = 2.0
+#: Killed so many times, and there were others at every look between: it is a bomb.
+BOMB_SWEEPS = 2
 
 
 @dataclass(slots=True)
@@ -48,16 +51,22 @@ class Counts:
     overruled: int = 0
     signals: dict[str, int] = field(default_factory=dict)
     strays: int = 0
+    bombs: int = 0
 
     def add_exit(self, reason: str) -> None:
         self.exits[reason] = self.exits.get(reason, 0) + 1
 
 
 class Evictor:
-    """See the module's text. `bury(worker, reason)` is called for who was never born; everybody else is reaped."""
+    """See the module's text. `bury(worker, reason)` is called for who was never born; everybody else is reaped.
 
-    def __init__(self, log: Log, bury: Callable[[WorkerChild, str], None]) -> None:
+    scoped: the kernel lets no signal of ours leave our own Landlock domain.
+    """
+
+    def __init__(self, log: Log, bury: Callable[[WorkerChild, str], None], *, scoped: bool) -> None:
         self._log = log
+        self._scoped = scoped
+        self._sweeps = 0
         self._bury = bury
         self.counts = Counts()
         self._strays: set[int] = set()
@@ -166,8 +175,26 @@ class Evictor:
             return
         self._looked = now
         found = {pid for pid in privileges.children() if pid not in known}
-        if old := found & self._strays:
-            killed = end_family(sorted(old))
-            self.counts.strays += killed
-            self._log.warning("processes that ended workers left behind are killed", count=killed)
+        old = found & self._strays
         self._strays = found
+        if not found:
+            self._sweeps = 0
+        if not old:
+            return
+        killed = end_family(sorted(old))
+        self.counts.strays += killed
+        self._log.warning("processes that ended workers left behind are killed", count=killed)
+        self._sweeps += 1
+        if self._sweeps >= BOMB_SWEEPS and self._scoped:
+            self._sweeps = 0
+            self.counts.bombs += 1
+            self._log.warning("they come faster than they are killed: all of the tenant's processes are")
+            self.leave_nobody()
+
+    def leave_nobody(self) -> None:
+        """Kill all that is below us, if it can be done in one call that reaches nobody else.
+
+        Neither our keeper nor another tree's processes under the same uid: Landlock's scope keeps our signals inside.
+        """
+        if self._scoped:
+            end_all()

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import gc
 import os
+import resource
 import signal
 import socket
 import struct
@@ -138,6 +139,12 @@ class Prototype:
     def confine(self, tmp: str, *, one_uid: bool) -> None:
         """Lock this process, and so all that comes of it, before the tenant's code is seen."""
         share = self._share
+        if not one_uid:
+            # Of the uid's processes and threads together; the supervisor and its keeper have no such limit.
+            most = resource.getrlimit(resource.RLIMIT_NPROC)[1]
+            wanted = share.pool.processes
+            limit = wanted if most == resource.RLIM_INFINITY else min(wanted, most)
+            resource.setrlimit(resource.RLIMIT_NPROC, (limit, limit))
         policy = confine.tenant_policy(
             share.root,
             python_path=(*share.python_path, *((share.virtualenv,) if share.virtualenv else ())),

@@ -73,6 +73,7 @@ def collect(pool: Pool) -> Iterable[metrics.Metric]:
         (counter, "limit_reached", "Episodes in which max_workers were too few.", pool.limits),
         (counter, "retirements_postponed", "Retirements put off by load.", counts.postponed),
         (counter, "retirements_overruled", "Retirements under load, at hard_age.", counts.overruled),
+        (counter, "fork_bombs", "Times that all processes had to be killed.", counts.bombs),
         (counter, "strays_killed", "Processes that workers had left behind.", counts.strays),
     ):
         metric = family(f"pyttpd_vhost_{title}", text, labels=["vhost"])

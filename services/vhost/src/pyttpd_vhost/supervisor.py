@@ -124,7 +124,7 @@ class Supervisor:
         self._workers: dict[int, WorkerChild] = {}
         self._next_number = 0  # which is the metrics' worker's
         self._nursery = Nursery(self._be_prototype, lambda sock: self._channel(sock, "prototype", 0))
-        self._evictor = Evictor(service.log, self._bury)
+        self._evictor = Evictor(service.log, self._bury, scoped=service.signals_scoped)
         self._notes = Notes(0)
         self._waiting = 0
         self._limits_reached = 0
@@ -604,6 +604,7 @@ class Supervisor:
         if self._service.draining and not any(worker.pid for worker in self._workers.values()):
             if self._nursery.prototype is not None:
                 self._evictor.kill_prototype(self._nursery.prototype)
+            self._evictor.leave_nobody()
             self._link.close()
             self._logs.finish()
             self._service.leave()
