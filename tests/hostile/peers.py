@@ -152,12 +152,13 @@ class End:
         assert isinstance(heard.message, cls), heard
         return heard.message
 
-    def wait_read(self) -> None:
+    def wait_read(self) -> Self:
         """Wait until the other side has read all that was sent (unix(7), SIOCOUTQ)."""
         wait_for(
             lambda: not struct.unpack("i", fcntl.ioctl(self.sock, termios.TIOCOUTQ, bytes(4)))[0],
             "what was sent is read",
         )
+        return self
 
     def quiet(self, seconds: float = 0.3) -> bool:
         """Say whether nothing comes for so long."""

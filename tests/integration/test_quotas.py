@@ -199,7 +199,7 @@ def test_stuck_then_buried_then_offered_again(stage: Stage, umaster: Role) -> No
     """Its supervisor kills it and says so: then nobody reads any more, and the listener may offer it again."""
     listener = stage.listener()
     supervisor = stage.supervisor("a")
-    stage.worker(supervisor, "a", 1).send(Credit(1))
+    stage.worker(supervisor, "a", 1).send(Credit(1)).wait_read()
     offer(stage, listener, range(1))
     began = time.monotonic()
     assert supervisor.expect(Stuck) == Stuck(1)
@@ -217,7 +217,7 @@ def test_stuck_and_never_buried(stage: Stage, umaster: Role) -> None:
     """Nobody can prove that it is dead: the connection is dropped, and the worker is no longer one."""
     listener = stage.listener()
     supervisor = stage.supervisor("a")
-    stuck = stage.worker(supervisor, "a", 1).send(Credit(2))
+    stuck = stage.worker(supervisor, "a", 1).send(Credit(2)).wait_read()
     neighbour_worker = neighbour(stage)
     offer(stage, listener, range(1))
     assert supervisor.expect(Stuck) == Stuck(1)
