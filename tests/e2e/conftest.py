@@ -21,7 +21,9 @@ def shared_tree() -> Iterator[Deployment]:
         before = tree.descriptors() if os.geteuid() == 0 else {}
         yield tree
         if before:
-            tree.wait_for(lambda: tree.descriptors() == before, why=lambda: f"{tree.descriptors()}, not {before}")
+            tree.wait_for(
+                lambda: tree.descriptors() == before, why=lambda: f"{tree.descriptors()}, not {before}"
+            )
 
 
 @pytest.fixture
