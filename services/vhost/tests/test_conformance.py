@@ -1,7 +1,7 @@
 """The conformance suite (tests/conformance/cases.py) on both engines: whole, byte by byte, and in random pieces.
 
 Over real sockets, against the real Connection, with a kind that echoes (echo.py). So no answer may depend on how the
-bytes were cut, and none on the engine but where a row says so.
+bytes were cut, and none on the engine.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from pyttpd.config.shares import HttpSettings
 
 from conformance.cases import (
     BODY_LIMIT,
-    CLOSED,
     HEAD_LIMIT,
     OPEN,
     PROBE,
@@ -64,19 +63,17 @@ def server(engine: str) -> Iterator[Server]:
     server.stop()
 
 
-def check(server: Server, engine: str, case: Case, pieces: Iterable[bytes]) -> None:
-    answers = [case.otherwise[engine]] if engine in case.otherwise else case.answers
-    end = CLOSED if engine in case.otherwise else case.end
+def check(server: Server, case: Case, pieces: Iterable[bytes]) -> None:
     with server.connect() as sock:
         client = Client(sock)
         try:
             for piece in pieces:
                 sock.sendall(piece)
-            if end is WAITING:
+            if case.end is WAITING:
                 client.close()
         except (BrokenPipeError, ConnectionResetError):
             pass  # it has refused, lingered and gone: what it said is still to be read
-        for expected in answers:
+        for expected in case.answers:
             answer = client.answer(case.method)
             assert answer.status == expected.status
             if expected.body is not None:
@@ -88,7 +85,7 @@ def check(server: Server, engine: str, case: Case, pieces: Iterable[bytes]) -> N
                     [] if value is None else [value]
                 )
             assert answer.trailers == list(expected.trailers)
-        if end is OPEN:
+        if case.end is OPEN:
             sock.sendall(PROBE)
             assert client.answer().body == b"GET /probe"
             assert client.data == b""
@@ -117,7 +114,7 @@ def test_row(server: Server, engine: str, title: str, case: Case) -> None:
     for cut in (whole, byte_by_byte, random_pieces):
         if cut is whole or not case.together:
             try:
-                check(server, engine, case, cut(case))
+                check(server, case, cut(case))
             except AssertionError as fault:
                 fault.add_note(f"{engine}, {cut.__name__}")
                 raise

@@ -2,7 +2,7 @@
 
 Theory of operation: the decoder is a table of three line states and one data state. Lines (chunk size, the
 CRLF after the data, trailers) are consumed whole or not at all; data is handed out as slices, never
-collected. It consumes nothing after the end of the message: what follows belongs to the next request.
+collected. A chunk that is there as a whole is taken in one step, without its states. It consumes nothing after the end of the message: what follows belongs to the next request.
 
 The grammar to the letter, and no more of it than its limits: no blanks around a size or at a line's end, extensions
 as section 7.1.1 has them (blanks within them included), sizes of at most 15 hex digits, no bare CR or LF, no control
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import enum
 import re
+from collections.abc import Callable
 
 from pyttpd_vhost.http.errors import RequestError
 
@@ -34,7 +35,7 @@ FORBIDDEN = frozenset({b"content-length", b"transfer-encoding", b"host"})
 _TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]++"
 _QUOTED = rb'"(?:[\t !#-\[\]-~\x80-\xff]|\\[\t -~\x80-\xff])*"'
 _EXTENSION = rb"[ \t]*+;[ \t]*+%b(?:[ \t]*+=[ \t]*+(?:%b|%b))?" % (_TOKEN, _TOKEN, _QUOTED)
-_SIZE_LINE = re.compile(rb"([0-9A-Fa-f]{1,15})(?:%b)*\r\n" % _EXTENSION)
+SIZE_LINE = re.compile(rb"([0-9A-Fa-f]{1,15})(?:%b)*\r\n" % _EXTENSION)
 _TRAILER = re.compile(rb"(?:(%b):[ \t]*+([\t\x20-\x7e\x80-\xff]*+))?\r\n" % _TOKEN)
 
 
@@ -51,12 +52,14 @@ class State(enum.Enum):
 class ChunkedDecoder:
     """Decodes one message. `state` is DONE after the last CRLF; errors are RequestError(400)."""
 
-    __slots__ = ("_excess", "_left", "_trailers_size", "state", "trailers")
+    __slots__ = ("_excess", "_left", "_match", "_trailers_size", "state", "trailers")
 
     def __init__(self) -> None:
         self.state = State.SIZE
         #: Names as sent, values without blanks around them; complete when DONE.
         self.trailers: list[tuple[bytes, bytes]] = []
+        #: Reads a size line: (data, from, to); group 1 is the size.
+        self._match: Callable[[bytes, int, int], re.Match[bytes] | None] = SIZE_LINE.match
         self._excess = 0
         self._left = 0
         self._trailers_size = 0
@@ -70,6 +73,29 @@ class ChunkedDecoder:
         pieces: list[bytes] = []
         while True:
             match self.state:
+                case State.SIZE:
+                    while True:
+                        match = self._match(data, at, at + MAX_SIZE_LINE)
+                        if match is None:
+                            if _line(data, at, MAX_SIZE_LINE):
+                                raise RequestError(400, "malformed chunk size")
+                            return b"".join(pieces), at
+                        begin = match.end()
+                        left = int(match[1], 16)
+                        excess = self._excess + begin - at - ALLOWANCE - 2 * left
+                        if excess > MAX_EXCESS:
+                            raise RequestError(400, "too much around too little data")
+                        self._excess = excess if excess > 0 else 0
+                        end = begin + left
+                        if not 0 < left <= size or not data.startswith(b"\r\n", end):
+                            break
+                        # All of it is there: three states in one step, since somebody may send bodies in tiny chunks.
+                        pieces.append(data[begin:end])
+                        size -= left
+                        at = end + 2
+                    at = begin
+                    self._left = left
+                    self.state = State.DATA if left else State.TRAILER
                 case State.DATA:
                     piece = data[at : at + min(self._left, size)]
                     if not piece:
@@ -81,26 +107,13 @@ class ChunkedDecoder:
                     if not self._left:
                         self.state = State.DATA_END
                 case State.DATA_END:
-                    end = data[at : at + 2]
-                    if end != b"\r\n":
-                        if b"\r\n".startswith(end):
+                    line_end = data[at : at + 2]
+                    if line_end != b"\r\n":
+                        if b"\r\n".startswith(line_end):
                             break
                         raise RequestError(400, "chunk data longer than its size")
                     at += 2
                     self.state = State.SIZE
-                case State.SIZE:
-                    line = _line(data, at, MAX_SIZE_LINE)
-                    if not line:
-                        break
-                    match = _SIZE_LINE.fullmatch(line)
-                    if match is None:
-                        raise RequestError(400, "malformed chunk size")
-                    at += len(line)
-                    self._left = int(match[1], 16)
-                    self._excess = max(0, self._excess + len(line) - ALLOWANCE - 2 * self._left)
-                    if self._excess > MAX_EXCESS:
-                        raise RequestError(400, "too much around too little data")
-                    self.state = State.DATA if self._left else State.TRAILER
                 case State.TRAILER:
                     line = _line(data, at, MAX_TRAILERS - self._trailers_size)
                     if not line:
@@ -110,7 +123,7 @@ class ChunkedDecoder:
                     self._trailer(line)
                 case State.DONE:
                     break
-        return pieces[0] if len(pieces) == 1 else b"".join(pieces), at
+        return b"".join(pieces), at
 
     def _trailer(self, line: bytes) -> None:
         """Keep a trailer, or end with the empty line."""

@@ -12,16 +12,21 @@ for our tests.
 
 from __future__ import annotations
 
+import re
+
 import h11
 
 from pyttpd.head import Head, Refused
 
-from pyttpd_vhost.http.chunked import ChunkedDecoder, State
+from pyttpd_vhost.http.chunked import SIZE_LINE, ChunkedDecoder, State
 from pyttpd_vhost.http.engine import SPECIAL, Request
 from pyttpd_vhost.http.errors import RequestError
 
 #: h11 need not bound what it keeps: both get bytes that somebody has bounded before.
 _UNBOUNDED = 1 << 30
+
+#: Before a chunk extension; in a quoted string it is no different to h11, which looks into none.
+_BLANKS = re.compile(rb"[ \t]++;")
 
 #: What stands before a chunked body, so that h11 reads one: the real head was read by itself.
 _BEFORE_CHUNKS = b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -59,22 +64,36 @@ class H11Engine:
 
 
 class CheckedDecoder(ChunkedDecoder):
-    """A decoder whose every step h11 must agree to."""
+    """A decoder whose every step h11 must agree to.
 
-    __slots__ = ("_connection",)
+    But for blanks before the semicolon of a chunk extension: RFC 9112 section 7.1.1 wants them read (BWS), h11 has no
+    place for them. So it sees those lines without them.
+    """
+
+    __slots__ = ("_blank", "_connection")
 
     def __init__(self) -> None:
         super().__init__()
         self._connection, _ = _receive(_BEFORE_CHUNKS)
+        #: Where lines with such blanks are in what is being fed.
+        self._blank: list[tuple[int, int]] = []
+        self._match = self._match_and_note
+
+    def _match_and_note(self, data: bytes, start: int, end: int) -> re.Match[bytes] | None:
+        match = SIZE_LINE.match(data, start, end)
+        if match is not None and _BLANKS.search(data, start, match.end()):
+            self._blank.append(match.span())
+        return match
 
     def feed(self, data: bytes, size: int) -> tuple[bytes, int]:
         """See `ChunkedDecoder.feed`."""
+        self._blank.clear()
         piece, used = super().feed(data, size)
         if used:
             seen = b""
             ended = False
             try:
-                self._connection.receive_data(data[:used])
+                self._connection.receive_data(self._without_blanks(data[:used]))
                 while (event := self._connection.next_event()) not in (h11.NEED_DATA, h11.PAUSED):
                     if type(event) is h11.Data:
                         seen += event.data
@@ -85,6 +104,11 @@ class CheckedDecoder(ChunkedDecoder):
             if seen != piece or ended is not (self.state is State.DONE):
                 raise RequestError(400, "h11 reads another chunked body")
         return piece, used
+
+    def _without_blanks(self, data: bytes) -> bytes:
+        for start, end in reversed(self._blank):
+            data = data[:start] + _BLANKS.sub(b";", data[start:end]) + data[end:]
+        return data
 
 
 def _receive(head: bytes) -> tuple[h11.Connection, h11.Request]:
