@@ -2,7 +2,8 @@
 
 Theory of operation: the decoder is a table of three line states and one data state. Lines (chunk size, the
 CRLF after the data, trailers) are consumed whole or not at all; data is handed out as slices, never
-collected. A chunk that is there as a whole is taken in one step, without its states. It consumes nothing after the end of the message: what follows belongs to the next request.
+collected. A chunk that is there as a whole is taken in one step, without its states. Nothing is consumed after the
+end of the message: what follows belongs to the next request.
 
 The grammar to the letter, and no more of it than its limits: no blanks around a size or at a line's end, extensions
 as section 7.1.1 has them (blanks within them included), sizes of at most 15 hex digits, no bare CR or LF, no control
@@ -74,28 +75,9 @@ class ChunkedDecoder:
         while True:
             match self.state:
                 case State.SIZE:
-                    while True:
-                        match = self._match(data, at, at + MAX_SIZE_LINE)
-                        if match is None:
-                            if _line(data, at, MAX_SIZE_LINE):
-                                raise RequestError(400, "malformed chunk size")
-                            return b"".join(pieces), at
-                        begin = match.end()
-                        left = int(match[1], 16)
-                        excess = self._excess + begin - at - ALLOWANCE - 2 * left
-                        if excess > MAX_EXCESS:
-                            raise RequestError(400, "too much around too little data")
-                        self._excess = excess if excess > 0 else 0
-                        end = begin + left
-                        if not 0 < left <= size or not data.startswith(b"\r\n", end):
-                            break
-                        # All of it is there: three states in one step, since somebody may send bodies in tiny chunks.
-                        pieces.append(data[begin:end])
-                        size -= left
-                        at = end + 2
-                    at = begin
-                    self._left = left
-                    self.state = State.DATA if left else State.TRAILER
+                    at, size = self._chunks(data, at, size, pieces)
+                    if self.state is State.SIZE:
+                        break
                 case State.DATA:
                     piece = data[at : at + min(self._left, size)]
                     if not piece:
@@ -124,6 +106,32 @@ class ChunkedDecoder:
                 case State.DONE:
                     break
         return b"".join(pieces), at
+
+    def _chunks(self, data: bytes, at: int, size: int, pieces: list[bytes]) -> tuple[int, int]:
+        """Read a size line, and as long as the whole chunk is there, the chunk and the next line.
+
+        Bodies in tiny chunks cost a third so. Returns where the data of the first chunk that isn't whole begins, and
+        what is left of `size`; still in SIZE if its line isn't whole.
+        """
+        while True:
+            match = self._match(data, at, at + MAX_SIZE_LINE)
+            if match is None:
+                if _line(data, at, MAX_SIZE_LINE):
+                    raise RequestError(400, "malformed chunk size")
+                return at, size
+            begin = match.end()
+            left = int(match[1], 16)
+            self._excess = max(0, self._excess + begin - at - ALLOWANCE - 2 * left)
+            if self._excess > MAX_EXCESS:
+                raise RequestError(400, "too much around too little data")
+            end = begin + left
+            if not 0 < left <= size or not data.startswith(b"\r\n", end):
+                self._left = left
+                self.state = State.DATA if left else State.TRAILER
+                return begin, size
+            pieces.append(data[begin:end])
+            size -= left
+            at = end + 2
 
     def _trailer(self, line: bytes) -> None:
         """Keep a trailer, or end with the empty line."""
