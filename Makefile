@@ -4,7 +4,7 @@ SHELL := /bin/bash
 # The order of a target's prerequisites matters, and the programs below use both cores themselves.
 .NOTPARALLEL:
 
-.PHONY: help up down images run venv test lint format docs lock bench clean wheels
+.PHONY: soak help up down images run venv test lint format docs lock bench clean wheels
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -51,6 +51,9 @@ lock: ## write the hash-pinned locks anew (KEEP=1: only what the projects' depen
 bench: ## measure "Hello, world!" through the tree, beside the same worker alone and granian
 	@scripts/venv bench
 	@scripts/bench
+
+soak: ## 60 seconds (SOAK=60) of load on workers that die all the time: no request may fail
+	@PYTTPD_SOAK=$${SOAK:-60} scripts/test tests/integration/test_pools.py -q -s -k soak
 
 clean: ## remove what was made here (not the images)
 	rm -rf .venv .venv-test .venv-role .venv-lock .venv-bench .venv-apps build .cache .mypy_cache .ruff_cache .pytest_cache
