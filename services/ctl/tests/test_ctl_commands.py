@@ -183,6 +183,7 @@ def test_version() -> None:
     result = invoke("version")
     assert result.exit_code == 0
     assert result.stdout.startswith(f"pyttpd {__version__} (Python ")
+    assert invoke("--version").stdout == f"pyttpd {__version__}\n"
 
 
 @pytest.mark.parametrize("name", [None, "check", "run", "routes", "status", "version"])

@@ -26,6 +26,7 @@ from rich.console import Console
 from pyttpd_ctl import main, top
 from pyttpd_ctl import scrape as scrape_module
 from pyttpd_ctl import status as status_module
+from pyttpd_ctl.output import show_table
 from pyttpd_ctl.scrape import Outcome, Sample, Scrape, scrape
 from pyttpd_ctl.status import Status, duration
 from pyttpd_ctl.top import SORTS, Row, View, arrange, render, size, workers
@@ -468,6 +469,13 @@ def test_notes_that_make_no_sense(line: str) -> None:
     assert json.loads(result.stdout)["tenants"][0]["name"] == "blog"
 
 
+def test_no_blanks_at_the_ends_of_lines_in_a_pipe(capsys: pytest.CaptureFixture[str]) -> None:
+    show_table("T", [("one", False), ("two", False)], [["a", "long"], ["b", "-"]])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:2] == ["T", ""]
+    assert all(line == line.rstrip() for line in lines)
+
+
 def test_a_terminal_s_width_is_used() -> None:
     ours, theirs = pty.openpty()
     try:
@@ -597,7 +605,7 @@ def test_once_is_for_a_pipe() -> None:
 
 def test_a_pipe_without_once_is_told() -> None:
     result = CliRunner().invoke(main.cli, ["top", "--metrics", "127.0.0.1:9100"])
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert "takes a terminal" in result.output
 
 

@@ -239,7 +239,11 @@ def test_ipv6_is_ipv6_alone(bank: Bank) -> None:
 def test_every_role_has_a_plan(bank: Bank) -> None:
     from pyttpd.config.loader import load
 
-    found = {(plan.role, plan.name, plan.use) for plan in plans(load(str(bank.config)))}
+    planned = plans(load(str(bank.config)))
+    said = [str(plan).partition(" ")[2] for plan in planned]
+    assert said[:3] == ["(metrics of init)", "(metrics of master)", "(metrics of umaster)"]
+    assert {"(listener http)", "(metrics of listener http)"} <= set(said)
+    found = {(plan.role, plan.name, plan.use) for plan in planned}
     assert {
         ("init", "init", "metrics"),
         ("listener", "http", "listen"),

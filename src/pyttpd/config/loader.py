@@ -359,15 +359,23 @@ def _read_named(
             errors.at(
                 source, (table.name,), name, message if known else f"must be a table, not {describe(inner)}"
             )
-        elif limits.NAME.fullmatch(name) is None:
-            errors.at(source, path, "", f"the name must be {limits.NAME_RULE}")
-        elif table.name == "listen" and name == METRICS_LISTENER:
-            errors.at(source, path, "", "this name is taken by the tenants' metrics listener: choose another")
+        elif (wrong := _wrong_name(table, name)) is not None:
+            errors.at(source, path, "", wrong)
+            _read_table(Record(table, path, source), inner, errors)  # for what else is wrong in it
         elif name in records:
             errors.at(source, path, "", f"is there already ({records[name].place()})")
         else:
             record = records[name] = Record(table, path, source)
             _read_table(record, inner, errors)
+
+
+def _wrong_name(table: Table, name: str) -> str | None:
+    """Return why a table `table` can't be called `name`."""
+    if limits.NAME.fullmatch(name) is None:
+        return f"the name must be {limits.NAME_RULE}"
+    if table.name == "listen" and name == METRICS_LISTENER:
+        return "this name is taken by the tenants' metrics listener: choose another"
+    return None
 
 
 def _read_table(record: Record, value: object, errors: _Errors) -> None:

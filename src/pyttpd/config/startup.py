@@ -18,6 +18,7 @@ def read(path: str, log: Log) -> Config:
     except ConfigErrors as errors:
         for error in errors.errors:
             log.error("configuration", error=error)
-        raise StartError(f"{path}: {errors.count} errors; see `pyttpd check`") from None
+        wrong = "1 error" if errors.count == 1 else f"{errors.count} errors"
+        raise StartError(f"{path}: {wrong}; see `pyttpd check`") from None
     log.level, log.format = config.log.level, config.log.format
     return config

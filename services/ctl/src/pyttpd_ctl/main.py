@@ -46,6 +46,7 @@ def _examples(*lines: str) -> str:
         "pyttpd status                            how are its parts?",
     ),
 )
+@click.version_option(__version__, message="pyttpd %(version)s", help="Print the version, and end.")
 def cli() -> None:
     """A web server for tenants who do not trust each other.
 
@@ -98,6 +99,7 @@ def check(context: click.Context, file: str, quiet: bool, no_files: bool) -> Non
 
 
 @cli.command(
+    short_help="Run the whole tree as plain processes.",
     epilog=_examples(
         "pyttpd run examples/pyttpd.toml",
         "sudo .venv/bin/pyttpd run /etc/pyttpd",
@@ -173,6 +175,7 @@ def routes(context: click.Context, file: str, hosts: tuple[str, ...], as_json: b
 
 
 @cli.command(
+    short_help="Show a running tree: its roles and tenants.",
     epilog=_examples(
         "pyttpd status",
         "pyttpd status --metrics 127.0.0.1:9200",
@@ -208,6 +211,7 @@ def status(context: click.Context, metrics: str | None, file: str | None, as_jso
 
 
 @cli.command(
+    short_help="Show the workers of a running tree, live.",
     epilog=_examples(
         "pyttpd top",
         "pyttpd top --sort m --interval 2",
@@ -248,7 +252,7 @@ def top(
     if just_once:
         context.exit(top_module.once(address, base_port, sort))
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
-        raise click.ClickException("this takes a terminal (--once doesn't)")
+        raise click.UsageError("this takes a terminal; with --once it doesn't", context)
     context.exit(top_module.run(address, base_port, interval, sort))
 
 

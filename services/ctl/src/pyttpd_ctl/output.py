@@ -16,15 +16,27 @@ from pyttpd.config.errors import printable
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from rich.console import RenderableType
+
 #: A pipe has no width; tables shall not be folded in it.
 _PIPE_WIDTH = 200
 
 
 def show_table(title: str, columns: Sequence[tuple[str, bool]], rows: Iterable[Sequence[str]]) -> None:
     """Print a table. `columns`: (heading, whether it is numeric). Cells are stripped of control characters."""
-    Console(
-        markup=False, highlight=False, emoji=False, width=None if sys.stdout.isatty() else _PIPE_WIDTH
-    ).print(make_table(title, columns, rows))
+    show(make_table(title, columns, rows))
+
+
+def show(renderable: RenderableType) -> None:
+    """Print what rich can render; in a pipe without the blanks that fill up lines."""
+    if sys.stdout.isatty():
+        Console(markup=False, highlight=False, emoji=False).print(renderable)
+        return
+    console = Console(markup=False, highlight=False, emoji=False, width=_PIPE_WIDTH)
+    with console.capture() as captured:
+        console.print(renderable)
+    for line in captured.get().splitlines():
+        print(line.rstrip())
 
 
 def make_table(title: str, columns: Sequence[tuple[str, bool]], rows: Iterable[Sequence[str]]) -> Table:

@@ -25,7 +25,7 @@ from rich.text import Text
 
 from pyttpd.config.errors import printable
 
-from pyttpd_ctl.output import make_table
+from pyttpd_ctl.output import make_table, show
 from pyttpd_ctl.scrape import Scrape
 from pyttpd_ctl.status import Status, duration, number, status
 
@@ -249,6 +249,5 @@ def run(host: str, base_port: int, interval: float, sort: str) -> int:
 def once(host: str, base_port: int, sort: str) -> int:
     """Print one screen, for a pipe; return the exit status."""
     view = look(host, base_port)
-    console = Console(markup=False, highlight=False, emoji=False, width=None if sys.stdout.isatty() else 200)
-    console.print(render(view, sort, height=len(view.rows) + _FRAME))
+    show(render(view, sort, height=len(view.rows) + _FRAME))
     return 0 if view.tree.found else 1

@@ -38,7 +38,8 @@ class Plan:
 
     def __str__(self) -> str:
         host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"{host}:{self.port} ({self.use} of {self.role} {self.name})"
+        owner = self.role if self.name == self.role else f"{self.role} {self.name}"
+        return f"{host}:{self.port} ({owner if self.use == 'listen' else f'{self.use} of {owner}'})"
 
 
 def plans(config: Config) -> list[Plan]:
