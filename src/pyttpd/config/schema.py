@@ -138,8 +138,8 @@ SCHEMA = Table(
             "runtime_dir",
             Kind.PATH,
             "/run/pyttpd",
-            "Where the channels' directories are made when the tree runs as plain processes; as an ordinary user, unless "
-            "it is set, in $XDG_RUNTIME_DIR/pyttpd, or /tmp/pyttpd-UID without that.",
+            "Where the channels' directories are made when the tree runs as plain processes; as an ordinary user, "
+            "unless it is set, in $XDG_RUNTIME_DIR/pyttpd, or /tmp/pyttpd-UID without that.",
             example='"/run/pyttpd"',
         ),
         _seconds(

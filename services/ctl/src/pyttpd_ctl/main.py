@@ -103,7 +103,7 @@ def check(context: click.Context, file: str, quiet: bool, no_files: bool) -> Non
     epilog=_examples(
         "pyttpd run examples/pyttpd.toml",
         "sudo .venv/bin/pyttpd run /etc/pyttpd",
-    )
+    ),
 )
 @click.argument("file", type=_CONFIG)
 def run(file: str) -> None:
@@ -180,7 +180,7 @@ def routes(context: click.Context, file: str, hosts: tuple[str, ...], as_json: b
         "pyttpd status",
         "pyttpd status --metrics 127.0.0.1:9200",
         "pyttpd status --json | jq '.tenants[] | select(.errors > 0)'",
-    )
+    ),
 )
 @click.option(
     "--metrics",
@@ -216,7 +216,7 @@ def status(context: click.Context, metrics: str | None, file: str | None, as_jso
         "pyttpd top",
         "pyttpd top --sort m --interval 2",
         "pyttpd top --once | head",
-    )
+    ),
 )
 @click.option(
     "--metrics",

@@ -324,7 +324,7 @@ def _stat(path: str) -> os.stat_result:
     try:
         return os.stat(path)
     except OSError as error:
-        raise NamespaceError(f"{path} is to be kept in view: {error}") from error
+        raise NamespaceError(f"{path}: {error.strerror} (`pyttpd check` says which key names it)") from error
 
 
 def _cover(path: str) -> None:

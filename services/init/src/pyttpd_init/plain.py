@@ -49,6 +49,11 @@ PATH = "/usr/local/bin:/usr/bin:/bin"
 FIRST_DELAY, LAST_DELAY, STABLE_AFTER = 0.1, 5.0, 10.0
 #: How often (s) the runner looks at the children: their health until the tree is ready, their end when it leaves.
 POLL = 0.1
+#: How long (s), once all roles are ready, the tree waits for tenants before it is ready without them: what a tenant's
+#: folder or application does must not keep the others' server from having started (`TimeoutStartSec` of the unit).
+TENANTS_PATIENCE = 30.0
+#: So many of them are named in the log.
+MOST_NAMED = 20
 #: After the second signal keepers end what they keep; who hasn't gone after so long (s) is killed.
 LAST_WORD = 2.0
 #: Started before all others: what is wrong with ports or the configuration then ends the start, and is what is
@@ -181,6 +186,7 @@ class Runner:
         self._table = "pyttpd_" + hashlib.sha256(self._dir.encode()).hexdigest()[:8]
         self._phase = Phase.STARTING
         self._founded = False
+        self._roles_since = 0.0
         self._until = float("inf")
         self._status = 0
         self._lock = -1
@@ -466,13 +472,25 @@ class Runner:
             self._founded = all(
                 health.read(self._health_file(child))[0] for child in self._children if child.role in FOUNDERS
             )
-        elif all(health.read(self._health_file(child))[0] for child in self._children):
+            return
+        late = [child for child in self._children if not health.read(self._health_file(child))[0]]
+        if any(child.role is not Role.VHOST for child in late):
+            self._roles_since = 0.0
+            return
+        now = time.monotonic()
+        self._roles_since = self._roles_since or now
+        if not late or now - self._roles_since >= TENANTS_PATIENCE:
             self._phase = Phase.READY
+            if late:
+                names = " ".join(child.name for child in late[:MOST_NAMED])
+                more = {"and_more": len(late) - MOST_NAMED} if len(late) > MOST_NAMED else {}
+                self._log.warning("tenants that don't run yet; they are tried again", names=names, **more)
             addresses = " ".join(
                 f"http://{each.address}/" for each in self._config.listeners if each.mode == "http"
             )
             notify("READY=1")
-            self._log.info("ready", listening=addresses, tenants=len(self._config.vhosts), stop="Ctrl-C")
+            tenants = len(self._config.vhosts) - len(late)
+            self._log.info("ready", listening=addresses, tenants=tenants, stop="Ctrl-C")
 
     def _go_on_leaving(self) -> None:
         """A signal, or the end of the patience with the phase we are in: the next one."""
