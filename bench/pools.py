@@ -28,6 +28,7 @@ from spine import HERE, SERVER_CORE, free_ports, measure, wait_for
 
 CONFIG = """
 runtime_dir = "{folder}/run"
+grace = 1.0
 [log]
 level = "error"
 [listen.http]
