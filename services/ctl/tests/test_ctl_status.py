@@ -26,7 +26,7 @@ from rich.console import Console
 from pyttpd_ctl import main, top
 from pyttpd_ctl import scrape as scrape_module
 from pyttpd_ctl import status as status_module
-from pyttpd_ctl.output import show_table
+from pyttpd_ctl.output import make_table, show_table
 from pyttpd_ctl.scrape import Outcome, Sample, Scrape, scrape
 from pyttpd_ctl.status import Status, duration
 from pyttpd_ctl.top import SORTS, Row, View, arrange, render, size, workers
@@ -474,6 +474,32 @@ def test_no_blanks_at_the_ends_of_lines_in_a_pipe(capsys: pytest.CaptureFixture[
     lines = capsys.readouterr().out.splitlines()
     assert lines[:2] == ["T", ""]
     assert all(line == line.rstrip() for line in lines)
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_headings_are_not_folded_where_blanks_can_be_given_up(width: int) -> None:
+    headings = [
+        "name",
+        "up",
+        "uid",
+        "age",
+        "workers",
+        "connections",
+        "requests",
+        "errors",
+        "queue",
+        "wait",
+        "oldest",
+    ]
+    cells = ["static", "yes", "20001", "11s", "2", "0", "1", "0", "0", "0.0s", "11s", ""]
+    columns = [(heading, heading not in ("name", "up")) for heading in headings]
+    console = Console(width=width)
+    with console.capture() as captured:
+        console.print(make_table("Tenants", [*columns, ("", False)], [cells]))
+    _, _, heading, _, row, *_ = captured.get().splitlines()
+    assert heading.split() == headings
+    assert row.split() == cells[:-1]
+    assert ("queue   wait" in heading) is (width == 120)
 
 
 def test_a_terminal_s_width_is_used() -> None:

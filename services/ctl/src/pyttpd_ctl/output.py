@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from rich import box
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
@@ -16,10 +17,14 @@ from pyttpd.config.errors import printable
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from rich.console import RenderableType
+    from rich.console import ConsoleOptions, RenderableType, RenderResult
 
 #: A pipe has no width; tables shall not be folded in it.
 _PIPE_WIDTH = 200
+#: Blanks beside each cell (rows, columns).
+_ROOMY, _TIGHT = (0, 1), (0, 0)
+#: Wider than any table.
+_UNBOUNDED = 10_000
 
 
 def show_table(title: str, columns: Sequence[tuple[str, bool]], rows: Iterable[Sequence[str]]) -> None:
@@ -39,13 +44,30 @@ def show(renderable: RenderableType) -> None:
         print(line.rstrip())
 
 
+class _Table(Table):
+    """A table that gives up its inner blanks before it folds words: what we show fits into 80 columns then."""
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        self.padding = _ROOMY
+        wanted = Measurement.get(console, options.update(max_width=_UNBOUNDED), self).maximum
+        if wanted > options.max_width:
+            self.padding = _TIGHT
+        return super().__rich_console__(console, options)
+
+
 def make_table(title: str, columns: Sequence[tuple[str, bool]], rows: Iterable[Sequence[str]]) -> Table:
     """Return what `show_table` prints."""
-    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
-    for heading, numeric in columns:
+    table = _Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    rows = list(rows)
+    empty = [
+        not heading and not any(row[index] for row in rows) for index, (heading, _) in enumerate(columns)
+    ]
+    for (heading, numeric), nothing in zip(columns, empty, strict=True):
+        if nothing:
+            continue
         table.add_column(Text(heading), justify="right" if numeric else "left", overflow="fold")
     for row in rows:
-        table.add_row(*[_cell(cell) for cell in row])
+        table.add_row(*[_cell(cell) for cell, nothing in zip(row, empty, strict=True) if not nothing])
     return table
 
 

@@ -339,9 +339,10 @@ def show(tree: Status) -> None:
         if row.failure is not None:
             show_lines(
                 f"{row.name}: does not run, tried again in {row.failure.retry_in:.1f}s",
-                (*row.failure.traceback, row.failure.reason)
-                if row.failure.traceback
-                else (row.failure.reason,),
+                # A traceback ends with the reason, unless it was cut.
+                row.failure.traceback
+                if row.failure.traceback[-1:] == (row.failure.reason,)
+                else (*row.failure.traceback, row.failure.reason),
             )
 
 
