@@ -420,6 +420,11 @@ def test_an_application_that_does_not_load_costs_its_neighbours_nothing(plant: P
         lambda: tree.samples("vhost", "wsgi")["pyttpd_vhost_application_failed", ("vhost", "wsgi")] == 1
     )
     assert tree.get("static.localhost").status == 200
+    # It is tried again and again; the traceback is said once, and once more when there is another reason.
+    tree.wait_for(lambda: tree.log().count("failed to load, as before") >= 2)
+    assert tree.log().count("Traceback (most recent call last)") == 1
+    (tree.folder / "application/app.py").write_text("raise RuntimeError('still not')\n")
+    tree.wait_for(lambda: tree.log().count("Traceback (most recent call last)") == 2)
 
 
 def ask(sock: socket.socket) -> bytes:

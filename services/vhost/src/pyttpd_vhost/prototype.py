@@ -57,10 +57,11 @@ def main(
     tracebacks: int,
     tmp: str,
     one_uid: bool,
+    told: str = "",
 ) -> NoReturn:
     """Be the prototype of `share`, whose standard output goes to the pipe `printed`; ends with the process.
 
-    `entries` is the socket of the access log, -1 if there is none; tracebacks are written to `tracebacks` when the
+    `told` is why the one before has failed. `entries` is the socket of the access log, -1 if there is none; tracebacks are written to `tracebacks` when the
     supervisor asks.
     """
     status = 1
@@ -71,7 +72,7 @@ def main(
         privileges.set_process_name(f"p:{share.name}")
         prototype = Prototype(share, control, scoreboard, commons, entries, log)
         prototype.confine(tmp, one_uid=one_uid)
-        prototype.load()
+        prototype.load(told)
         prototype.loop.run()
         status = 0
     except BaseException as error:  # noqa: BLE001 - the process ends here, whatever it was
@@ -80,14 +81,21 @@ def main(
         os._exit(status)
 
 
-def load(site: Site, log: Log, tell: Callable[[Message], bool]) -> None:
-    """Import the application; if that fails, say why in the log and to the supervisor, and end the process."""
+def load(site: Site, log: Log, tell: Callable[[Message], bool], told: str = "") -> None:
+    """Import the application; if that fails, say why in the log and to the supervisor, and end the process.
+
+    The log has no second traceback for the same reason: `told` is the one that it was last told, and it is tried
+    again every few seconds.
+    """
     try:
         site.load()
     except BaseException as error:  # noqa: BLE001 - the process ends here, whatever it was
         reason = describe(error)
         text = traceback.format_exc()
-        log.error("application failed to load", error=reason, traceback=text)
+        if reason == told:
+            log.error("application failed to load, as before", error=reason)
+        else:
+            log.error("application failed to load", error=reason, traceback=text)
         for message in last_words(reason, text):
             tell(message)
         sys.stdout.flush()
@@ -160,14 +168,14 @@ class Prototype:
         os.environ.clear()
         os.environ.update(kept | {"HOME": share.root, "TMPDIR": tmp})
 
-    def load(self) -> None:
+    def load(self, told: str) -> None:
         """Import the application, unless each worker is to do that, and tell the supervisor; if that fails, say why,
         and end.
         """
         share = self._share
         os.chdir(share.root)
         if share.preload:
-            load(self._site, self._log, self._control.send)
+            load(self._site, self._log, self._control.send, told)
             if (threads := threading.enumerate()[1:]) and share.kind != "static":
                 names = ", ".join(thread.name for thread in threads)
                 self._log.warning(

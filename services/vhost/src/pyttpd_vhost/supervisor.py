@@ -356,6 +356,7 @@ class Supervisor:
             tracebacks=self._inquest.fd,
             tmp=options.tmp,
             one_uid=options.one_uid,
+            told="" if self._nursery.failure is None else self._nursery.failure.reason,
         )
 
     def _from_prototype(self, channel: Channel, message: Message, _: int | None) -> None:
