@@ -61,6 +61,7 @@ def html(start_response: StartResponse, title: str, body: str, status: str = "20
     """Answer with a page. `title` is text, `body` is HTML."""
     page = (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{escape(title)}</title><style>{STYLE}</style></head>\n"
         f"<body><h1>{escape(title)}</h1>\n{body}\n</body></html>\n"
     ).encode()
