@@ -61,8 +61,8 @@ def main(
 ) -> NoReturn:
     """Be the prototype of `share`, whose standard output goes to the pipe `printed`; ends with the process.
 
-    `told` is why the one before has failed. `entries` is the socket of the access log, -1 if there is none; tracebacks are written to `tracebacks` when the
-    supervisor asks.
+    `entries` is the socket of the access log, -1 if there is none; tracebacks are written to `tracebacks` when the
+    supervisor asks; `told` is why the prototype before has failed.
     """
     status = 1
     try:
