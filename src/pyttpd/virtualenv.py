@@ -15,8 +15,10 @@ Sources: PEP 405, the standard library's site and venv; mod_wsgi's python-home f
 
 from __future__ import annotations
 
+import errno
 import os
 import site
+import stat
 import sys
 import sysconfig
 from dataclasses import dataclass
@@ -24,6 +26,8 @@ from importlib.machinery import PathFinder
 
 #: A pyvenv.cfg has five lines, a .pth file seldom more than a hundred.
 _MAX_BYTES = 1 << 16
+#: .pth files, and folders named by them, that are looked at: each editable install is one.
+_MAX_PTH, _MAX_LINKED = 256, 1024
 
 
 class VirtualenvError(Exception):
@@ -78,8 +82,7 @@ def look(path: str) -> Virtualenv:
 
 def _config(path: str, make: str) -> dict[str, str]:
     try:
-        with open(os.path.join(path, "pyvenv.cfg"), encoding="utf-8", errors="replace") as file:
-            text = file.read(_MAX_BYTES)
+        text = _text(os.path.join(path, "pyvenv.cfg"))
     except (FileNotFoundError, NotADirectoryError):
         if not os.path.isdir(path):
             raise VirtualenvError(f"there is no such folder: make it ({make})") from None
@@ -90,24 +93,39 @@ def _config(path: str, make: str) -> dict[str, str]:
     return {key.strip().lower(): value.strip() for key, _, value in pairs}
 
 
+def _text(path: str) -> str:
+    """Return the beginning of the tenant's file at `path`; whoever looks may be root. Raises OSError.
+
+    Anything may lie there: a FIFO would wait for a writer, and a device must not even be opened.
+    """
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    with open(fd, encoding="utf-8", errors="replace") as file:
+        return file.read(_MAX_BYTES) if stat.S_ISREG(os.fstat(fd).st_mode) else ""
+
+
 def linked(environment: Virtualenv) -> list[tuple[str, str]]:
     """Return (.pth file, folder that it names), in order, for the folders that exist. Runs none of their lines."""
-    found = []
+    found: list[tuple[str, str]] = []
+    looked = 0
     for packages in environment.packages:
         try:
             names = sorted(name for name in os.listdir(packages) if name.endswith(".pth"))
         except OSError:
             continue
-        for name in names:
+        for name in names[:_MAX_PTH]:
             file = os.path.join(packages, name)
             try:
-                with open(file, encoding="utf-8", errors="replace") as lines:
-                    text = lines.read(_MAX_BYTES)
+                text = _text(file)
             except OSError:
                 continue
             for line in text.splitlines():
                 line = line.strip()
-                if line and not line.startswith(("#", "import ", "import\t")):
+                if line and "\0" not in line and not line.startswith(("#", "import ", "import\t")):
+                    looked += 1
+                    if looked > _MAX_LINKED:
+                        return found
                     folder = os.path.realpath(os.path.join(packages, line))
                     if os.path.isdir(folder):
                         found.append((file, folder))

@@ -293,3 +293,34 @@ def test_a_virtual_environment_of_somebody_else(folder: Path, environment: Path)
     assert _said(folder) == [
         "pyttpd.toml:11: [vhost.a] virtualenv: venv: uid 20001 (group 20001) may not enter it"
     ]
+
+
+@pytest.mark.parametrize("trap", ["FIFO", "device", "endless", "a link to itself", "a folder"])
+@pytest.mark.parametrize("where", ["pyvenv.cfg", "x.pth"])
+def test_traps_in_a_virtual_environment(folder: Path, environment: Path, where: str, trap: str) -> None:
+    """It is the tenant's, and who looks may be root: nothing there keeps `check` waiting, and no device is opened."""
+    place = folder / "venv" / where if where == "pyvenv.cfg" else environment / where
+    place.unlink(missing_ok=True)
+    match trap:
+        case "FIFO":
+            os.mkfifo(place)
+        case "device":
+            place.symlink_to("/dev/full")  # which could be read without end
+        case "endless":
+            with place.open("wb") as file:
+                file.truncate(1 << 40)
+        case "a link to itself":
+            place.symlink_to(place)
+        case _:
+            place.mkdir()
+    said = _said(folder)
+    assert len(said) == (where == "pyvenv.cfg" and trap != "endless"), said
+
+
+def test_pth_files_without_end(folder: Path, environment: Path) -> None:
+    """As many as a tenant likes, with anything in them: what is looked at is bounded."""
+    for number in range(300):
+        (environment / f"{number:03}.pth").write_bytes(b"a\0b\n/\xff\n" + b"/etc\n" * 100)
+    said = _said(folder)
+    assert 0 < len(said) <= 1024
+    assert all("names /etc, which the tenant can't read: add that to python_path" in line for line in said)

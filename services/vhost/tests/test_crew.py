@@ -15,15 +15,21 @@ from typing import Any
 import pytest
 
 from pyttpd.config.shares import PoolSettings
+from pyttpd.log import Log
 from pyttpd.wire.messages import Client as Address
 
 from pyttpd_vhost.audit import Audit, stack, tracebacks
 from pyttpd_vhost.crew import Crew, Server
 from pyttpd_vhost.http.connection import Connection, Want
+from pyttpd_vhost.http.engine import Request
+from pyttpd_vhost.http.exchange import Exchange
+from pyttpd_vhost.http.response import Fields
 from pyttpd_vhost.kinds.wsgi import WsgiKind
 from pyttpd_vhost.parking import Parked, Parking
+from pyttpd_vhost.scoreboard import Scoreboard
 from pyttpd_vhost.site import Site
 from pyttpd_vhost.waits import Processor, Usage, Waits
+from pyttpd_vhost.worker import Worker
 
 from .conftest import HOST, Client, ListLog, make_share
 
@@ -202,6 +208,60 @@ def test_what_is_settled_or_closed_is_not_taken_away(place: Place) -> None:
         del parking.parked[one.fd]
         parking.settle(one, Want.CLOSED)
         assert parking.take_away(one, dead) is None
+
+
+def test_who_comes_late_takes_nobody_else(place: Place) -> None:
+    """Its number may be another connection's by now: that stays where it is, or nobody would ever serve it."""
+    parking, one, client, _ = place
+    assert not parking.take(one)
+    with client.dup() as other:
+        connection = Connection(other, ("127.0.0.1", 2), HOST, Site(make_share(), ListLog()))
+        now = Parked(connection, Address("127.0.0.1", 2), HOST, one.fd)
+        parking.parked[one.fd] = now
+        assert not parking.take(one)
+        assert parking.parked == {one.fd: now}
+        assert parking.take(now)
+        assert parking.parked == {}
+
+
+def test_a_sweep_that_takes_a_while_loses_nobody() -> None:
+    """While it serves a request that came at the last moment, another connection goes to a sibling, and a new one comes
+    that gets its number: nothing happens to that.
+    """
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    site, log = Site(make_share(), ListLog()), Log("vhost", "test")
+    worker = Worker(site, theirs, Scoreboard(1), 0, 1, log)
+    ends: list[socket.socket] = []
+
+    def park(in_place_of: Parked | None = None) -> Parked:
+        client, sock = socket.socketpair()
+        if in_place_of is not None:
+            assert worker._parking.take(in_place_of)
+            in_place_of.connection.detach().close()
+            with sock:
+                sock = socket.socket(fileno=os.dup2(sock.fileno(), in_place_of.fd))
+        sock.setblocking(False)
+        ends.append(client)
+        one = Parked(Connection(sock, ("127.0.0.1", 1), HOST, site), Address("127.0.0.1", 1), HOST, sock.fileno())
+        worker._parking.settle(one, Want.READ)
+        return one
+
+    class Kind:
+        def handle(self, _: Request, exchange: Exchange) -> None:
+            new.append(park(second))
+            exchange.respond("204 No Content", 204, Fields([]), b"")
+
+    site.kind = Kind()  # type: ignore[assignment]
+    first, second = park(), park()
+    new: list[Parked] = []
+    ends[0].send(f"GET / HTTP/1.1\r\nHost: {HOST}\r\n\r\n".encode())
+    worker.now = time.monotonic() + 1000
+    worker._sweep(worker._crew.main)
+    assert worker._parked == {first.fd: first, new[0].fd: new[0]}
+    worker._control.close()
+    worker.close()
+    for end in (*ends, ours, *(one.connection.sock for one in (first, *new))):
+        end.close()
 
 
 # --- the end of a request ---------------------------------------------------------------------------------------------

@@ -1,7 +1,8 @@
 """The connections that nobody is serving right now, and epoll, which says when one of them can go on.
 
 Rules:
-- Who takes a connection out of `parked` (dict.pop is atomic) owns it, until it settles it: back, or closed.
+- Who takes a connection out of `parked` (dict.pop is atomic) owns it, until it settles it: back, or closed. Who has got
+  it from a list of them, or has done anything in between, takes it by `take`.
 - `Parked.want` is what epoll waits for; None: epoll doesn't know the connection.
 - While a connection is served it stays in epoll: two system calls for each request would be the price of taking it
   out. That does no harm as long as who serves it is the one who polls. When another thread polls meanwhile, it would be
@@ -53,6 +54,17 @@ class Parking:
         self._epoll = epoll
         self._lock = threading.Lock()
         self.parked: dict[int, Parked] = {}
+
+    def take(self, one: Parked) -> bool:
+        """Take `one` out of `parked`, for who has seen it there a while ago. False: it isn't there any more.
+
+        Its number alone doesn't say that it is still the same: closed or passed on meanwhile, it may be another one's.
+        """
+        found = self.parked.pop(one.fd, None)
+        if found is None or found is one:
+            return found is one
+        self.parked[one.fd] = found
+        return False
 
     def settle(self, one: Parked, want: Want) -> None:
         """Wait for `want` on `one`, which is out of `parked`, or close it."""

@@ -333,13 +333,10 @@ class Worker(Loop):
 
     def _make_room(self, me: Server) -> None:
         """Close the connections that have been idle the longest, as many as make it worth the search."""
-        idle = [
-            (one.connection.deadline, fd) for fd, one in list(self._parked.items()) if one.connection.idle
-        ]
-        idle.sort()
-        for _, fd in idle[: max(1, self._room // 32)]:
-            one = self._parked.pop(fd, None)
-            if one is not None:
+        idle = [one for one in list(self._parked.values()) if one.connection.idle]
+        idle.sort(key=lambda one: one.connection.deadline)
+        for one in idle[: max(1, self._room // 32)]:
+            if self._parking.take(one):
                 self._serve(me, one, one.connection.close)
 
     def _look_after(self, me: Server) -> None:
@@ -364,10 +361,10 @@ class Worker(Loop):
     def _sweep(self, me: Server) -> None:
         now = self.now
         held = 0
-        for fd, one in list(self._parked.items()):
-            if one.connection.deadline <= now and self._parked.pop(fd, None) is not None:
+        for one in list(self._parked.values()):
+            if one.connection.deadline <= now and self._parking.take(one):
                 self._serve(me, one, one.connection.on_timeout)
-            elif one.want is None and self._parked.pop(fd, None) is not None:
+            elif one.want is None and self._parking.take(one):
                 self._settle(me, one, Want.WRITE)  # see parking.py; it is writable, and goes on from there
             else:
                 held += one.connection.held
@@ -380,13 +377,14 @@ class Worker(Loop):
     def _let_go(self, me: Server, held: int) -> None:
         """Close the connections that hold the most of the `held` bytes, until half of what may be is left."""
         closed = 0
-        for size, fd in sorted(
-            ((one.connection.held, fd) for fd, one in list(self._parked.items())), reverse=True
-        ):
+        most_first = sorted(
+            list(self._parked.values()), key=lambda one: one.connection.held, reverse=True
+        )
+        for one in most_first:
             if held <= HELD_LIMIT // 2:
                 break
-            one = self._parked.pop(fd, None)
-            if one is not None:
+            size = one.connection.held
+            if self._parking.take(one):
                 self._serve(me, one, one.connection.abort)
                 held -= size
                 closed += 1
@@ -543,10 +541,12 @@ class Worker(Loop):
             passing = self._channel is not None and (
                 now < self._pass_idle_until or (me is None and self._audit.timed_out > 0)
             )
-            for fd, one in list(self._parked.items()):
-                if not one.connection.unread or self._parked.pop(fd, None) is None:
+            for one in list(self._parked.values()):
+                if not one.connection.unread or not self._parking.take(one):
                     continue
-                if passing and now >= self._pass_pause_until:
+                if not one.connection.unread:
+                    self._settle(None, one, one.want or Want.READ)  # it was served before we had it
+                elif passing and now >= self._pass_pause_until:
                     self._pass(one)
                 elif passing or not one.connection.idle:
                     self._settle(None, one, Want.READ)
@@ -711,8 +711,11 @@ class Worker(Loop):
                 one = self._parked.get(fd)
                 if one is None or not one.connection.unread or not self._may_pass():
                     continue
-                if (late is None or fd in late) and self._parked.pop(fd, None) is one:
-                    self._pass(one)
+                if (late is None or fd in late) and self._parking.take(one):
+                    if one.connection.unread:
+                        self._pass(one)
+                    else:
+                        self._settle(None, one, one.want or Want.READ)  # it was served before we had it
             while (fresh := self._next_fresh()) is not None:
                 if self._may_pass():
                     self._pass(fresh)
