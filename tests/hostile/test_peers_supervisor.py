@@ -18,6 +18,7 @@ from pyttpd.roles import Role as RoleName
 from pyttpd.wire.messages import (
     VERSION,
     Credit,
+    Demand,
     Dispatch,
     Gone,
     Hello,
@@ -43,7 +44,9 @@ pytestmark = pytest.mark.root
 #: The tenant's code: what it does to its supervisor is in its environment (when imported) or in the path (when asked).
 EVIL = """
 import os, socket, stat
-from pyttpd.wire.messages import Beat, Dispatch, Failed, Ready, Spawn, Spawned, decode, encode
+from pyttpd.wire.messages import (
+    Beat, Detached, Detail, Dispatch, Failed, Goodbye, Ready, Spawn, Spawned, decode, encode
+)
 
 def found():
     for fd in range(3, 100):
@@ -59,8 +62,10 @@ def found():
 def channels():
     return list(found())
 
-def tell(*frames, count=1):
+def tell(*frames, count=1, wait=False):
     for sock in channels():
+        if wait:
+            sock.setblocking(True)
         for _ in range(count):
             for frame in frames:
                 try:
@@ -77,6 +82,8 @@ if ATTACK and once:
         tell(b"junk")
     elif ATTACK == "flood":
         tell(encode(Beat()), count=20000)
+    elif ATTACK == "last words":
+        tell(encode(Detail("x" * 200)), encode(Failed("y" * 200)), count=5000, wait=True)
     else:
         # Say that we are ready, be asked for a worker, and name a process that is none.
         (control,) = channels()
@@ -97,6 +104,14 @@ def application(environ, start_response):
         tell(encode(Spawned(1, 1)))
     elif path == "/failed":
         tell(encode(Failed("no")))
+    elif path == "/ready":
+        tell(encode(Ready()))
+    elif path == "/goodbye":
+        tell(encode(Goodbye("request-timeout")))
+    elif path == "/details":
+        tell(encode(Detail("x" * 200)), count=20000, wait=True)
+    elif path == "/detached":
+        tell(encode(Detached()), count=60)
     elif path == "/descriptors":
         for sock in channels():
             socket.send_fds(sock, [encode(Beat())], [0] * 200)
@@ -207,6 +222,7 @@ def stage() -> Iterator[Stage]:
         ("too large", "bad-field: process [0-9]+ is no child of ours"),
         ("not asked", "forged-id: worker [0-9]+ was not asked for"),
         ("flood", ""),
+        ("last words", ""),
     ],
 )
 def test_a_hostile_prototype(stage: Stage, attack: str, says: str) -> None:
@@ -238,7 +254,7 @@ def test_hostile_workers(stage: Stage) -> None:
     pid = tenant.role.pid
     number, worker = tenant.worker(umaster)
     tenant.role.remember()
-    for path in ("/junk", "/spawned", "/failed", "/descriptors", "/shut"):
+    for path in ("/junk", "/spawned", "/failed", "/ready", "/goodbye", "/descriptors", "/shut"):
         tenant.ask(worker, path)
         assert umaster.expect(Gone) == Gone(number), path
         number, worker = tenant.worker(umaster)
@@ -248,13 +264,34 @@ def test_hostile_workers(stage: Stage) -> None:
     wait_for(lambda: len(tenant.role.fds()) <= tenant.role.descriptors, f"descriptors: {tenant.role.fds()}")
 
 
-def test_a_worker_that_floods(stage: Stage) -> None:
+@pytest.mark.parametrize("path", ["/flood", "/details"])
+def test_a_worker_that_floods(stage: Stage, path: str) -> None:
     tenant = Tenant(stage, workers=2)
     umaster = tenant.serve()
     (_, one), (_, two) = tenant.worker(umaster), tenant.worker(umaster)
     pid = tenant.role.pid
-    tenant.ask(one, "/flood")
+    tenant.ask(one, path)
     tenant.answers(two)
+    assert tenant.role.pid == pid
+
+
+def test_a_worker_that_loses_its_channel_again_and_again(stage: Stage) -> None:
+    """It gets another one each time, and the supervisor keeps none."""
+    tenant = Tenant(stage)
+    umaster = tenant.serve()
+    number, worker = tenant.worker(umaster)
+    pid = tenant.role.pid
+    tenant.role.remember()
+    tenant.ask(worker, "/detached")
+    for _ in range(60):
+        assert umaster.expect(Gone) == Gone(number)
+        assert umaster.expect(Worker) == Worker(number, "requests")
+    umaster.send(Stuck(number))
+    after = number
+    while after == number:
+        after, worker = tenant.worker(umaster)
+    tenant.answers(worker)
+    wait_for(lambda: len(tenant.role.fds()) <= tenant.role.descriptors, f"descriptors: {tenant.role.fds()}")
     assert tenant.role.pid == pid
 
 
@@ -304,6 +341,8 @@ def test_a_hostile_umaster(stage: Stage) -> None:
         umaster = stage.accept(Directory.VHOST)
         _, worker = tenant.worker(umaster)
         tenant.answers(worker)
+    for _ in range(500):
+        umaster.send(Demand(2**32 - 1, 2**32 - 1)).send(Demand(0, 2**32 - 1))
     umaster.send(Stuck(4_000_000)).send(Stuck(0))
     assert {heard_gone(umaster), heard_gone(umaster)} == {4_000_000, 0}
     assert tenant.role.pid == pid

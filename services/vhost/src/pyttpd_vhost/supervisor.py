@@ -434,6 +434,8 @@ class Supervisor:
             case Detached():
                 self._attach_again(worker)
             case Goodbye(reason):
+                if not self._may_have_timed_out(worker):
+                    raise RemoteProtocolError("not-permitted", "no request of it can have had its time yet")
                 self._log.warning("worker leaves", worker=worker.number, reason=reason)
                 self._evictor.overdue(worker, self._loop.now)
                 self._turn()
@@ -446,6 +448,14 @@ class Supervisor:
                 self._evictor.kill(worker, "failed")  # which it is about to do itself
             case _:
                 raise RemoteProtocolError("not-permitted", f"{type(message).__name__} from a worker")
+
+    def _may_have_timed_out(self, worker: WorkerChild) -> bool:
+        """Whether a request in `worker` may have had request_timeout. Who says so too soon would be replaced without
+        the delay that a worker that dies young brings on.
+        """
+        assert self._share is not None
+        limit = self._share.pool.request_timeout
+        return bool(worker.ready and limit) and time.monotonic() - worker.ready >= limit
 
     def _attach(self, worker: WorkerChild) -> None:
         """Give `worker`, if it serves, a channel to umaster, if umaster is there and we are open."""
