@@ -242,7 +242,9 @@ def test_a_sweep_that_takes_a_while_loses_nobody() -> None:
                 sock = socket.socket(fileno=os.dup2(sock.fileno(), in_place_of.fd))
         sock.setblocking(False)
         ends.append(client)
-        one = Parked(Connection(sock, ("127.0.0.1", 1), HOST, site), Address("127.0.0.1", 1), HOST, sock.fileno())
+        one = Parked(
+            Connection(sock, ("127.0.0.1", 1), HOST, site), Address("127.0.0.1", 1), HOST, sock.fileno()
+        )
         worker._parking.settle(one, Want.READ)
         return one
 

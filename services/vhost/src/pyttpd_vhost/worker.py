@@ -377,10 +377,7 @@ class Worker(Loop):
     def _let_go(self, me: Server, held: int) -> None:
         """Close the connections that hold the most of the `held` bytes, until half of what may be is left."""
         closed = 0
-        most_first = sorted(
-            list(self._parked.values()), key=lambda one: one.connection.held, reverse=True
-        )
-        for one in most_first:
+        for one in sorted(self._parked.values(), key=lambda one: one.connection.held, reverse=True):
             if held <= HELD_LIMIT // 2:
                 break
             size = one.connection.held
