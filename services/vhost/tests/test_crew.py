@@ -212,9 +212,10 @@ def test_what_is_settled_or_closed_is_not_taken_away(place: Place) -> None:
 
 def test_who_comes_late_takes_nobody_else(place: Place) -> None:
     """Its number may be another connection's by now: that stays where it is, or nobody would ever serve it."""
-    parking, one, client, _ = place
+    parking, one, _, _ = place
     assert not parking.take(one)
-    with client.dup() as other:
+    client, other = socket.socketpair()
+    with client, other:
         connection = Connection(other, ("127.0.0.1", 2), HOST, Site(make_share(), ListLog()))
         now = Parked(connection, Address("127.0.0.1", 2), HOST, one.fd)
         parking.parked[one.fd] = now
@@ -222,6 +223,11 @@ def test_who_comes_late_takes_nobody_else(place: Place) -> None:
         assert parking.parked == {one.fd: now}
         assert parking.take(now)
         assert parking.parked == {}
+        parking.parked[one.fd] = now
+        client.send(b"GET / HT")
+        now.connection.on_readable()
+        assert not parking.take(now, unread=True)  # somebody has begun to read it
+        assert parking.parked.pop(one.fd) is now
 
 
 def test_a_sweep_that_takes_a_while_loses_nobody() -> None:
@@ -253,7 +259,7 @@ def test_a_sweep_that_takes_a_while_loses_nobody() -> None:
             new.append(park(second))
             exchange.respond("204 No Content", 204, Fields([]), b"")
 
-    site.kind = Kind()  # type: ignore[assignment]
+    site.kind = Kind()
     first, second = park(), park()
     new: list[Parked] = []
     ends[0].send(f"GET / HTTP/1.1\r\nHost: {HOST}\r\n\r\n".encode())

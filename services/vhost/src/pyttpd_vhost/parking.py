@@ -55,14 +55,17 @@ class Parking:
         self._lock = threading.Lock()
         self.parked: dict[int, Parked] = {}
 
-    def take(self, one: Parked) -> bool:
+    def take(self, one: Parked, *, unread: bool = False) -> bool:
         """Take `one` out of `parked`, for who has seen it there a while ago. False: it isn't there any more.
 
         Its number alone doesn't say that it is still the same: closed or passed on meanwhile, it may be another one's.
+        unread: only if it (still) is; who had it meanwhile may have read the beginning of a request.
         """
         found = self.parked.pop(one.fd, None)
-        if found is None or found is one:
-            return found is one
+        if found is None:
+            return False
+        if found is one and (one.connection.unread or not unread):
+            return True
         self.parked[one.fd] = found
         return False
 

@@ -539,11 +539,9 @@ class Worker(Loop):
                 now < self._pass_idle_until or (me is None and self._audit.timed_out > 0)
             )
             for one in list(self._parked.values()):
-                if not one.connection.unread or not self._parking.take(one):
+                if not one.connection.unread or not self._parking.take(one, unread=True):
                     continue
-                if not one.connection.unread:
-                    self._settle(None, one, one.want or Want.READ)  # it was served before we had it
-                elif passing and now >= self._pass_pause_until:
+                if passing and now >= self._pass_pause_until:
                     self._pass(one)
                 elif passing or not one.connection.idle:
                     self._settle(None, one, Want.READ)
@@ -708,11 +706,8 @@ class Worker(Loop):
                 one = self._parked.get(fd)
                 if one is None or not one.connection.unread or not self._may_pass():
                     continue
-                if (late is None or fd in late) and self._parking.take(one):
-                    if one.connection.unread:
-                        self._pass(one)
-                    else:
-                        self._settle(None, one, one.want or Want.READ)  # it was served before we had it
+                if (late is None or fd in late) and self._parking.take(one, unread=True):
+                    self._pass(one)
             while (fresh := self._next_fresh()) is not None:
                 if self._may_pass():
                     self._pass(fresh)
