@@ -243,9 +243,14 @@ class Supervisor:
         """Umaster says that `worker` takes nothing: it is asked where it stands, and killed."""
         self._log.warning("worker takes nothing and is killed", worker=worker.number)
         if worker.pid and self._ask(worker, time.monotonic() - worker.last_beat, 0.0):
-            self._loop.call_later(inquest.COLLECT, lambda: self._evictor.kill(worker, "stuck"))
+            self._loop.call_later(inquest.COLLECT, lambda: self._kill_if_there(worker, "stuck"))
         else:
             self._evictor.kill(worker, "stuck")
+
+    def _kill_if_there(self, worker: WorkerChild, reason: str) -> None:
+        """Kill `worker`, unless it was reaped meanwhile: its pid may be another process's by now."""
+        if worker.number in self._workers:
+            self._evictor.kill(worker, reason)
 
     def _follow_policy(self, share: VhostShare, now: float) -> None:
         nursery = self._nursery

@@ -217,8 +217,9 @@ class Worker(Loop):
             found = self._find(me)
             if found is None:
                 continue
-            self._crew.hand_over(me)
             one, event = found
+            me.one = one  # before anybody else leads, who would take us for idle, and a leaving worker for done
+            self._crew.hand_over(me)
             began = self.now
             self._site.turn = object()
             self._serve(me, one, one.connection.on_writable if event & WRITE else one.connection.on_readable)
@@ -474,7 +475,7 @@ class Worker(Loop):
         try:
             one.consumed = tcp.consumed(one.connection.sock)
         except OSError:
-            one.connection.sock.close()
+            one.connection.detach().close()
             return
         one.connection.uncount()  # whoever takes it counts it
         self._offered[self._next_id] = one

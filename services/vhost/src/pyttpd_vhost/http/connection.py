@@ -213,7 +213,8 @@ class Connection:
     def waited(self, now: float) -> float:
         """How long (s) its client has been waited for in the middle of a body, all in all."""
         stream = self._stream
-        return stream.waited + (now - stream.waiting if stream.waiting else 0.0)
+        since = stream.waiting  # read once: the thread that serves it goes on meanwhile
+        return stream.waited + (now - since if since else 0.0)
 
     def move(self, site: Site) -> None:
         """Go on with another thread's site."""
