@@ -77,6 +77,22 @@ def test_contributing_says_why_for_every_dependency() -> None:
             assert not name or f"**{name}**" in text, name
 
 
+def test_architecture_names_every_module_of_a_vhost() -> None:
+    """The role with the most modules; a name in the table without a module is as wrong as a module without one."""
+    text = document("ARCHITECTURE.md")
+    listed = text[text.index("And of a vhost, below `services/vhost") :]
+    package = TOP / "services/vhost/src/pyttpd_vhost"
+    assert set(re.findall(r"`(\w+\.py)`", listed)) == {
+        path.name for path in package.rglob("*.py") if not path.name.startswith("__")
+    }
+
+
+def test_readme_leads_to_every_page_of_docs() -> None:
+    pages = {path.name for path in (TOP / "docs").glob("*.md")}
+    assert pages
+    assert set(re.findall(r"\]\(docs/(\w[\w-]*\.md)\)", document("README.md"))) == pages
+
+
 def test_every_link_to_a_file_leads_somewhere() -> None:
     for path in [*TOP.glob("*.md"), *TOP.glob("docs/*.md"), *TOP.glob("services/*/README.md")]:
         for target in re.findall(r"\]\(([^)#:\s]+)(?:#[^)]*)?\)", path.read_text()):
