@@ -218,7 +218,8 @@ class Worker(Loop):
             if found is None:
                 continue
             one, event = found
-            me.one = one  # before anybody else leads, who would take us for idle, and a leaving worker for done
+            # Before anybody else leads, who would take us for idle, and a worker that leaves for done.
+            me.one = one
             self._crew.hand_over(me)
             began = self.now
             self._site.turn = object()
