@@ -179,10 +179,13 @@ def test_processor_time_is_a_limit(plant: Plant) -> None:
 # ---- crash loops ----
 
 
-def test_an_application_that_does_not_load_is_refused_at_once_and_comes_back(plant: Plant) -> None:
+@pytest.mark.parametrize("mode", ["static", "ondemand"])
+def test_an_application_that_does_not_load_is_refused_at_once_and_comes_back(plant: Plant, mode: str) -> None:
     broken = "import os\nif not os.path.exists('data/well'):\n    raise RuntimeError('not \\x1b[31mwell')\n"
-    tree = start(plant, "max_workers = 1\n", broken + APPLICATION, hosts=(), more=NEIGHBOUR)
+    pool = f'mode = "{mode}"\nmax_workers = 1\n'
+    tree = start(plant, pool, broken + APPLICATION, hosts=(), more=NEIGHBOUR)
     tree.expect("application", "prototype ended")
+    tree.wait_for(lambda: tree.get(HOST).status == 503)  # on demand, it is tried when somebody comes
     tree.wait_for(lambda: sample(tree, "application_failed") == 1)
     tree.wait_for(lambda: tree.get("neighbour.localhost").status == 200)
     begun = time.monotonic()

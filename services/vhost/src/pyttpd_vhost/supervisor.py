@@ -254,7 +254,9 @@ class Supervisor:
 
     def _follow_policy(self, share: VhostShare, now: float) -> None:
         nursery = self._nursery
-        load = Load(self._waiting, nursery.can_spawn(now) and bool(self._board.free))
+        # Nobody is kept waiting for one that is failing: it has to be tried as if somebody was.
+        waiting = max(self._waiting, int(self._failing))
+        load = Load(waiting, nursery.can_spawn(now) and bool(self._board.free))
         plan = policy.decide(share.pool, self._workers.values(), load, self._notes, now)
         self._notes = plan.notes
         for member, reason in plan.mark:
@@ -271,7 +273,7 @@ class Supervisor:
             self._log.warning(
                 "max_workers is reached: connections may have to wait", workers=share.pool.max_workers
             )
-        if nursery.prototype is None and (self._notes.size or self._waiting):
+        if nursery.prototype is None and (self._notes.size or waiting):
             nursery.wake(now)
         elif plan.sleep and nursery.prototype is not None:
             self._log.info("nobody has come for a while: the prototype ends")
@@ -547,6 +549,8 @@ class Supervisor:
         )
         reason = worker.why if ours and worker.why else "crashed" if code else "left"
         self._bury(worker, reason)
+        if asked and not code:
+            self._nursery.healthy()
         if not asked and not self._service.draining:
             delay = self._nursery.worker_died(now - (worker.ready or now), now)
             self._nursery.blame(f"worker {worker.number} ended with status {code}: {reason}", now)
