@@ -280,7 +280,8 @@ class Service:
     @property
     def signals_scoped(self) -> bool:
         """Whether no signal of ours can leave what we and our children are confined to (Landlock's scope)."""
-        return self._report is not None and self._report.abi >= SCOPE_ABI
+        report = self._report
+        return report is not None and confine.Lock.LANDLOCK in report.locks and report.abi >= SCOPE_ABI
 
     def when_sealed(self, callback: Callable[[], None]) -> None:
         """Call `callback` as soon as strangers may be met: at once, where Landlock judges TCP connections.
