@@ -229,6 +229,8 @@ section(
         for method in ("DELETE", "OPTIONS", "PATCH", "POST", "PUT", "TRACE", "PROPFIND", "REPORT", "M-SEARCH", "QUERY")
     ),
     good("8000 bytes", head("GET /" + "a" * 7986 + " HTTP/1.1", H), ok(b"GET /" + b"a" * 7986)),
+    good("the longest line", head("GET /" + "a" * 8176 + " HTTP/1.1", H), ok(b"GET /" + b"a" * 8176)),
+    bad("line a byte too long", head("GET /" + "a" * 8177 + " HTTP/1.1", H), 414),
     bad("line too long", head("GET /" + "a" * 40000 + " HTTP/1.1", H), 414),
 )
 
@@ -293,6 +295,8 @@ section(
     good("last", head("GET / HTTP/1.1", "A: b", "C: d", H)),
     good("wildcard", head("GET / HTTP/1.1", "Host: x.wild.test")),
     good("underscores", head("GET / HTTP/1.1", "Host: a_b.wild.test")),
+    good("the longest", head("GET / HTTP/1.1", "Host: " + ("a" * 60 + ".") * 4 + "wild.test")),
+    bad("too long", head("GET / HTTP/1.1", "Host: " + ("a" * 60 + ".") * 4 + "wild.test." + "a")),
     bad("another", head("GET / HTTP/1.1", "Host: b.test"), 421),
     bad("another, 1.0", head("GET / HTTP/1.0", "Host: b.test"), 421),
     bad("another's", head("GET / HTTP/1.1", "Host: theirs.wild.test"), 421),
@@ -362,6 +366,8 @@ section(
     bad("129 fields", get(*["A: b"] * 128), 431),
     bad("10,000 fields", get(*["A: b"] * 10000), 431),
     good("a long value", get("A: " + "a" * 30000)),
+    good("the largest head", get("A: " + "a" * (HEAD_LIMIT - len(get("A: "))))),
+    bad("head a byte too large", get("A: " + "a" * (HEAD_LIMIT - len(get("A: ")) + 1)), 431),
     bad("head too large", get("A: " + "a" * 40000), 431),
     bad("name too long", get("a" * 40000 + ": b"), 431),
 )
@@ -615,6 +621,9 @@ section(
         chunked((b"a;" + b"a" * 90 + b"\r\n0123456789\r\n") * 9 + b"0\r\n\r\n"),
         ok(b"POST /body " + b"0123456789" * 9),
     ),
+    good("tiny ones", chunked(b"1\r\nx\r\n2;a\r\nyz\r\n" * 300 + b"0\r\n\r\n"), ok(b"POST /body " + b"xyz" * 300)),
+    good("the longest size line", chunked(b"1;" + b"a" * 252 + b"\r\nx\r\n0\r\n\r\n"), ok(b"POST /body x")),
+    bad("size line a byte too long", chunked(b"1;" + b"a" * 253 + b"\r\nx\r\n0\r\n\r\n")),
     bad("extensions instead of data", chunked((b"1;%b\r\nx\r\n" % (b"a" * 200)) * 100 + b"0\r\n\r\n")),
     bad(
         "malformed, and not read",
@@ -657,6 +666,8 @@ section(
         ),
         ok(b"A=b c;D=;"),
     ),
+    good("the most", chunked(b"0\r\nA: " + b"b" * 8185 + b"\r\n\r\n"), ok(b"POST /body ")),
+    bad("a byte too many", chunked(b"0\r\nA: " + b"b" * 8186 + b"\r\n\r\n")),
     good(
         "they change nothing",
         chunked(b"1\r\nx\r\n0\r\nConnection: close\r\nExpect: cake\r\nAuthorization: x\r\nContent-Type: a/b\r\n\r\n"),

@@ -371,16 +371,16 @@ def test_a_malformed_head_request_gets_no_body_either(make: Make, head: bytes) -
 def test_the_answer_arrives_though_the_client_still_sends(make: Make) -> None:
     front = make()
     client = front.connect(
-        b"POST / HTTP/1.1\r\nHost: nobody\r\nContent-Length: 400000\r\n\r\n" + b"x" * 30_000
+        b"POST / HTTP/1.1\r\nHost: nobody\r\nContent-Length: 11030000\r\n\r\n" + b"x" * 30_000
     )
     front.tell(m.Refuse(front.offered().id, 421))
     client.setblocking(False)
-    left = 370_000
+    left = 11_000_000  # an upload of body_limit, at least
 
     def sent() -> bool:
         nonlocal left
         try:
-            left -= client.send(b"x" * min(left, 20_000))
+            left -= client.send(b"x" * min(left, 500_000))
         except BlockingIOError:
             pass
         return not left

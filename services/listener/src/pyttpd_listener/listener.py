@@ -47,8 +47,9 @@ from pyttpd_listener.answers import answer
 _PEEK_EVENTS = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLET
 #: Connections accepted in a turn, so that a flood of new ones can't keep the others waiting.
 MAX_ACCEPTS = 64
-#: What a client may still send after our answer until we close hard.
-MAX_LINGER_BYTES = 1 << 20
+#: What a client may still send after our answer until we close hard: more than sites take by default (body_limit, 10
+#: MiB), since who uploads to a busy one sends all of it before it reads the 503. It costs us a few milliseconds.
+MAX_LINGER_BYTES = 16 << 20
 _LINGER_CHUNK = 65536
 #: A head that comes in pieces is scanned with each as long as it is short. One that is longer is scanned again when
 #: it may have its end, or has doubled: 60 KB take half a millisecond, and a client may send byte by byte.
