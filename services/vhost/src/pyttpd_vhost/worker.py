@@ -41,7 +41,6 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NoReturn
 
-from pyttpd import tcp
 from pyttpd.channel import Channel, Faults
 from pyttpd.log import Log
 from pyttpd.loop import READ, RESERVE, WRITE, Loop, soft_descriptor_limit
@@ -54,7 +53,6 @@ from pyttpd.wire.messages import (
     Drop,
     Goodbye,
     Message,
-    Pass,
     Ready,
     Refuse,
     Retry,
@@ -67,6 +65,7 @@ from pyttpd_vhost.access import BATCH
 from pyttpd_vhost.audit import Audit
 from pyttpd_vhost.crew import Crew, Server
 from pyttpd_vhost.http.connection import Connection, Want
+from pyttpd_vhost.offers import Offers
 from pyttpd_vhost.parking import Parked, Parking
 from pyttpd_vhost.scoreboard import (
     HOST_SIZE,
@@ -88,10 +87,8 @@ CREDIT_PORTION = 4
 #: umaster's bound for one worker (pyttpd_umaster.router.MAX_CREDIT).
 MAX_CREDIT = 64
 BEAT_INTERVAL = 1.0
-#: When nobody has looked for what comes for so long (s), others' connections are passed on ...
+#: When nobody has looked for what comes for so long (s), others' connections are passed on.
 PASS_AFTER = 0.05
-#: ... unless no sibling was free a moment ago.
-PASS_PAUSE = 0.25
 SWEEP_INTERVAL = 0.5
 #: Bytes that a worker holds of heads and short bodies that aren't whole, of all its connections. Beyond it those go
 #: that have sent the most, until half is left: with two workers, and what comes between two sweeps, that fits into the
@@ -134,15 +131,13 @@ class Worker(Loop):
         self._counted = time.monotonic()
         self._memory_at_birth = _peak_memory()
         self._born = int(time.time() * 1000)
-        self._passed = 0
         self._busy_ms = 0
         self._log = log
         self._faults = Faults()
         self._parking = Parking(self._epoll)
         self._parked = self._parking.parked
-        self._offered: dict[int, Parked] = {}
+        self._offers = Offers(self._parking, lambda one: self._settle(None, one, Want.READ))
         self._fresh: deque[Parked] = deque()
-        self._next_id = 0
         self._spent = 0
         # Connections that we may have: what the application opens comes out of the same limit.
         self._room = max(1, (soft_descriptor_limit() - RESERVE) * 3 // 4 - CREDIT)
@@ -162,7 +157,6 @@ class Worker(Loop):
         #: When whoever looked last for what comes has found something; 0.0: somebody is looking.
         self._busy_since = 0.0
         self._sweep_at = 0.0
-        self._pass_pause_until = 0.0
         self._leaving = False
         self._pass_idle_until = 0.0
         self._looked_at = 0.0
@@ -395,7 +389,7 @@ class Worker(Loop):
         if self._channel is not None:
             # What the old umaster has given us and we haven't read stays with the listener, which offers it again.
             self._channel.close()
-            self._take_all_back()
+            self._offers.retry_all()
         self._spent = 0
         channel = self._channel = Channel(
             socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, fileno=fd),
@@ -441,19 +435,13 @@ class Worker(Loop):
                 )
             case Settled(ids):
                 for id_ in ids:
-                    one = self._offered.pop(id_, None)
-                    if one is not None:
-                        one.connection.detach().close()
-                        self._passed += 1
+                    self._offers.settled(id_)
             case Refuse(id_, _):
-                self._pass_pause_until = time.monotonic() + PASS_PAUSE
-                self._take_back(id_, sure=True)
+                self._offers.refused(id_)
             case Retry(id_):
-                self._take_back(id_, sure=False)
+                self._offers.retry(id_)
             case Drop(id_):
-                one = self._offered.pop(id_, None)
-                if one is not None:
-                    one.connection.detach().close()
+                self._offers.dropped(id_)
             case Goodbye():
                 pass  # its successor's channel comes from the supervisor
 
@@ -461,45 +449,7 @@ class Worker(Loop):
         if channel is self._channel:
             self._channel = None
             self._control.send(Detached())
-        self._take_all_back()
-
-    def _take_all_back(self) -> None:
-        for id_ in list(self._offered):
-            self._take_back(id_, sure=False)
-
-    # ---- passing on ----
-
-    def _pass(self, one: Parked) -> None:
-        """Offer `one`, which is idle (or fresh) and out of `_parked`, to a sibling. Under the lock."""
-        self._parking.forget(one)
-        self._next_id += 1
-        try:
-            one.consumed = tcp.consumed(one.connection.sock)
-        except OSError:
-            one.connection.detach().close()
-            return
-        one.connection.uncount()  # whoever takes it counts it
-        self._offered[self._next_id] = one
-        if self._channel is None or not self._channel.send(
-            Pass(self._next_id, one.client, one.authority), one.fd
-        ):
-            self._take_back(self._next_id, sure=True)
-
-    def _take_back(self, id_: int, *, sure: bool) -> None:
-        """No sibling has it. Unless that is sure, only take it back if nobody has read from it since."""
-        one = self._offered.pop(id_, None)
-        if one is None:
-            return
-        if not sure:
-            try:
-                sure = tcp.consumed(one.connection.sock) == one.consumed
-            except OSError:
-                pass
-        if sure:
-            one.connection.count()
-            self._settle(None, one, Want.READ)
-        else:
-            one.connection.detach().close()
+        self._offers.retry_all()
 
     # ---- the supervisor ----
 
@@ -543,8 +493,8 @@ class Worker(Loop):
             for one in list(self._parked.values()):
                 if not one.connection.unread or not self._parking.take(one, unread=True):
                     continue
-                if passing and now >= self._pass_pause_until:
-                    self._pass(one)
+                if passing and not self._offers.pausing:
+                    self._offers.make(one, self._channel)
                 elif passing or not one.connection.idle:
                     self._settle(None, one, Want.READ)
                 elif me is not None:
@@ -556,7 +506,7 @@ class Worker(Loop):
         if me is not None:
             for one in mine:
                 self._serve(me, one, one.connection.close)
-        if self._parked or self._offered or self._fresh or self._audit.lingering:
+        if self._parked or self._offers or self._fresh or self._audit.lingering:
             return
         if self._audit.timed_out:
             # Whoever is stuck doesn't count, and doesn't hear of the end: the process has to end without it.
@@ -709,10 +659,10 @@ class Worker(Loop):
                 if one is None or not one.connection.unread or not self._may_pass():
                     continue
                 if (late is None or fd in late) and self._parking.take(one, unread=True):
-                    self._pass(one)
+                    self._offers.make(one, self._channel)
             while (fresh := self._next_fresh()) is not None:
                 if self._may_pass():
-                    self._pass(fresh)
+                    self._offers.make(fresh, self._channel)
                 else:
                     self._settle(None, fresh, Want.READ)
             if self._timers:
@@ -721,7 +671,7 @@ class Worker(Loop):
             self._leave_when_done(None)
 
     def _may_pass(self) -> bool:
-        return self._channel is not None and time.monotonic() >= self._pass_pause_until
+        return self._channel is not None and not self._offers.pausing
 
     def _condemn(self, server: Server, now: float) -> None:
         """A request has had its time: its client is let go, and so are we, as soon as the other ones are done."""
@@ -752,7 +702,7 @@ class Worker(Loop):
         for site in self._crew.sites:
             site.access = site.clients = None  # what workers share isn't its to write
         with contextlib.suppress(OSError):
-            for one in [*self._parked.values(), *self._offered.values(), *self._fresh]:
+            for one in [*self._parked.values(), *self._offers, *self._fresh]:
                 one.connection.sock.close()
             for channel in (self._control, self._channel):
                 if channel is not None:
@@ -766,7 +716,7 @@ class Worker(Loop):
                     if served is not None and served.connection.sock.fileno() >= 0:
                         os.dup2(dead.fileno(), served.fd, inheritable=False)
         self._parked.clear()
-        self._offered.clear()
+        self._offers.clear()
         self._fresh.clear()
         self._callbacks.clear()
 
@@ -810,7 +760,7 @@ class Worker(Loop):
             bytes_sent=bytes_sent + self._audit.bytes_sent,
             slow=self._audit.slow,
             timed_out=self._audit.timed_out,
-            passed=self._passed,
+            passed=self._offers.passed,
             busy_ms=self._busy_ms,
             connections=len(self._parked) + busy,
             parked=len(self._parked),
