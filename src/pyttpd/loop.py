@@ -49,6 +49,7 @@ class Loop:
         self.after_turn: list[Callable[[], None]] = []
         self._epoll = select.epoll(flags=select.EPOLL_CLOEXEC)
         self._callbacks: dict[int, Callable[[int], None]] = {}
+        self._removed: set[int] = set()
         self._timers: list[tuple[float, int, Timer]] = []
         self._order = itertools.count()
         self._running = False
@@ -68,6 +69,7 @@ class Loop:
         """Forget `fd`, which must still be open. Nothing happens if it isn't known."""
         if self._callbacks.pop(fd, None) is not None:
             self._epoll.unregister(fd)
+            self._removed.add(fd)
 
     def call_at(self, when: float, callback: Callable[[], None]) -> Timer:
         timer = Timer(when, callback)
@@ -107,13 +109,15 @@ class Loop:
         """Serve until stop()."""
         self._running = True
         poll = self._epoll.poll
-        callbacks = self._callbacks
+        callbacks, removed = self._callbacks, self._removed
         while self._running:
+            removed.clear()
             ready = poll(self._wait(), _MAX_EVENTS)
             self.now = time.monotonic()
             for fd, events in ready:
                 callback = callbacks.get(fd)
-                if callback is not None:
+                # What was removed in this turn may be back as something else, to which nothing has happened yet.
+                if callback is not None and fd not in removed:
                     callback(events)
             if self._timers:
                 self._run_timers()

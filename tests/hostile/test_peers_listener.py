@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import signal
 import socket
 from collections.abc import Iterator
 
@@ -354,6 +355,24 @@ def test_full_and_free_again() -> None:
                 if not umaster.quiet(0.2):
                     routes.append(umaster.expect(Route))
             assert not routes
+
+
+def test_the_end_of_one_that_made_room_is_not_its_successors() -> None:
+    """One client's end comes at the same moment as the connection that takes its place and its descriptor's number."""
+    with Stage() as stage:
+        front = Front(stage, max_connections=1)
+        umaster = front.umaster()
+        front.role.remember()
+        goes = front.client(b"")
+        wait_for(lambda: len(front.role.fds()) > front.role.descriptors, "accepted")
+        os.kill(front.role.pid, signal.SIGSTOP)
+        front.client(b"")
+        goes.shutdown(socket.SHUT_WR)
+        stays = front.client(b"")
+        os.kill(front.role.pid, signal.SIGCONT)
+        assert goes.recv(1) == b""  # it has made room
+        stays.sendall(HEAD)
+        umaster.send(Drop(umaster.expect(Route).id))
 
 
 def test_a_wrong_uid_that_binds_the_socket() -> None:

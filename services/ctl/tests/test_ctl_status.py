@@ -457,6 +457,12 @@ def test_why_an_application_does_not_run() -> None:
         "# pyttpd " + "x" * 50 + " {}",
         "# pyttpd pool " + "{" * 5000,
         "\n".join(['# pyttpd worker {"number": 1}'] * 5000),
+        "\n".join(
+            [
+                f"# pyttpd {chr(97 + number // 26 % 26)}{chr(97 + number % 26)} {{}}"
+                for number in range(50_000)
+            ]
+        ),
     ],
 )
 def test_notes_that_make_no_sense(line: str) -> None:

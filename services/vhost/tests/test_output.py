@@ -282,6 +282,27 @@ def test_the_end_does_not_wait_for_ever(access: Callable[..., Access], lines: Li
     assert lines.events() == [f"entries of the access log are lost count={there.entries.lost}"]
 
 
+def test_who_goes_on_sending_does_not_put_off_the_end(access: Callable[..., Access]) -> None:
+    """Something that a worker has left behind; the supervisor has to leave all the same."""
+    there = access()
+    ended = threading.Event()
+
+    def send() -> None:
+        there.sock.setblocking(True)
+        while not ended.is_set():
+            there.sock.send(b"no entry")
+
+    left_behind = threading.Thread(target=send)
+    left_behind.start()
+    end = time.monotonic() + 10
+    there.entries.finish(0.1)
+    assert time.monotonic() < end
+    ended.set()
+    while left_behind.is_alive():
+        there.entries.finish(0.01)
+    left_behind.join()
+
+
 # --- what is printed ------------------------------------------------------------------------------------------
 def test_printed_lines_go_to_the_log(loop: Loop, lines: Lines) -> None:
     output = Output(loop, lines.log)

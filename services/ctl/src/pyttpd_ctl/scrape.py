@@ -14,6 +14,7 @@ import re
 import socket
 import time
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from prometheus_client.parser import text_string_to_metric_families
@@ -164,11 +165,11 @@ def _parse(answer: bytes) -> Scrape:
 def _notes(body: bytes) -> dict[str, tuple[Mapping[str, object], ...]]:
     """Return what the lines "# pyttpd WORD {...}" say; a line that says it otherwise says nothing."""
     found: dict[str, list[Mapping[str, object]]] = {}
-    for word, text in _NOTE.findall(body):
+    for word, text in (match.groups() for match in islice(_NOTE.finditer(body), MAX_NOTES)):
         try:
             value = json.loads(text)
         except (ValueError, RecursionError):
             continue
-        if isinstance(value, dict) and sum(map(len, found.values())) < MAX_NOTES:
+        if isinstance(value, dict):
             found.setdefault(word.decode(), []).append(value)
     return {word: tuple(values) for word, values in found.items()}

@@ -173,9 +173,9 @@ class Entries:
             self._told = lost
 
     def finish(self, within: float = 1.0) -> None:
-        """Write what is there, waiting up to `within` s; the workers are gone."""
+        """Write what is there, for up to `within` s; the workers are gone, but what they have left behind may go on."""
         end = time.monotonic() + within
-        while self._take(end):
+        while self._take(end) and time.monotonic() < end:
             pass
         self.lost += sum(each.count(b"\n") for each in self._rest)
         self.tell()
