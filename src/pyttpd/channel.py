@@ -335,7 +335,8 @@ class Channel:
 
     def _fault(self, error: RemoteProtocolError) -> None:
         self.faults.add(self.peer, error.reason)
-        self.log.warning("peer broke the protocol", peer=self.peer, name=self.peer_name, fault=str(error))
+        if not error.told:
+            self.log.warning("peer broke the protocol", peer=self.peer, name=self.peer_name, fault=str(error))
         self._end(error.reason, str(error))
 
     def fault(self, reason: str, detail: str) -> None:

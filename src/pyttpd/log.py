@@ -82,8 +82,8 @@ class Log:
         self._line("error", event, fields)
 
     def output(self, line: str) -> None:
-        """Pass on a line that somebody else has printed: all of it, but nothing that isn't printable."""
-        self._emit(time.time(), "info", OUTPUT, {"line": Printed(line)})
+        """Pass on a line that somebody else has printed: all of it, but nothing that isn't printable. Tabs are blanks."""
+        self._emit(time.time(), "info", OUTPUT, {"line": Printed(line.replace("\t", " "))})
 
     def _line(self, level: str, event: str, fields: dict[str, object]) -> None:
         if LEVELS.index(level) < LEVELS.index(self.level):

@@ -36,6 +36,10 @@ BACKLOG = 1024
 
 #: A peer that connects says hello within this (s), or is closed.
 HELLO_TIMEOUT = 5.0
+#: Who is turned away comes again every second or two: a container with a typing error, mostly. The log has it once in so
+#: long (s); the counter has each. Of more than so many at a time all are told anew.
+TOLD_FOR = 600.0
+MAX_TOLD = 256
 #: Channels of one uid (or door) that have not said hello yet: a tenant's application can connect as well as its
 #: supervisor can, and must not use up the role's descriptors.
 MAX_UNGREETED = 16
@@ -119,6 +123,7 @@ class Entrance:
         self._ungreeted: dict[object, int] = {}
         self._greeted: dict[tuple[str, str], list[Channel]] = {}
         self._silent: dict[Channel, None] = {}
+        self._told: dict[str, float] = {}
         self._open = False
         self._sources: list[tuple[socket.socket, Door | None]] = []
         if listener is not None:
@@ -203,6 +208,16 @@ class Entrance:
             return
         self._greet(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, fileno=fd), Caller(None, door))
 
+    def _told_of(self, who: str) -> bool:
+        """Say whether the log has been told lately that `who` was turned away; from now on it has."""
+        now = self._loop.now
+        if now - self._told.get(who, -TOLD_FOR) < TOLD_FOR:
+            return True
+        if len(self._told) >= MAX_TOLD:
+            self._told.clear()
+        self._told[who] = now
+        return False
+
     def _greet(self, sock: socket.socket, caller: Caller) -> None:
         key = caller.uid if caller.door is None else caller.door
         if self._ungreeted.get(key, 0) >= MAX_UNGREETED:
@@ -238,7 +253,8 @@ class Entrance:
                     f"versions {message.oldest} to {message.newest}, {OLDEST_VERSION} to {VERSION} understood",
                 )
             if not self._authorise(caller, message):
-                raise RemoteProtocolError("not-authorised", f"{caller} as {message.role} {message.name}")
+                who = f"{caller} as {message.role} {message.name}"
+                raise RemoteProtocolError("not-authorised", who, told=self._told_of(who))
             self._count_greeted(channel, message)
             settle()
             if channel.send(Welcome(min(VERSION, message.newest), self._credits)):

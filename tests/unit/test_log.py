@@ -94,6 +94,12 @@ def test_what_is_printed_is_whole_in_json_too(lines: Lines) -> None:
     assert json.loads(lines[0])["line"] == "x" * MAX_OUTPUT
 
 
+def test_a_tab_in_what_is_printed_is_a_blank(lines: Lines) -> None:
+    log = Log("vhost", "blog", write=lines)
+    log.output("\tis it running?\x1b[2J")
+    assert lines[0].endswith("info: output  is it running?\\x1b[2J")
+
+
 @pytest.mark.parametrize(
     ("value", "shown"),
     [

@@ -148,6 +148,33 @@ def test_who_is_turned_away_time_and_again_says_so(gate: Gate, monkeypatch: pyte
     assert not lost
 
 
+def test_of_who_is_turned_away_time_and_again_the_log_is_told_once_in_a_while(
+    gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rendezvous, "LAST_DELAY", 0.05)
+    monkeypatch.setattr(gate.entrance, "_authorise", lambda _caller, _hello: False)
+    gate.entrance.open()
+    gate.link(os.geteuid())
+
+    def told() -> int:
+        return sum("broke the protocol" in line for line in gate.on.lines)
+
+    def counted() -> int:
+        return sum(n for (_, reason), n in gate.on.faults.counts.items() if reason == "not-authorised")
+
+    gate.on.until(lambda: counted() >= 3)
+    assert told() == 1
+    monkeypatch.setattr(rendezvous, "TOLD_FOR", 0.0)
+    gate.on.until(lambda: told() >= 2)
+
+
+def test_who_was_told_of_is_remembered_within_a_bound(gate: Gate) -> None:
+    for number in range(3 * rendezvous.MAX_TOLD):
+        assert not gate.entrance._told_of(f"uid {number}")
+        assert gate.entrance._told_of(f"uid {number}")
+        assert len(gate.entrance._told) <= rendezvous.MAX_TOLD
+
+
 def test_who_says_nothing_is_closed_in_time(gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rendezvous, "HELLO_TIMEOUT", 0.05)
     gate.entrance.open()

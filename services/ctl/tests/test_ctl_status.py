@@ -286,6 +286,18 @@ def test_a_tenant_without_a_worker() -> None:
     assert rows(result)["blog"][:4] == ["blog", "yes", "-", "-"]
 
 
+@pytest.mark.parametrize(
+    ("workers", "why"),
+    [("0.0", "turned away by master, whose log says why"), ("1.0", "no answer in time")],
+)
+def test_a_tenant_that_does_not_answer(workers: str, why: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(status_module, "scrape", quick)
+    umaster = text(UMASTER.replace('workers{vhost="shop"} 1.0', f'workers{{vhost="shop"}} {workers}'))
+    with tree(umaster=umaster, tenants=tenants(text(BLOG), silent)) as base:
+        result = ask(base)
+    assert " ".join(rows(result)["shop"]).endswith(why)
+
+
 def test_a_tenant_whose_application_does_not_load() -> None:
     failing = BLOG + 'pyttpd_vhost_application_failed{vhost="blog"} 1.0\n'
     with tree(tenants=tenants(text(failing), text(BLOG.replace("blog", "shop")))) as base:

@@ -141,7 +141,8 @@ def status(host: str, base_port: int, answers_of: dict[str, Scrape] | None = Non
         umaster = answers[ROLES[Role.UMASTER].metrics_offset or 0]
         queues = umaster.by_label("pyttpd_umaster_queue_depth", "vhost")
         waits = umaster.by_label("pyttpd_umaster_queue_age_seconds", "vhost")
-        known = {*umaster.by_label("pyttpd_umaster_workers", "vhost"), *queues}
+        registered = umaster.by_label("pyttpd_umaster_workers", "vhost")
+        known = {*registered, *queues}
         names = sorted([name for name in known if limits.NAME.fullmatch(name)])
 
         def ask(name: str) -> Scrape:
@@ -149,7 +150,8 @@ def status(host: str, base_port: int, answers_of: dict[str, Scrape] | None = Non
 
         asked = dict(zip(names, pool.map(ask, names), strict=True))
         tenants = [
-            _tenant_row(name, answer, queues.get(name), waits.get(name)) for name, answer in asked.items()
+            _tenant_row(name, answer, queues.get(name), waits.get(name), registered.get(name))
+            for name, answer in asked.items()
         ]
         if answers_of is not None:
             answers_of.update(asked)
@@ -195,7 +197,9 @@ def _role_row(role: Role, name: str, answer: Scrape) -> RoleStatus:
     )
 
 
-def _tenant_row(name: str, answer: Scrape, queue: float | None, wait: float | None) -> TenantStatus:
+def _tenant_row(
+    name: str, answer: Scrape, queue: float | None, wait: float | None, registered: float | None
+) -> TenantStatus:
     pool = next(iter(answer.notes.get("pool", ())), {})
     failure = _failure(answer) if pool.get("failing") is True else None
     workers = _whole(answer.total("pyttpd_vhost_workers"))
@@ -203,7 +207,8 @@ def _tenant_row(name: str, answer: Scrape, queue: float | None, wait: float | No
     connections, requests, errors = _numbers(Role.VHOST, answer)
     why = answer.why
     failed = bool(answer.total("pyttpd_vhost_application_failed"))
-    if answer.status == _NOBODY_THERE:
+    if answer.status == _NOBODY_THERE or (answer.outcome is Outcome.SILENT and registered == 0):
+        # The second while umaster still waits for somebody to come (queue.timeout).
         why = "not there: not started, or turned away by master, whose log says why"
     elif failure is not None:
         why = f"does not run: {failure.reason}"
