@@ -82,7 +82,7 @@ class Log:
         self._line("error", event, fields)
 
     def output(self, line: str) -> None:
-        """Pass on a line that somebody else has printed: all of it, but nothing that isn't printable. Tabs are blanks."""
+        """Pass on a line that somebody else has printed, all of it: what isn't printable escaped, a tab as a blank."""
         self._emit(time.time(), "info", OUTPUT, {"line": Printed(line.replace("\t", " "))})
 
     def _line(self, level: str, event: str, fields: dict[str, object]) -> None:

@@ -36,8 +36,8 @@ BACKLOG = 1024
 
 #: A peer that connects says hello within this (s), or is closed.
 HELLO_TIMEOUT = 5.0
-#: Who is turned away comes again every second or two: a container with a typing error, mostly. The log has it once in so
-#: long (s); the counter has each. Of more than so many at a time all are told anew.
+#: Who is turned away comes again every second or two: a container with a typing error, mostly. The log has it once in
+#: so long (s); the counter has each. Of more than so many at a time all are told anew.
 TOLD_FOR = 600.0
 MAX_TOLD = 256
 #: Channels of one uid (or door) that have not said hello yet: a tenant's application can connect as well as its

@@ -160,7 +160,7 @@ def test_of_who_is_turned_away_time_and_again_the_log_is_told_once_in_a_while(
         return sum("broke the protocol" in line for line in gate.on.lines)
 
     def counted() -> int:
-        return sum(n for (_, reason), n in gate.on.faults.counts.items() if reason == "not-authorised")
+        return sum(n for (_, reason), n in gate.faults.counts.items() if reason == "not-authorised")
 
     gate.on.until(lambda: counted() >= 3)
     assert told() == 1
