@@ -12,8 +12,8 @@ class LocalProtocolError(ProtocolError):
 class RemoteProtocolError(ProtocolError):
     """The peer sent what it may not. It loses its channel; the process lives on.
 
-    `reason` is one of a few fixed words, fit for a metric's label; the message says the details. `told`: the log has the
-    same of this peer already.
+    `reason` is one of a few fixed words, fit for a metric's label; the message says the details. `told`: the log has
+    the same of this peer already.
     """
 
     def __init__(self, reason: str, detail: str, *, told: bool = False) -> None:
