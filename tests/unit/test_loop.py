@@ -159,3 +159,29 @@ def test_nobody_is_told_who_never_was_refused() -> None:
 
 def test_a_budget_is_what_the_process_may_open() -> None:
     assert 0 < Budget().limit < soft_descriptor_limit()
+
+
+def test_what_is_new_gets_no_event_of_what_had_its_number_before() -> None:
+    """All in one turn: one that is ready is removed, and another, to which nothing has happened, takes its place."""
+    loop = Loop()
+    first, second, quiet = socket.socketpair(), socket.socketpair(), socket.socketpair()
+    wrong: list[int] = []
+    number = second[0].fileno()
+
+    def swap(_: int) -> None:
+        loop.remove(number)
+        os.dup2(quiet[0].fileno(), number, inheritable=False)
+        loop.add(number, READ, wrong.append)
+        loop.remove(first[0].fileno())
+        loop.call_later(0.01, loop.stop)
+
+    for pair, callback in ((first, swap), (second, wrong.append)):
+        loop.add(pair[0].fileno(), READ, callback)
+    for pair in (first, second):
+        pair[1].send(b"!")
+    loop.run()
+    assert wrong == []
+    loop.remove(number)
+    loop.close()
+    for end in (*first, *second, *quiet):
+        end.close()
