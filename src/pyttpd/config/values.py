@@ -188,15 +188,11 @@ def _address_meant(host: str, port: str) -> str:
 
 
 def _addresses(key: Key, value: object, report: Report) -> object:
-    if not isinstance(value, list):
-        hint = f' (write ["{printable(value)}"])' if isinstance(value, str) else _such_as(key)
-        report(f"must be a list of IP addresses with ports, not {describe(value)}{hint}", None)
-        return INVALID
-    if len(value) > limits.MAX_ALLOWED:
-        report(f"must be at most {limits.MAX_ALLOWED} addresses, not {len(value)}", None)
+    items = _list(key, value, report, "IP addresses with ports", limits.MAX_ALLOWED, "addresses")
+    if items is None:
         return INVALID
     found: list[Address] = []
-    for item in value:
+    for item in items:
         text = item if isinstance(item, str) else None
         address = _ip_and_port(
             'must hold IP addresses with ports, such as "10.5.0.2:5432" or "[fd00::2]:5432"',
@@ -213,20 +209,18 @@ def _addresses(key: Key, value: object, report: Report) -> object:
             report(f'"{shown}" is there twice', text)
         else:
             found.append(address)
-    return tuple(found) if len(found) == len(value) else INVALID
+    return tuple(found) if len(found) == len(items) else INVALID
 
 
 def _networks(key: Key, value: object, report: Report) -> object:
     """Addresses become networks of one, so that there is one form to look in."""
-    if not isinstance(value, list):
-        hint = f' (write ["{printable(value)}"])' if isinstance(value, str) else _such_as(key)
-        report(f"must be a list of IP addresses and networks, not {describe(value)}{hint}", None)
-        return INVALID
-    if len(value) > limits.MAX_PROXIES:
-        report(f"must be at most {limits.MAX_PROXIES} addresses and networks, not {len(value)}", None)
+    items = _list(
+        key, value, report, "IP addresses and networks", limits.MAX_PROXIES, "addresses and networks"
+    )
+    if items is None:
         return INVALID
     networks = []
-    for item in value:
+    for item in items:
         if not isinstance(item, str):
             report(f"must hold IP addresses and networks, not {describe(item)}", None)
             continue
@@ -234,7 +228,7 @@ def _networks(key: Key, value: object, report: Report) -> object:
             networks.append(str(ipaddress.ip_network(item)))
         except ValueError:
             report(_network_problem(item), item)
-    return tuple(networks) if len(networks) == len(value) else INVALID
+    return tuple(networks) if len(networks) == len(items) else INVALID
 
 
 def _network_problem(text: str) -> str:
@@ -478,16 +472,12 @@ def _charset(key: Key, value: object, report: Report) -> object:
 
 # --- host names ---------------------------------------------------------------------------------------------
 def _hosts(key: Key, value: object, report: Report) -> object:
-    if not isinstance(value, list):
-        hint = f' (write ["{printable(value)}"])' if isinstance(value, str) else _such_as(key)
-        report(f"must be a list of host names, not {describe(value)}{hint}", None)
-        return INVALID
-    if len(value) > limits.MAX_HOSTS_PER_VHOST:
-        report(f"must be at most {limits.MAX_HOSTS_PER_VHOST} names, not {len(value)}", None)
+    items = _list(key, value, report, "host names", limits.MAX_HOSTS_PER_VHOST, "names")
+    if items is None:
         return INVALID
     hosts = []
     seen: set[str] = set()
-    for item in value:
+    for item in items:
         if not isinstance(item, str):
             report(f"must hold host names only, not {describe(item)}", None)
             continue
@@ -498,7 +488,7 @@ def _hosts(key: Key, value: object, report: Report) -> object:
             report(problem, item)
         else:
             hosts.append(host)
-    return tuple(hosts) if len(hosts) == len(value) else INVALID
+    return tuple(hosts) if len(hosts) == len(items) else INVALID
 
 
 def host_problem(host: str) -> str | None:
@@ -574,6 +564,21 @@ def _unit(key: Key) -> str:
 
 def _such_as(key: Key) -> str:
     return f", such as {key.example}" if key.example else ""
+
+
+def _list(key: Key, value: object, report: Report, things: str, most: int, short: str) -> list[object] | None:
+    """Return `value` if it is a list of at most `most` items; else report that, and return None.
+
+    What the items are is `things`, or, where it is plain what is meant, `short`.
+    """
+    if not isinstance(value, list):
+        hint = f' (write ["{printable(value)}"])' if isinstance(value, str) else _such_as(key)
+        report(f"must be a list of {things}, not {describe(value)}{hint}", None)
+        return None
+    if len(value) > most:
+        report(f"must be at most {most} {short}, not {len(value)}", None)
+        return None
+    return value
 
 
 _CONVERSIONS: dict[Kind, Callable[[Key, object, Report], object]] = {

@@ -97,9 +97,9 @@ class Crew:
         """What each thread is serving."""
         return [server.one for server in self.servers]
 
-    def busy(self) -> int:
-        """How many are serving something."""
-        return sum(server.one is not None for server in self.servers)
+    def busy(self, *, but: Server | None = None) -> int:
+        """How many are serving something, without `but`."""
+        return sum(server.one is not None for server in self.servers if server is not but)
 
     def await_turn(self, me: Server) -> bool:
         """Wait until `me` leads. False: it is to end instead; then it is one of the crew no longer."""

@@ -723,12 +723,9 @@ class Worker(Loop):
     # ---- the scoreboard ----
 
     def _busy_threads(self) -> int:
-        busy = self._crew.busy()
         solo = self._solo
-        if solo is not None:
-            # What it has served last stays noted while it waits.
-            busy += bool(self._busy_since) - (solo.one is not None)
-        return busy
+        # What it has served last stays noted while it waits.
+        return self._crew.busy(but=solo) + (solo is not None and self._busy_since > 0)
 
     def _count(self) -> None:
         """Write our row, and sample how busy we are: called every PASS_AFTER while there is anything to do."""
@@ -747,7 +744,8 @@ class Worker(Loop):
         )
         busy = self._busy_threads()
         now = time.monotonic()
-        self._busy_ms += busy * int((now - self._counted) * 1000)
+        # At the end two threads may count at the same moment; a row has no room for less than nothing.
+        self._busy_ms += busy * max(0, int((now - self._counted) * 1000))
         self._counted = now
         row = Row(
             requests=sum(counters),
