@@ -131,7 +131,7 @@ def application(environ, start_response):
 class Tenant:
     """The real supervisor of tenant a; master and umaster are the test."""
 
-    def __init__(self, stage: Stage, *, attack: str = "", workers: int = 1) -> None:
+    def __init__(self, stage: Stage, *, attack: str = "", workers: int = 1, nofile: int = 0) -> None:
         self.stage = stage
         self.numbers = iter(range(1, 10_000))
         app = stage.folder / "app"
@@ -163,7 +163,8 @@ class Tenant:
         }
         stage.bind(Directory.MASTER)
         stage.bind(Directory.VHOST)
-        self.role = stage.start(RoleName.VHOST, "a", TENANTS["a"], "--tmp", str(marks), "--grace", "3")
+        options = "--tmp", str(marks), "--grace", "3"
+        self.role = stage.start(RoleName.VHOST, "a", TENANTS["a"], *options, nofile=nofile)
 
     def share(self, **changes: Any) -> bytes:
         return VhostShare(**(self.values | changes)).to_json()
@@ -208,6 +209,18 @@ def stage() -> Iterator[Stage]:
 
 
 # ---- its own children ------------------------------------------------------------------------------------------------
+
+
+def test_a_pool_for_which_there_are_too_few_descriptors_is_as_large_as_they_allow(stage: Stage) -> None:
+    """It used to end the supervisor, with all of its workers, again and again."""
+    tenant = Tenant(stage, workers=60, nofile=80)
+    umaster = tenant.serve()
+    pid = tenant.role.pid
+    tenant.role.logs("no descriptor is left for another worker")
+    _, worker = tenant.worker(umaster)
+    tenant.answers(worker)
+    assert tenant.role.pid == pid
+    assert "Too many open files" not in tenant.role.log()
 
 
 @pytest.mark.parametrize(

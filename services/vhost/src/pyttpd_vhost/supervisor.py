@@ -128,6 +128,7 @@ class Supervisor:
         self._notes = Notes(0)
         self._waiting = 0
         self._limits_reached = 0
+        self._short_of_descriptors = False
         self._failing = False
         self._open = False
         self._may_start = False
@@ -256,15 +257,15 @@ class Supervisor:
         nursery = self._nursery
         # Nobody is kept waiting for one that is failing: it has to be tried as if somebody was.
         waiting = max(self._waiting, int(self._failing))
-        load = Load(waiting, nursery.can_spawn(now) and bool(self._board.free))
+        load = Load(waiting, nursery.can_spawn(now) and self._has_room())
         plan = policy.decide(share.pool, self._workers.values(), load, self._notes, now)
         self._notes = plan.notes
         for member, reason in plan.mark:
             self._evictor.mark(member, reason)
         for member in plan.postpone:
             self._evictor.postpone(member)
-        for _ in range(min(plan.start, len(self._board.free))):
-            if not self._spawn(share, now):
+        for _ in range(plan.start):
+            if not self._has_room() or not self._spawn(share, now):
                 break
         for member in plan.retire:
             self._evictor.retire(self._workers[member.number], now)
@@ -279,6 +280,17 @@ class Supervisor:
             self._log.info("nobody has come for a while: the prototype ends")
             self._evictor.dismiss_prototype(nursery.prototype)
 
+    def _has_room(self) -> bool:
+        """Whether there is a row, and a descriptor for the control channel, for one worker more."""
+        short = self._service.budget.exhausted
+        if short and not self._short_of_descriptors:
+            self._log.warning(
+                "no descriptor is left for another worker: raise the limit (ulimit -n), or lower max_workers",
+                workers=len(self._workers),
+            )
+        self._short_of_descriptors = short
+        return bool(self._board.free) and not short
+
     def _tell_how_it_stands(self, share: VhostShare, now: float) -> None:
         """Open when the pool is full (or as full as it gets); keep umaster and our keeper informed."""
         serving = sum(worker.state is State.SERVING for worker in self._workers.values())
@@ -288,7 +300,8 @@ class Supervisor:
                 break
         failing = self._nursery.crash_loop() and not serving
         late = now - self._born > SPAWN_TIMEOUT
-        if not self._open and serving and (serving >= share.pool.first or late):
+        full = serving >= share.pool.first or self._short_of_descriptors
+        if not self._open and serving and (full or late):
             self._open = True
             for worker in self._workers.values():
                 self._attach(worker)
@@ -332,7 +345,7 @@ class Supervisor:
     # ---- the prototype ----
 
     def _channel(self, sock: socket.socket, peer: str, number: int) -> Channel:
-        return Channel(
+        channel = Channel(
             sock,
             Kind.CONTROL,
             Side.BINDER,
@@ -344,6 +357,9 @@ class Supervisor:
             on_message=self._from_prototype if peer == "prototype" else self._from_worker,
             on_close=self._control_lost,
         )
+        self._service.budget.take()
+        channel.budget = self._service.budget
+        return channel
 
     def _be_prototype(self, control: socket.socket) -> NoReturn:
         """In the forked child."""
