@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import enum
 import re
-from collections.abc import Callable
 
 from pyttpd_vhost.http.errors import RequestError
 
@@ -53,14 +52,15 @@ class State(enum.Enum):
 class ChunkedDecoder:
     """Decodes one message. `state` is DONE after the last CRLF; errors are RequestError(400)."""
 
-    __slots__ = ("_excess", "_left", "_match", "_trailers_size", "state", "trailers")
+    __slots__ = ("_excess", "_left", "_trailers_size", "state", "trailers")
+
+    #: Reads a size line: (data, from, to); group 1 is the size.
+    _match = staticmethod(SIZE_LINE.match)
 
     def __init__(self) -> None:
         self.state = State.SIZE
         #: Names as sent, values without blanks around them; complete when DONE.
         self.trailers: list[tuple[bytes, bytes]] = []
-        #: Reads a size line: (data, from, to); group 1 is the size.
-        self._match: Callable[[bytes, int, int], re.Match[bytes] | None] = SIZE_LINE.match
         self._excess = 0
         self._left = 0
         self._trailers_size = 0

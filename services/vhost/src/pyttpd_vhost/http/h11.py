@@ -77,9 +77,8 @@ class CheckedDecoder(ChunkedDecoder):
         self._connection, _ = _receive(_BEFORE_CHUNKS)
         #: Where lines with such blanks are in what is being fed.
         self._blank: list[tuple[int, int]] = []
-        self._match = self._match_and_note
 
-    def _match_and_note(self, data: bytes, start: int, end: int) -> re.Match[bytes] | None:
+    def _match(self, data: bytes, start: int, end: int) -> re.Match[bytes] | None:  # type: ignore[override]
         match = SIZE_LINE.match(data, start, end)
         if match is not None and _BLANKS.search(data, start, match.end()):
             self._blank.append(match.span())
@@ -106,9 +105,12 @@ class CheckedDecoder(ChunkedDecoder):
         return piece, used
 
     def _without_blanks(self, data: bytes) -> bytes:
-        for start, end in reversed(self._blank):
-            data = data[:start] + _BLANKS.sub(b";", data[start:end]) + data[end:]
-        return data
+        parts: list[bytes] = []
+        at = 0
+        for start, end in self._blank:
+            parts += data[at:start], _BLANKS.sub(b";", data[start:end])
+            at = end
+        return b"".join((*parts, data[at:]))
 
 
 def _receive(head: bytes) -> tuple[h11.Connection, h11.Request]:
