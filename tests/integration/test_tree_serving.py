@@ -421,7 +421,7 @@ def test_an_application_that_does_not_load_costs_its_neighbours_nothing(plant: P
     )
     assert tree.get("static.localhost").status == 200
     # It is tried again and again; the traceback is said once, and once more when there is another reason.
-    tree.wait_for(lambda: tree.log().count("failed to load, as before") >= 2)
+    tree.wait_for(lambda: tree.log().count("application does not load") >= 3)
     assert tree.log().count("Traceback (most recent call last)") == 1
     (tree.folder / "application/app.py").write_text("raise RuntimeError('still not')\n")
     tree.wait_for(lambda: tree.log().count("Traceback (most recent call last)") == 2)

@@ -390,6 +390,16 @@ def test_a_stack_shows_the_innermost_frames() -> None:
     assert "in test_a_stack_shows_the_innermost_frames.<locals>.deep" in lines[-1]
 
 
+def test_a_stack_begins_with_the_application_s_frames(stuck: Stuck) -> None:
+    _, server, *_ = stuck
+    *_, first, wait, condition = tracebacks(server.ident)
+    assert first.endswith("in stuck.<locals>.application")
+    assert wait.endswith("in Event.wait")
+    assert condition.endswith("in Condition.wait")
+    lines = list(tracebacks(server.ident))
+    assert lines[lines.index(first) - 1].endswith("which is slow:")
+
+
 def test_tracebacks_name_the_threads_and_end_with_the_slow_one() -> None:
     done = threading.Event()
     begun: list[int] = []

@@ -27,9 +27,10 @@ import socket
 import sys
 import threading
 from collections.abc import Iterable, Iterator
-from types import FrameType
+from types import CodeType, FrameType
 from typing import TYPE_CHECKING
 
+from pyttpd_vhost import kinds
 from pyttpd_vhost.http.response import CLOSE, STATUS, date_line
 from pyttpd_vhost.output import SLOW, TIMED_OUT
 
@@ -46,6 +47,8 @@ WINDOW = 10.0
 MAX_FRAMES = 30
 MAX_OTHER_FRAMES = 10
 MAX_OTHERS = 10
+#: Where the code of kinds is.
+_KINDS = kinds.__path__[0]
 #: A file's or function's name longer than this is cut.
 MAX_NAME = 120
 #: How long (s) a client that got 504 may take to close, as after any answer of ours.
@@ -224,9 +227,12 @@ def tracebacks(ident: int) -> Iterator[str]:
 
 
 def stack(frame: FrameType | None, most: int) -> list[str]:
-    """Return a line for each of the `most` innermost frames, the innermost last. Reads no source file."""
+    """Return a line for each of the `most` innermost frames, the innermost last. Reads no source file.
+
+    Of a thread that is in an application only the application's frames: how we got there is the same each time.
+    """
     lines: list[str] = []
-    while frame is not None:
+    while frame is not None and not (lines and _enters_application(frame.f_code)):
         if len(lines) == most:
             lines.append("  ...")
             break
@@ -236,3 +242,8 @@ def stack(frame: FrameType | None, most: int) -> list[str]:
         )
         frame = frame.f_back
     return lines[::-1]
+
+
+def _enters_application(code: CodeType) -> bool:
+    """Say whether this is a kind's `handle`, from which an application is called."""
+    return code.co_name == "handle" and code.co_filename.startswith(_KINDS)

@@ -84,17 +84,14 @@ def main(
 def load(site: Site, log: Log, tell: Callable[[Message], bool], told: str = "") -> None:
     """Import the application; if that fails, say why in the log and to the supervisor, and end the process.
 
-    The log has no second traceback for the same reason: `told` is the one that it was last told, and it is tried
-    again every few seconds.
+    The log isn't told twice of the same reason: `told` is the last one, and it is tried again every few seconds.
     """
     try:
         site.load()
     except BaseException as error:  # noqa: BLE001 - the process ends here, whatever it was
         reason = describe(error)
         text = traceback.format_exc()
-        if reason == told:
-            log.error("application failed to load, as before", error=reason)
-        else:
+        if reason != told:
             log.error("application failed to load", error=reason, traceback=text)
         for message in last_words(reason, text):
             tell(message)
