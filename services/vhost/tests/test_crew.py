@@ -336,6 +336,18 @@ def test_a_request_grows_old_from_the_first_look_on(stuck: Stuck) -> None:
     assert (audit.timed_out, audit.answered) == (1, 1)
 
 
+def test_who_lingers_is_not_a_forked_child_s(stuck: Stuck) -> None:
+    audit, server, _, _, _ = stuck
+    audit.look(100.0, [server])
+    before = len(os.listdir("/proc/self/fd"))
+    assert audit.condemn(server, 110.0)
+    assert audit.lingering
+    assert len(os.listdir("/proc/self/fd")) == before + 1
+    audit.fork()
+    assert not audit.lingering
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
 def test_a_client_that_has_left_is_answered_no_more_but_its_thread_is_condemned(stuck: Stuck) -> None:
     audit, server, client, _, _ = stuck
     audit.look(100.0, [server])

@@ -167,6 +167,12 @@ class Audit:
             sock.close()
         self._lingering = left
 
+    def fork(self) -> None:
+        """In a forked child: who lingers isn't its client."""
+        for sock, _ in self._lingering:
+            sock.close()
+        self._lingering = []
+
     def _report(self, event: str, server: Server, age: float, now: float) -> None:
         one = server.one
         request = None if one is None else one.connection.request

@@ -55,12 +55,6 @@ class Stats:
         """Requests answered, by the kind or by a refusal."""
         return sum(self.responses)
 
-    def snapshot(self) -> dict[str, int]:
-        """Return the counters under flat names, `responses_2xx` and so on among them."""
-        counters = {name: getattr(self, name) for name in self.__slots__ if name != "responses"}
-        counters["requests"] = self.requests
-        return counters | {f"responses_{digit}xx": self.responses[digit] for digit in range(2, 6)}
-
 
 class Site:
     """One tenant's site. `retiring`: the process is about to leave, answers say `Connection: close`.

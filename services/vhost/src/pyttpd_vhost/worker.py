@@ -699,6 +699,7 @@ class Worker(Loop):
         self._lock = threading.RLock()
         self._parking.fork()
         self._crew.fork()
+        self._audit.fork()
         for site in self._crew.sites:
             site.access = site.clients = None  # what workers share isn't its to write
         with contextlib.suppress(OSError):
