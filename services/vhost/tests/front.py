@@ -210,7 +210,10 @@ class Front:
         if best is None or best.credit <= 0:
             return False
         self._next_id += 1
-        host, port = sock.getpeername()[:2]
+        try:
+            host, port = sock.getpeername()[:2]
+        except OSError:
+            host, port = "127.0.0.1", 0  # it has gone meanwhile
         try:
             fdpass.send_fd(
                 best.channel, m.encode(m.Dispatch(self._next_id, m.Client(host, port), HOST)), sock.fileno()

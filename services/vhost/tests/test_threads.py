@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import socket
 import threading
 import time
@@ -177,6 +178,50 @@ def test_crowds_mix_nothing_up(front: Fronts) -> None:
     assert not wrong
     ours.wait_for(lambda: ours.row().success == ours.row().requests == 2 * CLIENTS * EACH)
     ours.wait_for(lambda: ours.row().threads == 1 or ours.row().busy_threads == 0)
+
+
+def test_nothing_is_mixed_up_while_siblings_pass_connections_on(front: Fronts) -> None:
+    """Kept connections, requests in pieces and several at a time, clients that leave: what is passed on is unread."""
+    ours = front(application, workers=3, max_threads=3, thread_wait=0.01, slow_request=0, request_timeout=60)
+    faults: list[BaseException] = []
+
+    def client(seed: int) -> None:
+        chance = random.Random(seed)
+        sock = ours.connect()
+        reader = Client(sock)
+        for number in range(20):
+            data, wanted = b"", []
+            for part in range(chance.choice((1, 1, 3))):
+                tag = f"{seed}-{number}-{part}"
+                body = tag.encode() * chance.choice((0, 1, 3000))
+                pause = chance.choice((0, 0, 0.01, 0.08))
+                data += f"POST /echo/{pause}?{tag} HTTP/1.1\r\nHost: {HOST}\r\n".encode()
+                data += b"Content-Length: %d\r\n\r\n%b" % (len(body), body)
+                wanted.append(tag.encode() + body)
+            cut = chance.randrange(len(data))
+            sock.sendall(data[:cut])
+            time.sleep(chance.choice((0, 0, 0.03)))
+            sock.sendall(data[cut:])
+            if chance.random() < 0.9:
+                assert [reader.answer().body for _ in wanted] == wanted
+            else:
+                sock.close()  # with answers on their way
+                sock = ours.connect()
+                reader = Client(sock)
+
+    def watched(seed: int) -> None:
+        try:
+            client(seed)
+        except BaseException as fault:
+            faults.append(fault)
+
+    threads = [threading.Thread(target=watched, args=(seed,)) for seed in range(CLIENTS)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not faults
+    ours.wait_for(lambda: sum(ours.row(number).passed for number in (1, 2, 3)) > 0)
 
 
 def test_clients_that_close_or_send_while_they_are_served_cost_no_turns(front: Fronts) -> None:
