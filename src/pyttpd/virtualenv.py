@@ -99,7 +99,7 @@ def _text(path: str) -> str:
     Anything may lie there: a FIFO would wait for a writer, and a device must not even be opened.
     """
     if not stat.S_ISREG(os.stat(path).st_mode):
-        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        raise OSError(errno.EINVAL, "not a regular file")
     fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
     with open(fd, encoding="utf-8", errors="replace") as file:
         return file.read(_MAX_BYTES) if stat.S_ISREG(os.fstat(fd).st_mode) else ""

@@ -125,5 +125,5 @@ def test_an_environment_that_cannot_be_used_is_said_why(site: Path) -> None:
 def test_a_config_that_cannot_be_read(site: Path) -> None:
     (site / "venv/pyvenv.cfg").unlink()
     (site / "venv/pyvenv.cfg").mkdir()
-    with pytest.raises(VirtualenvError, match=r"pyvenv.cfg in it can't be read: Is a directory"):
+    with pytest.raises(VirtualenvError, match=r"pyvenv.cfg in it can't be read: not a regular file"):
         look(str(site / "venv"))
