@@ -88,7 +88,7 @@ def _config(path: str, make: str) -> dict[str, str]:
             raise VirtualenvError(f"there is no such folder: make it ({make})") from None
         raise VirtualenvError(f"is no virtual environment, it has no pyvenv.cfg: make one ({make})") from None
     except OSError as error:
-        raise VirtualenvError(f"pyvenv.cfg in it can't be read: {os.strerror(error.errno or 0)}") from None
+        raise VirtualenvError(f"pyvenv.cfg in it can't be read: {error.strerror}") from None
     pairs = (line.partition("=") for line in text.splitlines())
     return {key.strip().lower(): value.strip() for key, _, value in pairs}
 
