@@ -131,7 +131,7 @@ def test_requests_that_do_not_end(plant: Plant) -> None:
                 assert client.at_end()
         tree.wait_for(lambda: exits(tree).get("request-timeout") == 2, WITHIN)
     assert not wrong
-    assert total(tree, "slow_requests_total") == 2
+    assert total(tree, "slow_requests_total") >= 2  # on a busy machine the traffic may be slow, too
     assert total(tree, "request_timeouts_total") == 2
     text = slow.read_text()
     for path, function in (("/sleep", "waits_for_ever"), ("/deadlock", "deadlock")):

@@ -96,15 +96,19 @@ def _save_at_the_end(measured: Coverage) -> None:
     import contextlib
     import json
     import select
+    import threading
     import time
     import zlib
 
     last = b""
     next_save = 0.0
+    # A child that is forked while another thread saves would find coverage's own lock held for ever.
+    saving = threading.RLock()
+    os.register_at_fork(before=saving.acquire, after_in_parent=saving.release, after_in_child=saving.release)
 
     def save() -> None:
         nonlocal last
-        with contextlib.suppress(Exception):
+        with saving, contextlib.suppress(Exception):
             measured.stop()
             data = measured.get_data()
             lines = {path: data.lines(path) for path in data.measured_files()}
