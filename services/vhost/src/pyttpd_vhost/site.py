@@ -41,11 +41,10 @@ class SiteLog(Protocol):
 class Stats:
     """One process's counters since it started. Plain integers: the supervisor adds up its workers."""
 
-    __slots__ = ("bytes_sent", "errors", "gone", "refused", "responses")
+    __slots__ = ("bytes_sent", "errors", "gone", "responses")
 
     def __init__(self) -> None:
         self.responses = [0] * 6  # by the status's first digit, refusals included
-        self.refused = 0  # answered without the kind: malformed, too large, not ours, too slow
         self.gone = 0  # clients that left, or were left, before their answer was sent
         self.errors = 0  # faults of the application
         self.bytes_sent = 0

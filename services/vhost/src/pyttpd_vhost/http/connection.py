@@ -568,7 +568,6 @@ class Connection:
         site = self._site
         if request is None and self._proxy is not None:
             self._exchange.client = self._proxy  # without a head nobody knows whose it is
-        site.stats.refused += 1
         site.log.info("request refused", status=status, reason=reason, client=self._exchange.client[0])
         fields, content = site.page(status)
         head = f"HTTP/1.1 {STATUS[status]}\r\n{fields.text}Content-Length: {len(content)}\r\n{date_line()}{CLOSE}\r\n"
