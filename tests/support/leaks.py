@@ -103,6 +103,16 @@ def state(pid: int) -> str:
         return "X"
 
 
+def passes(pid: int) -> bool:
+    """Say whether a prototype has forked `pid`: it forks the worker, or is one that has no name yet."""
+    try:
+        name, _, rest = Path(f"/proc/{pid}/stat").read_text().partition("(")[2].rpartition(")")
+        parent = Path(f"/proc/{rest.split()[1]}/comm").read_text().rstrip("\n")
+    except OSError:
+        return True  # gone
+    return name == parent and name.startswith("p:")
+
+
 def arguments(pid: int) -> list[str]:
     """The command line of `pid`, empty when it is gone."""
     try:
