@@ -490,9 +490,6 @@ def test_nobody_else_is_believed(serve: Serve, trusted: tuple[str, ...], headers
 
 def test_a_dropped_header_is_told_once(serve: Serve) -> None:
     """Who has put a proxy in front and named it nowhere finds out why."""
-    from pyttpd_vhost.kinds import wsgi
-
-    wsgi._KEYS.clear()
 
     def application(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         start_response("204 No Content", [])

@@ -111,6 +111,14 @@ class Exchange:
         self.body = None
 
     @property
+    def server_address(self) -> str:
+        """The address that the client has connected to, empty when nobody knows any more."""
+        try:
+            return str(self._stream.sock.getsockname()[0])
+        except OSError:
+            return ""
+
+    @property
     def full(self) -> bool:
         """The client has got, or is about to get, all of the body that it may have."""
         return self.state is _DROPPED or (

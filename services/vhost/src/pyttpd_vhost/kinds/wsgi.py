@@ -9,8 +9,7 @@ Who may break what: whatever the application does wrong becomes a plain 500 (or 
 a traceback in its own log; nothing of it reaches the framing. That includes what is meant to end a process
 (SystemExit, KeyboardInterrupt): a request doesn't end a worker.
 
-Names: a header gets a key only if no other header could get the same one. What proxies say of the client is in
-the environ if a trusted proxy says it (http/proxies.py), else not at all.
+What the environ says of the request, and what it doesn't, is gateway/variables.py's: the same as for CGI.
 """
 
 from __future__ import annotations
@@ -24,7 +23,6 @@ from collections.abc import Callable, Iterable, Iterator
 from importlib import import_module
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote_to_bytes
 
 from pyttpd import virtualenv
 
@@ -32,8 +30,8 @@ from pyttpd_vhost.http.body import Body
 from pyttpd_vhost.http.engine import Request
 from pyttpd_vhost.http.errors import ClientGone, RequestError, ResponseError
 from pyttpd_vhost.http.exchange import Exchange, State
-from pyttpd_vhost.http.proxies import Origin, default_port, is_forwarding
 from pyttpd_vhost.http.response import Fields, status_code
+from pyttpd_vhost.kinds.gateway.variables import COMMON, Variables
 
 if TYPE_CHECKING:
     from pyttpd.config.shares import VhostShare
@@ -43,17 +41,6 @@ if TYPE_CHECKING:
 Environ = dict[str, Any]
 ExcInfo = tuple[type[BaseException], BaseException, TracebackType] | tuple[None, None, None]
 Application = Callable[[Environ, Callable[..., Any]], Iterable[bytes]]
-
-#: The environ's keys of header names; None: it gets none. Names with an underscore could pass for others
-#: ("X_Forwarded_For"); HTTP_PROXY is what programs take for their proxy's address ("httpoxy", CVE-2016-5385).
-_KEYS: dict[bytes, str | None] = {}
-_ODD_KEYS: dict[bytes, str | None] = {
-    b"content-type": "CONTENT_TYPE",
-    b"content-length": "CONTENT_LENGTH",
-    b"proxy": None,
-}
-#: The client chooses the names. When the table is full of some that it made up, it starts anew.
-_MAX_KEYS = 1024
 
 #: An exception's causes that are looked at: frameworks wrap once or twice.
 _MAX_CAUSES = 8
@@ -87,34 +74,23 @@ class WsgiKind:
     def __init__(self, application: Application, site: Site) -> None:
         self._application = application
         self._site = site
-        self._told_of_proxies = False
-        #: For HTTP/1.0 without Host.
-        self._server_name = next((host for host in site.share.hosts if host[:1] != "*"), site.share.name)
-        self._template: Environ = {
-            "REQUEST_METHOD": "",
-            "SCRIPT_NAME": "",
-            "PATH_INFO": "",
-            "QUERY_STRING": "",
-            # as sent, not decoded: Apache's and uWSGI's name for it, and gunicorn's
-            "REQUEST_URI": "",
-            "RAW_URI": "",
-            "SERVER_NAME": "",
-            "SERVER_PORT": "",
-            "SERVER_PROTOCOL": "",
-            "SERVER_SOFTWARE": "pyttpd",
-            "REMOTE_ADDR": "",
-            "REMOTE_PORT": "",
-            "wsgi.version": (1, 0),
-            "wsgi.url_scheme": "http",
-            "wsgi.input": NO_INPUT,
-            "wsgi.errors": sys.stderr,
-            "wsgi.multithread": site.share.pool.max_threads > 1,
-            # also with max_workers = 1: a worker's replacement serves while it finishes
-            "wsgi.multiprocess": True,
-            "wsgi.run_once": False,
-            "wsgi.file_wrapper": FileWrapper,
-            "wsgi.input_terminated": True,
-        }
+        self.variables = Variables(
+            site,
+            {
+                **COMMON,
+                "RAW_URI": "",  # gunicorn's name for REQUEST_URI
+                "wsgi.version": (1, 0),
+                "wsgi.url_scheme": "http",
+                "wsgi.input": NO_INPUT,
+                "wsgi.errors": sys.stderr,
+                "wsgi.multithread": site.share.pool.max_threads > 1,
+                # also with max_workers = 1: a worker's replacement serves while it finishes
+                "wsgi.multiprocess": True,
+                "wsgi.run_once": False,
+                "wsgi.file_wrapper": FileWrapper,
+                "wsgi.input_terminated": True,
+            },
+        )
 
     def handle(self, request: Request, exchange: Exchange) -> None:
         """See `Kind.handle`."""
@@ -153,77 +129,16 @@ class WsgiKind:
             environ = self._head_environ(request)
         environ["REMOTE_ADDR"], environ["REMOTE_PORT"] = exchange.client
         if exchange.origin is not None:
-            self._apply_origin(environ, exchange.origin, request)
+            self.variables.apply_origin(environ, exchange.origin, request)
+            environ["wsgi.url_scheme"] = exchange.origin.scheme
         if exchange.body is not None:
             environ["wsgi.input"] = Input(exchange.body)
         return environ
 
     def _head_environ(self, request: Request) -> Environ:
-        environ = self._template.copy()
-        environ["REQUEST_METHOD"] = request.method
-        target = environ["REQUEST_URI"] = environ["RAW_URI"] = request.target.decode("latin-1")
-        path = request.path
-        if b"%" in path:
-            environ["PATH_INFO"] = unquote_to_bytes(path).decode("latin-1")
-        elif len(path) != len(target):
-            environ["PATH_INFO"] = path.decode("latin-1")
-        elif target != "*":  # OPTIONS * is for the server, and no path (RFC 3875 section 4.1.5)
-            environ["PATH_INFO"] = target
-        if request.query:
-            environ["QUERY_STRING"] = request.query.decode("latin-1")
-        environ["SERVER_NAME"] = request.host or self._server_name
-        environ["SERVER_PORT"] = str(request.port) if request.port else "80"
-        environ["SERVER_PROTOCOL"] = "HTTP/1.1" if request.version == 11 else "HTTP/1.0"
-        for name, value in request.fields:
-            try:
-                key = _KEYS[name]
-            except KeyError:
-                key = self._new_key(name)
-            if key in environ:
-                # several fields of one name are a list (RFC 9110 section 5.3); cookies have their own comma
-                # (RFC 6265 section 5.4)
-                comma = "; " if key == "HTTP_COOKIE" else ", "
-                environ[key] = f"{environ[key]}{comma}{value.decode('latin-1')}"
-            elif key is not None:
-                environ[key] = value.decode("latin-1")
-        if target[0] != "/" and "HTTP_HOST" in environ:
-            # absolute-form: Host doesn't count, and may say anything (RFC 9112 section 3.2.2)
-            environ["HTTP_HOST"] = f"{request.host}:{request.port}" if request.port else request.host
+        environ = self.variables.of_head(request)
+        environ["RAW_URI"] = environ["REQUEST_URI"]
         return environ
-
-    def _apply_origin(self, environ: Environ, origin: Origin, request: Request) -> None:
-        """Put in what a trusted proxy says of the client, its scheme, host and port."""
-        environ["wsgi.url_scheme"] = origin.scheme
-        if origin.scheme == "https":
-            environ["HTTPS"] = "on"
-        if origin.host:
-            environ["SERVER_NAME"] = origin.host
-            environ["HTTP_HOST"] = origin.authority
-        own_port = 0 if origin.host else request.port
-        environ["SERVER_PORT"] = str(origin.server_port or own_port or default_port(origin.scheme))
-        for name, value in origin.believed:
-            if "_" not in name:
-                environ["HTTP_" + name.upper().replace("-", "_")] = value
-
-    def _new_key(self, name: bytes) -> str | None:
-        """Return the environ's key for a header's name that is new here, None if it gets none."""
-        lower = name.lower()
-        if lower in _ODD_KEYS:
-            key = _ODD_KEYS[lower]
-        elif is_forwarding(lower):
-            key = None
-            if self._site.proxies is None and not self._told_of_proxies:
-                self._told_of_proxies = True
-                self._site.log.info(
-                    "a forwarding header was dropped: trusted_proxies names nobody",
-                    header=name.decode("ascii"),
-                )
-        else:
-            key = None if b"_" in name else "HTTP_" + name.decode("ascii").upper().replace("-", "_")
-        if len(_KEYS) >= _MAX_KEYS:
-            _KEYS.clear()
-        _KEYS[name] = key
-        return key
 
     def _report(self, error: BaseException, request: Request, exchange: Exchange) -> None:
         """Write the traceback to the tenant's log."""
