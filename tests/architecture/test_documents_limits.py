@@ -11,7 +11,7 @@ from pyttpd.config.schema import SCHEMA, Key, Kind, Table
 
 TOP = Path(__file__).resolve().parents[2]
 #: Keys that limit nothing.
-NO_LIMITS = {"keepalive", "engine", "address", "backlog", "uid", "metrics_port"}
+NO_LIMITS = {"proxy_protocol", "keepalive", "engine", "address", "backlog", "uid", "metrics_port"}
 
 
 def _table(*path: str) -> Table:

@@ -542,6 +542,7 @@ def listener_share(**changes: Any) -> bytes:
         "max_unnamed_per_client": 0,
         "stress_factor": 1.0,
         "handover_timeout": 5.0,
+        "proxy_protocol": [],
         "log": LOG,
         "grace": 5.0,
     }

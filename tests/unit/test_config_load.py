@@ -58,6 +58,7 @@ max_connections = 5
 max_unnamed_per_client = 3
 stress_factor = 1
 handover_timeout = 2.5
+proxy_protocol = ["10.0.0.5", "2001:db8::/32"]
 metrics_port = 9300
 
 [listen.six]
@@ -189,6 +190,7 @@ def test_everything_that_can_be_written(folder: Path) -> None:
     assert (http.request_line_limit, http.max_headers) == (256, 8)
     assert (http.max_unnamed_per_client, http.stress_factor) == (3, 1.0)
     assert (http.max_connections, http.handover_timeout, http.metrics_port) == (5, 2.5, 9300)
+    assert (http.proxy_protocol, six.proxy_protocol) == (("10.0.0.5/32", "2001:db8::/32"), ())
     assert (str(six.address), six.uid, six.metrics_port) == ("[::]:80", 10011, 9204)
     assert (six.max_connections, six.max_unnamed_per_client) == (16384, 12288)
     assert (metrics.name, metrics.mode, str(metrics.address), metrics.uid) == (

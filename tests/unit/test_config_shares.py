@@ -27,7 +27,21 @@ from pyttpd.config.shares import (
 )
 
 LISTENER = ListenerShare(
-    1, "http", "http", 32768, 8192, 128, 10.0, 2.0, 16384, 256, 0.2, 15.0, LogSettings(), 30.0
+    1,
+    "http",
+    "http",
+    32768,
+    8192,
+    128,
+    10.0,
+    2.0,
+    16384,
+    256,
+    0.2,
+    15.0,
+    ("10.0.0.0/8",),
+    LogSettings(),
+    30.0,
 )
 UMASTER = UmasterShare(
     1,

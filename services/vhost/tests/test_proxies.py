@@ -335,7 +335,7 @@ def test_a_long_list_is_walked_so_far_and_no_further() -> None:
     assert time.thread_time() - begin < 0.1
     assert origin.address == hops[-MAX_HOPS]
     assert len(dict(origin.believed)["X-Forwarded-For"].split(", ")) == MAX_HOPS
-    assert len(proxies._known) <= MAX_HOPS + 1
+    assert len(proxies._networks._known) <= MAX_HOPS + 1
 
 
 SIZE = 60_000
@@ -375,7 +375,7 @@ def test_long_headers_cost_time_by_their_length(headers: str, name: str, value: 
 def test_what_is_remembered_of_addresses_is_bounded() -> None:
     proxies = Proxies(TRUSTED, "x-forwarded")
     assert not any(proxies.trusts(f"192.0.{number >> 8}.{number & 255}") for number in range(3000))
-    assert len(proxies._known) <= 1024
+    assert len(proxies._networks._known) <= 1024
     assert proxies.trusts("10.200.0.1")
     assert proxies.trusts("::ffff:10.0.0.1")
     assert not proxies.trusts("2001:db9::1")

@@ -784,5 +784,6 @@ def _metrics_listener(metrics: MetricsSettings) -> Listener:
         max_unnamed_per_client=64,
         stress_factor=0.2,
         handover_timeout=5.0,
+        proxy_protocol=(),
         metrics_port=metrics.listener_port,
     )

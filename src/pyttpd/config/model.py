@@ -70,6 +70,7 @@ class Listener:
     max_unnamed_per_client: int
     stress_factor: float
     handover_timeout: float
+    proxy_protocol: tuple[str, ...]
     metrics_port: int
 
 
@@ -176,6 +177,7 @@ class Config:
             max_unnamed_per_client=listener.max_unnamed_per_client,
             stress_factor=listener.stress_factor,
             handover_timeout=listener.handover_timeout,
+            proxy_protocol=listener.proxy_protocol,
             log=self.log,
             grace=self.grace,
         )

@@ -274,6 +274,16 @@ SCHEMA = Table(
                     bounds=limits.STRESS_FACTOR,
                     example=str(_HTTP.stress_factor),
                 ),
+                Key(
+                    "proxy_protocol",
+                    Kind.NETWORKS,
+                    (),
+                    "Load balancers that begin each connection with a PROXY header (version 1 or 2), and are believed "
+                    "what it says of the client's address. If there are any, connections of everybody else, and those "
+                    "without a header, are closed ([operating.md](operating.md#behind-a-load-balancer)).",
+                    default_text="none",
+                    example='["10.0.0.5", "2001:db8::/32"]',
+                ),
                 _seconds(
                     "handover_timeout",
                     15.0,

@@ -516,7 +516,8 @@ _STATIC_FIELDS: dict[str, Check] = {
 class ListenerShare:
     """A listener's share. Times in seconds, `head_limit` in bytes; `max_connections` counts accepted connections that
     no worker has taken; `handover_timeout` is how long umaster may be away before clients get 503;
-    `max_unnamed_per_client` 0 is no limit.
+    `max_unnamed_per_client` 0 is no limit; `proxy_protocol` are the networks from which every connection has a PROXY
+    header, empty if none has.
     """
 
     generation: int
@@ -531,6 +532,7 @@ class ListenerShare:
     max_unnamed_per_client: int
     stress_factor: float
     handover_timeout: float
+    proxy_protocol: tuple[str, ...]
     log: LogSettings
     grace: float
 
@@ -661,6 +663,7 @@ _LISTENER_FIELDS: dict[str, Check] = {
     "max_unnamed_per_client": _integer(limits.PER_CLIENT),
     "stress_factor": _number(limits.STRESS_FACTOR),
     "handover_timeout": _number(limits.TIMEOUT),
+    "proxy_protocol": _tuple(_network, limits.MAX_PROXIES),
     "log": _LOG,
     "grace": _GRACE,
 }

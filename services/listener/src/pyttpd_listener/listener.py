@@ -2,6 +2,8 @@
 
 Theory of operation. A connection is in one of these states, and in one place for each:
 
+    PREFACE    a proxy's, whose PROXY header isn't whole yet (`proxy_protocol`). Read by MSG_PEEK until it is; then the
+               header, and no byte more, is taken out of the kernel.
     PEEKING    its head isn't whole yet. Read only by MSG_PEEK: every byte stays in the kernel for the worker. Waits in
                edge-triggered epoll: each new segment is an event, and EPOLLRDHUP tells of a half-close, after
                which a peek never says "end".
@@ -10,10 +12,14 @@ Theory of operation. A connection is in one of these states, and in one place fo
     LINGERING  we have answered by ourselves and shut down our half; what the client still sends is read and
                dropped, since a close with bytes unread would send a reset and destroy the answer.
 
+    PREFACE ─ header whole ─> PEEKING; malformed, missing or too slow: closed
+
     PEEKING ─ head whole ─> WAITING ─ sent ─> OFFERED ─ SETTLED, DROP ─> closed without shutdown: it is another's now
        │                       ^                │ ├ RETRY, umaster lost ─> if nobody has read from it: WAITING
        │ refused, too slow     └────────────────┼─┘
        └──────────> LINGERING <── REFUSE ───────┘        (if somebody has read from it: closed, unanswered)
+
+"Nobody has read from it" means nothing but the PROXY header, if there was one.
 
 Who waits too long in PEEKING gets 408, in WAITING 503. PEEKING and LINGERING are what costs a client nothing, so these
 make room: of one client's (`Client.network`) the oldest, when it has more than `max_unnamed_per_client` of them; and
@@ -36,12 +42,14 @@ from pyttpd import confine, head, metrics, tcp
 from pyttpd.channel import Channel
 from pyttpd.config.shares import ListenerShare
 from pyttpd.loop import READ, Deadlines
+from pyttpd.networks import Networks
 from pyttpd.rendezvous import LEFT
 from pyttpd.roles import Channel as Directory
 from pyttpd.service import Service
 from pyttpd.wire.errors import RemoteProtocolError
 from pyttpd.wire.messages import Client, Drop, Goodbye, Message, Refuse, Retry, Route, Settled, Welcome
 
+from pyttpd_listener import proxy_protocol
 from pyttpd_listener.answers import answer
 
 _PEEK_EVENTS = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLET
@@ -70,6 +78,7 @@ _METRICS_TARGET = re.compile(rb"/metrics/([a-z][a-z0-9-]{0,31})\Z")
 class State(enum.Enum):
     """See the module's text."""
 
+    PREFACE = "preface"
     PEEKING = "peeking"
     WAITING = "waiting"
     OFFERED = "offered"
@@ -87,6 +96,7 @@ class Connection:
         "id",
         "lingered",
         "peeked",
+        "preface",
         "scanned",
         "sock",
         "state",
@@ -102,6 +112,8 @@ class Connection:
         self.crowd: dict[Connection, None] | None = None
         self.head_only = False
         self.lingered = 0
+        # Bytes of its PROXY header: all that we have read of it.
+        self.preface = 0
         # Bytes that were there when we last looked, and when we last scanned them.
         self.peeked = self.scanned = 0
 
@@ -116,6 +128,7 @@ class Listener:
         self._budget = service.budget
         self._share: ListenerShare | None = None
         self._bounds = head.DEFAULT_BOUNDS
+        self._proxies: Networks | None = None
         self._sockets: list[socket.socket] = []
         self._sealed = False
         self._accepting = False
@@ -137,6 +150,7 @@ class Listener:
         self.accepted = self.routed = self.settled = self.reoffered = self.dropped = self.stress_episodes = 0
         self.answers: dict[int, int] = {}
         self.evicted = {"full": 0, "client": 0}
+        self.proxy_refused = dict.fromkeys(("untrusted", "missing", "malformed", "timeout"), 0)
         self._link = service.link(
             Directory.ROUTE,
             on_open=self._on_umaster,
@@ -157,6 +171,7 @@ class Listener:
         self._share = share
         self._service.log_as(share.log)
         self._bounds = head.bounds_of(share.request_line_limit, share.max_headers)
+        self._proxies = Networks(share.proxy_protocol) if share.proxy_protocol else None
         self._set_deadlines()
         if first:
             self._link.start()
@@ -214,6 +229,10 @@ class Listener:
                 # ECONNABORTED and the like: that client left. EMFILE can't be: the budget is below it.
                 self._log.debug("accept", error=error.strerror)
                 return
+            if self._proxies is not None and address[0] not in self._proxies:
+                self._log_proxy_refused(Client(address[0], address[1]), "untrusted")
+                sock.close()
+                continue
             if full:  # not before somebody is there to make room for
                 oldest = self._peeking.oldest() or self._lingering.oldest()
                 assert isinstance(oldest, Connection)
@@ -223,23 +242,56 @@ class Listener:
             sock.setblocking(False)
             self._next_id += 1
             connection = Connection(sock, Client(address[0], address[1]), self._next_id)
+            if self._proxies is not None:
+                connection.state = State.PREFACE
             # Most clients' first bytes are there already: then epoll never hears of the connection.
             if not self._peek(connection):
                 self._peeking.start(connection, self._loop.now)
                 self._loop.add(sock.fileno(), _PEEK_EVENTS, partial(self._on_peekable, connection))
-                self._join(connection)
+                if connection.state is State.PEEKING:
+                    self._join(connection)
 
     def _on_peekable(self, connection: Connection, events: int) -> None:
+        before = connection.state
         if self._peek(connection):
             self._peeking.stop(connection)
         elif events & (select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR):
             # The other half is closed, and the head will never be whole.
             self._peeking.stop(connection)
             self._close(connection)
+        elif connection.state is not before:
+            self._join(connection)
+
+    def _take_preface(self, connection: Connection) -> bool | None:
+        """Look for a whole PROXY header, and take it away. None: done; else as `_peek`."""
+        try:
+            size = connection.sock.recv_into(self._view, proxy_protocol.MAX_HEADER, socket.MSG_PEEK)
+            header = proxy_protocol.parse(bytes(self._view[:size])) if size else None
+            if header is not None:
+                connection.sock.recv_into(self._view, header.size)  # it is there: we have just seen it
+        except BlockingIOError:
+            return False
+        except proxy_protocol.Malformed as error:
+            self._refuse_proxy(connection, str(error))
+            return True
+        except OSError:
+            size, header = 0, None
+        if header is not None:
+            connection.preface = header.size
+            connection.client = header.client or connection.client
+            connection.state = State.PEEKING
+            return None
+        if size == 0:
+            self._close(connection)
+        return size == 0
 
     def _peek(self, connection: Connection) -> bool:
-        """Look for a whole head; True when the connection isn't PEEKING any more (named, refused or gone)."""
+        """Look for a whole head; True when the connection is neither in PREFACE nor PEEKING any more (named, refused
+        or gone).
+        """
         assert self._share is not None
+        if connection.state is State.PREFACE and (done := self._take_preface(connection)) is not None:
+            return done
         limit = self._share.head_limit
         try:
             size = connection.sock.recv_into(self._view, limit, socket.MSG_PEEK)
@@ -368,7 +420,7 @@ class Listener:
     def _offer_again(self, connection: Connection) -> None:
         """Offer a connection once more, if nobody has read from it: otherwise somebody has answered, or never will."""
         try:
-            unread = tcp.consumed(connection.sock) == 0
+            unread = tcp.consumed(connection.sock) == connection.preface
         except OSError:
             unread = False
         if unread:
@@ -446,6 +498,15 @@ class Listener:
         self._loop.add(sock.fileno(), READ, lambda _: self._linger(connection))
         self._join(connection)
 
+    def _refuse_proxy(self, connection: Connection, reason: str) -> None:
+        """Close a connection in PREFACE. No answer: who speaks another protocol wouldn't understand it."""
+        self._log_proxy_refused(connection.client, reason)
+        self._close(connection)
+
+    def _log_proxy_refused(self, client: Client, reason: str) -> None:
+        self.proxy_refused[reason] += 1
+        self._log.info("no PROXY header to believe: connection refused", reason=reason, client=client.host)
+
     def _linger(self, connection: Connection) -> None:
         try:
             size = connection.sock.recv_into(self._view, _LINGER_CHUNK, _RECEIVE)
@@ -485,7 +546,9 @@ class Listener:
             self._weigh()
         for connection in self._peeking.expired(now):
             assert isinstance(connection, Connection)
-            if self._service.draining or not _has_sent(connection.sock):
+            if connection.state is State.PREFACE:
+                self._refuse_proxy(connection, "timeout")
+            elif self._service.draining or not _has_sent(connection.sock):
                 self._close(connection)  # it never said anything, and wants no answer (RFC 9112, 9.5)
             else:
                 self._answer(connection, 408)
@@ -525,6 +588,7 @@ class Listener:
             "pyttpd_listener_connections", "Connections that we answer for.", labels=["state"]
         )
         for state, count in (
+            # those in PREFACE are among them
             (State.PEEKING, len(self._peeking)),
             (State.WAITING, len(self._waiting)),
             (State.OFFERED, len(self._offered)),
@@ -544,6 +608,14 @@ class Listener:
         for reason, count in self.evicted.items():
             evicted.add_metric([reason], count)
         yield evicted
+        refused = counter(
+            "pyttpd_listener_proxy_refused",
+            "Connections closed for want of a PROXY header that is believed.",
+            labels=["reason"],
+        )
+        for reason, count in self.proxy_refused.items():
+            refused.add_metric([reason], count)
+        yield refused
         yield metrics.GaugeMetricFamily(
             "pyttpd_listener_stress", "1 while the deadlines are shrunk.", int(self._stressed)
         )

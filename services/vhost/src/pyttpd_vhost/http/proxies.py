@@ -22,10 +22,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
-from ipaddress import IPv6Address, ip_address, ip_network
+from ipaddress import IPv6Address, ip_address
 from typing import NamedTuple
 
 from pyttpd.head import Refused, authority
+from pyttpd.networks import Networks
 
 Fields = list[tuple[bytes, bytes]]
 
@@ -33,8 +34,6 @@ Fields = list[tuple[bytes, bytes]]
 MAX_HOPS = 32
 #: Elements of one Forwarded field: those of the chain, and what the client has put before them.
 MAX_ELEMENTS = 256
-#: Addresses whose verdict is remembered; then all are forgotten.
-_MAX_KNOWN = 1024
 
 FORWARDED = b"forwarded"
 _FOR, _PROTO, _HOST, _PORT = (
@@ -90,21 +89,12 @@ class Proxies:
     """A vhost's trusted proxies: `networks` in normal form; `headers` is one of limits.PROXY_HEADERS."""
 
     def __init__(self, networks: Iterable[str], headers: str) -> None:
-        self._networks = [ip_network(network) for network in networks]
+        self._networks = Networks(networks)
         self._read = self._forwarded if headers == "forwarded" else self._x_forwarded
-        self._known: dict[str, bool] = {}
 
     def trusts(self, address: str) -> bool:
         """Whether `address` (normal form) is a trusted proxy's."""
-        known = self._known.get(address)
-        if known is None:
-            if len(self._known) >= _MAX_KNOWN:
-                self._known.clear()
-            ip = ip_address(address)
-            if isinstance(ip, IPv6Address) and ip.ipv4_mapped is not None:
-                ip = ip.ipv4_mapped
-            known = self._known[address] = any(ip in network for network in self._networks)
-        return known
+        return address in self._networks
 
     def origin(self, peer: tuple[str, str], fields: Fields) -> Origin:
         """Return the origin of a request with these header `fields` that came from `peer`, which is trusted.
