@@ -3,10 +3,16 @@
 The keeper writes the role's state and touches the file with every heartbeat, so an old file means that the
 keeper, or the role's event loop, doesn't turn any more. A file needs no network, no listening socket and no
 other role.
+
+    python -I -m pyttpd.health                is it ready? (0, or 1 and why not)
+    python -I -m pyttpd.health --alive        does it turn at all, ready or not? (a pod's liveness)
+    python -I -m pyttpd.health --within 60    is it ready, or had it 60 seconds for that? (a tenant's startup in a pod:
+                                              one whose application doesn't load must not keep the others from serving)
 """
 
 from __future__ import annotations
 
+import math
 import os
 import stat
 import sys
@@ -61,8 +67,8 @@ class HealthFile:
             self._state = ""
 
 
-def read(path: str) -> tuple[bool, str]:
-    """Return whether the role is ready, and a sentence that says why."""
+def read(path: str, *, alive: bool = False) -> tuple[bool, str]:
+    """Return whether the role is ready (or `alive`, whatever its state), and a sentence that says why."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | _OPEN)
         try:
@@ -79,19 +85,38 @@ def read(path: str) -> tuple[bool, str]:
         return False, f"unknown state {state!r}"
     if age > STALE_AFTER:
         return False, f"{state}, but no heartbeat for {age:.0f} s"
-    return state == "ready", state
+    return alive or state == "ready", state
+
+
+def age_of(pid: int) -> float:
+    """Return how long ago (s) the process was started (proc(5): its starttime, in ticks since the machine's start)."""
+    with open(f"/proc/{pid}/stat", "rb") as file:
+        # Behind the last parenthesis, since a name may have some: starttime is the 22nd field, the state the third.
+        started = int(file.read().rpartition(b")")[2].split()[19]) / os.sysconf("SC_CLK_TCK")
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - started
 
 
 def main(arguments: list[str]) -> int:
-    match arguments:
-        case []:
-            path = DEFAULT_FILE
-        case ["--file", path]:
-            pass
-        case _:
-            print("usage: python -I -m pyttpd.health [--file FILE]", file=sys.stderr)
-            return 2
-    ready, why = read(path)
+    # By hand: argparse would cost more than all the rest, and probes come every few seconds in every container.
+    path, alive, within = DEFAULT_FILE, False, math.inf
+    given = iter(arguments)
+    try:
+        for option in given:
+            match option:
+                case "--file":
+                    path = next(given)
+                case "--alive":
+                    alive = True
+                case "--within":
+                    within = float(next(given))
+                case _:
+                    raise ValueError(option)
+    except (StopIteration, ValueError):
+        print("usage: python -I -m pyttpd.health [--file FILE] [--alive] [--within SECONDS]", file=sys.stderr)
+        return 2
+    ready, why = read(path, alive=alive)
+    if not ready and within < math.inf and age_of(1) > within:
+        ready, why = True, f"{why}; not ready within {within:.0f} s, and not waited for any longer"
     print(why)
     return 0 if ready else 1
 

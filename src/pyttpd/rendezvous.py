@@ -2,9 +2,9 @@
 
 Two ways, chosen by the form of deployment and the same for all above:
 
-* **paths** (containers; plain mode as root): the binder's keeper has bound `<runtime_dir>/<directory>/sock`,
-  the connector
-  connects. Both ask the kernel for the other's uid (SO_PEERCRED) before anything else.
+* **paths** (containers; plain mode as root): the binder's keeper has bound `<runtime_dir>/<directory>/sock` (in a pod
+  `<runtime_dir>/<directory>/own/sock`, see service.py), the connector connects. Both ask the kernel for the other's uid
+  (SO_PEERCRED) before anything else.
 * **doors** (plain mode as an ordinary user): every process has the same uid, so a uid says nothing. There,
   init has made
   one socketpair per pair of roles before it started them; a connector makes a fresh socketpair and sends one
@@ -298,7 +298,7 @@ class Link:
         self,
         directory: Directory,
         *,
-        runtime_dir: str,
+        folder: str,
         door: Door | None,
         binder: str,
         binder_uid: int,
@@ -311,7 +311,7 @@ class Link:
         on_lost: Callable[[str], None],
     ) -> None:
         self._directory = directory
-        self._path = f"{runtime_dir}/{directory.value}/{SOCKET_NAME}"
+        self._path = f"{folder}/{SOCKET_NAME}"
         self._door = None
         if door is not None:
             self._door = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, fileno=door.fd)

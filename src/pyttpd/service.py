@@ -51,6 +51,9 @@ if TYPE_CHECKING:
     from pyttpd.config.shares import LogSettings
 
 DEFAULT_RUNTIME_DIR = "/run/pyttpd"
+#: A volume of Kubernetes' belongs to root and everybody may write in it, wherever it is mounted to be written: there
+#: a binder makes this directory, its own, and the second lock is where it would be otherwise.
+OWN_DIRECTORY = "own"
 DEFAULT_GRACE = 30.0
 #: A role process lives so long (s) until its keeper replaces it; 0 is for ever. init's default is 0.
 DEFAULT_MAX_AGE = 86_400.0
@@ -84,6 +87,8 @@ class Options:
     one_uid: bool = False
     allow: tuple[Address, ...] = ()
     shared_output: bool = False
+    init_uid: int = ROLES[Role.INIT].uid
+    volumes: bool = False
 
 
 def _door(text: str) -> Door:
@@ -102,6 +107,18 @@ def parse(role: Role, arguments: list[str]) -> Options:
     parser.add_argument("--name", default="", help="which listener or vhost this is")
     parser.add_argument(
         "--runtime-dir", default=DEFAULT_RUNTIME_DIR, help="where the channel directories are"
+    )
+    parser.add_argument(
+        "--volumes",
+        action="store_true",
+        help="the channel directories are volumes that everybody could write in (a pod's): their binders make "
+        f"directories of their own in them, {OWN_DIRECTORY}/",
+    )
+    parser.add_argument(
+        "--init-uid",
+        type=int,
+        default=ROLES[Role.INIT].uid,
+        help=f"the uid that init runs under, {ROLES[Role.INIT].uid} unless its ports need no privilege",
     )
     parser.add_argument("--config", default="", help="the configuration (init and master)")
     parser.add_argument("--health-file", default=DEFAULT_FILE, help="where the keeper says how the role is")
@@ -155,7 +172,23 @@ def add_allow(parser: argparse.ArgumentParser) -> None:
 
 def directory_path(options: Options, directory: Directory) -> str:
     """Return where the directory of a channel is."""
-    return f"{options.runtime_dir}/{directory.value}"
+    path = f"{options.runtime_dir}/{directory.value}"
+    return f"{path}/{OWN_DIRECTORY}" if options.volumes else path
+
+
+def make_own(path: str) -> None:
+    """Make the directory `path` in a volume, ours and nobody else's to write in; `bind` judges one that is there."""
+    previous = os.umask(0o022)
+    try:
+        os.mkdir(path, 0o755)
+    except FileExistsError:
+        pass  # a predecessor's, or a stranger's
+    except OSError as error:
+        raise StartError(
+            f"{path}: cannot be made: {error.strerror}; the volume has to be mounted to be written"
+        ) from None
+    finally:
+        os.umask(previous)
 
 
 def bind(path: str) -> socket.socket:
@@ -355,10 +388,10 @@ class Service:
 
         link = Link(
             directory,
-            runtime_dir=self.options.runtime_dir,
+            folder=directory_path(self.options, directory),
             door=next(iter(self.doors(directory)), None),
             binder=binder.value,
-            binder_uid=ROLES[binder].uid,
+            binder_uid=self.options.init_uid if binder is Role.INIT else ROLES[binder].uid,
             hello=Hello(self.role.value, self.options.name or self.role.value),
             loop=self.loop,
             log=self.log,
@@ -496,7 +529,10 @@ def main(program: Program, arguments: list[str]) -> int:
         bound: dict[Directory, socket.socket] = {}
         for directory in ROLES[role].binds:
             if not any(door.directory is directory for door in options.doors):
-                bound[directory] = bind(directory_path(options, directory))
+                path = directory_path(options, directory)
+                if options.volumes:
+                    make_own(path)
+                bound[directory] = bind(path)
     except (StartError, privileges.PrivilegeError) as error:
         log.error("cannot start", error=error)
         return 2

@@ -340,7 +340,7 @@ class Stage:
             visitor = Visitor()
             visitor.link = Link(
                 directory,
-                runtime_dir="",
+                folder="",
                 door=Door(directory, "tested", "", os.dup(ours.fileno())),
                 binder="tested",
                 binder_uid=0,

@@ -106,6 +106,49 @@ def test_the_program(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert health.main([]) in (0, 1)
 
 
+def test_alive_asks_for_signs_of_life_alone(tmp_path: Path) -> None:
+    path = str(tmp_path / "state")
+    file = HealthFile(path)
+    assert health.main(["--alive", "--file", path]) == 1
+    for state in health.STATES:
+        file.write(state)
+        assert health.main(["--alive", "--file", path]) == 0
+    old = time.time() - health.STALE_AFTER - 5
+    os.utime(path, (old, old))
+    assert health.main(["--alive", "--file", path]) == 1
+
+
+def test_a_startup_is_waited_for_so_long_and_no_longer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = str(tmp_path / "state")
+    HealthFile(path).write("starting")
+    for age, status in ((59.0, 1), (61.0, 0)):
+        monkeypatch.setattr(health, "age_of", lambda _pid, age=age: age)
+        assert health.main(["--within", "60", "--file", path]) == status
+    assert "not waited for any longer" in capsys.readouterr().out
+    HealthFile(path).write("ready")
+    monkeypatch.setattr(health, "age_of", lambda _pid: 0.0)
+    assert health.main(["--within", "60", "--file", path]) == 0
+
+
+@pytest.mark.parametrize("arguments", [["--within"], ["--within", "long"], ["--file"], ["more"]])
+def test_what_it_does_not_understand_is_an_error(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert health.main(arguments) == 2
+    assert "usage" in capsys.readouterr().err
+
+
+def test_the_age_of_a_process() -> None:
+    before = health.age_of(os.getpid())
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    with child:
+        # Ticks of the system's clock are hundredths of a second.
+        assert -0.02 <= health.age_of(child.pid) <= health.age_of(os.getpid()) - before + 0.02
+    assert health.age_of(1) > health.age_of(os.getpid())
+
+
 def test_the_program_as_containers_call_it(tmp_path: Path) -> None:
     path = str(tmp_path / "state")
     HealthFile(path).write("ready")

@@ -78,7 +78,7 @@ class Gate:
         lost: list[str] = []
         link = Link(
             Directory.ROUTE,
-            runtime_dir=str(self.folder),
+            folder=str(self.folder / "route"),
             door=None,
             binder="umaster",
             binder_uid=uid,
@@ -222,7 +222,7 @@ def test_through_a_door(on: Stage) -> None:
     record = Recorder()
     link = Link(
         Directory.ROUTE,
-        runtime_dir="",
+        folder="",
         door=Door(Directory.ROUTE, "umaster", "", os.dup(on._doors[Directory.ROUTE][1].fileno())),
         binder="umaster",
         binder_uid=-1,
@@ -279,3 +279,27 @@ def test_a_directory_that_others_can_write_in_is_not_bound(tmp_path: Path) -> No
     for _ in range(2):  # in place of what a predecessor left
         with service.bind(str(good)):
             assert (good / "sock").stat().st_mode & 0o777 == 0o666
+
+
+def test_in_a_volume_that_everybody_can_write_in_the_binder_makes_a_directory_of_its_own(
+    tmp_path: Path,
+) -> None:
+    volume = tmp_path / "route"
+    volume.mkdir()
+    volume.chmod(0o2777)
+    options = service.Options(runtime_dir=str(tmp_path), volumes=True)
+    path = service.directory_path(options, Directory.ROUTE)
+    for _ in range(2):
+        service.make_own(path)
+        with service.bind(path):
+            found = (volume / service.OWN_DIRECTORY).stat()
+            assert (found.st_uid, found.st_mode & 0o777) == (os.geteuid(), 0o755)
+    (volume / service.OWN_DIRECTORY).chmod(0o775)
+    service.make_own(path)
+    with pytest.raises(service.StartError, match="nobody else can write"):
+        service.bind(path)
+
+
+def test_a_volume_that_can_not_be_written_is_said(tmp_path: Path) -> None:
+    with pytest.raises(service.StartError, match=r"cannot be made: .* has to be mounted to be written"):
+        service.make_own(str(tmp_path / "none" / service.OWN_DIRECTORY))

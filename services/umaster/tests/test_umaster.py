@@ -319,6 +319,18 @@ def test_a_stuck_worker_is_told_of(make: Make, monkeypatch: pytest.MonkeyPatch) 
     assert any("worker takes nothing" in line for line in middle.on.lines)
 
 
+def test_which_listeners_are_here_is_told(make: Make) -> None:
+    """A pod's containers wait for their end by it (pyttpd.prestop)."""
+    middle = make()
+    assert middle.samples()["pyttpd_umaster_listeners", "http"] == 0
+    listener, _ = middle.listener(), middle.here(middle.scrape())
+    samples = middle.samples()
+    assert samples["pyttpd_umaster_listeners", "http"] == samples["pyttpd_umaster_listeners", "metrics"] == 1
+    listener.record.close()
+    middle.on.until(lambda: not middle.samples()["pyttpd_umaster_listeners", "http"])
+    assert middle.samples()["pyttpd_umaster_listeners", "metrics"] == 1
+
+
 def test_leaving_says_goodbye_gives_back_and_waits_for_what_travels(make: Make) -> None:
     middle = make()
     listener, supervisor = middle.listener(), middle.supervisor()

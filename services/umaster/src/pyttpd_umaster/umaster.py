@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import socket
+from collections import Counter
 from collections.abc import Iterable
 
 from pyttpd import confine, metrics, peercred
@@ -332,6 +333,13 @@ class Umaster:
             wait.add_metric([name], _cumulative(pool.wait_counts), pool.wait_sum)
         refusals.add_metric(["", "no-vhost"], self._router.unnamed_refusals)
         yield from (depth, oldest, credit, failing, workers, handovers, dispatched, taken, refusals, wait)
+        here = Counter(channel.peer_name for channel in self._channels if isinstance(channel.owner, Source))
+        listeners = gauge(
+            "pyttpd_umaster_listeners", "Channels of the listener: 0 when it has left.", labels=["listener"]
+        )
+        for name in self._listeners:
+            listeners.add_metric([name], here[name])
+        yield listeners
         yield gauge(
             "pyttpd_umaster_generation",
             "Generation of the configuration in force.",
