@@ -326,7 +326,7 @@ def test_which_listeners_are_here_is_told(make: Make) -> None:
     listener, _ = middle.listener(), middle.here(middle.scrape())
     samples = middle.samples()
     assert samples["pyttpd_umaster_listeners", "http"] == samples["pyttpd_umaster_listeners", "metrics"] == 1
-    listener.record.close()
+    listener.link.close()
     middle.on.until(lambda: not middle.samples()["pyttpd_umaster_listeners", "http"])
     assert middle.samples()["pyttpd_umaster_listeners", "metrics"] == 1
 
