@@ -4,13 +4,14 @@ Theory of operation. The keeper has imported the role's code and holds what has 
 process: the bound channel sockets and the inherited doors. The role is forked from it, so a successor is
 there within milliseconds. Between the two there is one socketpair over which the role says one byte at a
 time: `R` ready, `N` not (any more), `D` draining, `.` alive; `j` or `t`, and `0` to `3`, say in which form and
-from which level on the log is wanted, which the keeper can't read in any share. That is all the keeper ever reads,
-and any other byte counts as alive.
+from which level on the log is wanted, which the keeper can't read in any share; `S` asks for a successor, and `F` is said
+by one that won't become ready. That is all the keeper ever reads, and any other byte counts as alive.
 
     start      fork; the role confines itself and serves
     crash      start again, with a delay that grows while it keeps crashing
     silence    no byte for BEAT_LIMIT seconds (a stopped or hung process): SIGKILL, then as a crash
-    max_age    start a successor, wait until it is ready, ask the old one to leave (SIGTERM), kill it after `grace`
+    max_age, S start a successor, wait until it is ready, ask the old one to leave (SIGTERM), kill it after `grace`
+    SIGHUP     for master, who reads the configuration anew; elsewhere it is as if the role had said S
     SIGTERM    ask all to leave; after `grace`, or at the second signal, SIGKILL; reap everything; end
 """
 
@@ -47,6 +48,7 @@ SUCCESSION_TIMEOUT = 60.0
 _LEAVE = (signal.SIGTERM, signal.SIGINT)
 
 READY, NOT_READY, DRAINING, ALIVE = b"R", b"N", b"D", b"."
+RENEW, FAILED = b"S", b"F"
 LOG_FORMATS = {b"j": "json", b"t": "text"}
 LOG_LEVELS = {b"%d" % number: level for number, level in enumerate(LEVELS)}
 
@@ -60,6 +62,7 @@ class Child:
     born: float
     last_beat: float
     dies_at: float
+    renew_at: float = float("inf")
     ready: bool = False
     draining: bool = False
     asked_at: float | None = None
@@ -75,6 +78,10 @@ class Keeper:
     health: HealthFile
     grace: float
     max_age: float
+    #: SIGHUP is the role's own affair.
+    forwards_hup: bool = False
+    #: Whoever is started now succeeds somebody because that was asked for.
+    renewing: bool = False
     children: list[Child] = field(default_factory=list)
     _crashes: int = 0
     _start_at: float | None = 0.0
@@ -91,6 +98,7 @@ class Keeper:
         for number in _LEAVE:
             signal.signal(number, lambda *_: self._on_leave())
         signal.signal(signal.SIGCHLD, lambda *_: None)
+        signal.signal(signal.SIGHUP, lambda *_: self._on_hup())
         self.health.write("starting")
         while not (self._signals and not self.children):
             self._turn(wake)
@@ -105,6 +113,7 @@ class Keeper:
         now = time.monotonic()
         if self._start_at is not None and now >= self._start_at and not self._signals:
             self._start_at = None
+            self.renewing = False
             self._start(now)
         try:
             ready, _, _ = select.select(
@@ -149,6 +158,8 @@ class Keeper:
             signal.set_wakeup_fd(-1)
             for number in (*_LEAVE, signal.SIGCHLD):
                 signal.signal(number, signal.SIG_DFL)
+            # Until the role hears it, it must not end it.
+            signal.signal(signal.SIGHUP, signal.SIG_IGN if self.forwards_hup else signal.SIG_DFL)
             signal.pthread_sigmask(signal.SIG_UNBLOCK, _LEAVE)
             ours.close()
             for child in self.children:
@@ -189,6 +200,10 @@ class Keeper:
         for byte, level in LOG_LEVELS.items():
             if byte in said:
                 self.log.level = level
+        if RENEW in said:
+            child.renew_at = min(child.renew_at, now)
+        if FAILED in said:
+            self._failed(child, now)
         if child.draining:
             child.ready = False
         elif said.rfind(READY) != said.rfind(NOT_READY):
@@ -217,7 +232,10 @@ class Keeper:
             self._start_at = now + delay
         else:
             # A successor crashed: the next one comes after the delay as well.
-            self.children[0].dies_at = max(self.children[0].dies_at, now + delay)
+            old = self.children[0]
+            old.dies_at = max(old.dies_at, now + delay)
+            if self.renewing:
+                old.renew_at = now + delay
 
     def _end_strays(self, keep: set[int] | frozenset[int] = frozenset()) -> None:
         """Kill what dead role processes have left behind: as the subreaper (or PID 1) we have become its parent."""
@@ -247,21 +265,37 @@ class Keeper:
                 _kill(child, signal.SIGKILL)
         if self._signals:
             return
-        if len(self.children) == 1 and now >= self.children[0].dies_at:
-            self.log.info("role has reached its age: a successor is started", pid=self.children[0].pid)
+        if len(self.children) == 1 and now >= min(self.children[0].dies_at, self.children[0].renew_at):
+            old = self.children[0]
+            self.renewing = now >= old.renew_at
+            why = "was asked for" if self.renewing else "its predecessor has reached its age"
+            self.log.info("a successor is started", pid=old.pid, reason=why)
+            old.renew_at = float("inf")
             self._succession_since = now
             self._start(now)
+            self.renewing = self.renewing and len(self.children) > 1
         elif len(self.children) > 1 and self._succession_since is not None:
             old, new = self.children[0], self.children[-1]
             if new.ready and old.asked_at is None:
+                self.log.info("the successor is ready: its predecessor is asked to leave", pid=new.pid)
                 old.asked_at = now
                 _kill(old, signal.SIGTERM)
             elif not new.ready and now - self._succession_since > SUCCESSION_TIMEOUT:
-                self.log.error("successor did not become ready and is given up", pid=new.pid)
-                old.dies_at = now + SUCCESSION_TIMEOUT
-                new.asked_at = now
-                self._succession_since = None
-                _kill(new, signal.SIGKILL)
+                self._give_up(new, now, f"not ready within {SUCCESSION_TIMEOUT:g} s")
+
+    def _failed(self, child: Child, now: float) -> None:
+        """`child` says that it won't become ready. Alone it goes on trying; a successor makes way for who serves."""
+        if len(self.children) > 1 and child is self.children[-1] and not child.ready:
+            self._give_up(child, now, "it says so itself")
+
+    def _give_up(self, new: Child, now: float, reason: str) -> None:
+        old = self.children[0]
+        if new.asked_at is None and old.asked_at is None:
+            self.log.error("successor did not become ready and is given up", pid=new.pid, reason=reason)
+            old.dies_at = max(old.dies_at, now + SUCCESSION_TIMEOUT)
+            new.asked_at = now
+            self._succession_since = None
+            _kill(new, signal.SIGKILL)
 
     def _tell(self) -> None:
         if self._signals:
@@ -271,6 +305,13 @@ class Keeper:
         else:
             state = "restarting" if self._crashes else "starting"
         self.health.write(state)
+
+    def _on_hup(self) -> None:
+        for child in self.children[-1:]:
+            if self.forwards_hup:
+                _kill(child, signal.SIGHUP)
+            else:
+                child.renew_at = time.monotonic()
 
     def _on_leave(self) -> None:
         self._signals += 1

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from pyttpd import __version__, confine, keeper, memfd, metrics, privileges
+from pyttpd import __version__, confine, keeper, metrics, privileges
 from pyttpd.address import Address
 from pyttpd.address import parse as parse_address
 from pyttpd.channel import Channel, Faults
@@ -33,14 +33,13 @@ from pyttpd.loop import Budget, Loop
 from pyttpd.rendezvous import BACKLOG, SOCKET_NAME, Caller, Door, Entrance, Link
 from pyttpd.roles import ROLES, Role, binder_of
 from pyttpd.roles import Channel as Directory
+from pyttpd.subscription import OnShare, Subscription
 from pyttpd.wire.errors import RemoteProtocolError
 from pyttpd.wire.messages import (
     Goodbye,
     Hello,
     Message,
     Return,
-    Share,
-    ShareOk,
     Socket,
     SocketsEnd,
     Wanted,
@@ -238,13 +237,14 @@ class Service:
     faults: Faults = field(default_factory=Faults)
     budget: Budget = field(default_factory=Budget)
     draining: bool = False
+    #: Another process of this role serves until we are ready, because somebody has asked for us.
+    renewing: bool = False
     _on_drain: list[Callable[[], None]] = field(default_factory=list)
     _sockets: dict[tuple[str, str], socket.socket] = field(default_factory=dict)
     _links: dict[Directory, Link] = field(default_factory=dict)
     _report: confine.Report | None = None
     _when_sealed: list[Callable[[], None]] = field(default_factory=list)
     _sealed: bool = False
-    _in_force: dict[str, bytes] = field(default_factory=dict)
 
     # ---- life ----
 
@@ -449,31 +449,27 @@ class Service:
         else:
             on_listener(name, sock)
 
-    def fetch_shares(self, on_share: Callable[[str, bytes], None]) -> None:
-        """Ask master for our shares of the configuration; on_share(part, data) puts one into force.
-
-        on_share raises ValueError for one that it can't use: the channel is closed then, and the old share stays.
-        """
+    def fetch_shares(self, on_share: OnShare, on_renew: Callable[[], None] | None = None) -> Subscription:
+        """Ask master for our shares of the configuration: see `pyttpd.subscription`."""
+        subscription = Subscription(on_share, on_renew)
 
         def on_message(channel: Channel, message: Message, fd: int | None) -> None:
-            match message:
-                case Share(generation, part, size, digest):
-                    assert fd is not None
-                    try:
-                        data = memfd.read(fd, size, digest)
-                    finally:
-                        os.close(fd)
-                    if self._in_force.get(part) != digest:
-                        try:
-                            on_share(part, data)
-                        except ValueError as error:
-                            raise RemoteProtocolError("bad-share", str(error)) from None
-                        self._in_force[part] = digest
-                    channel.send(ShareOk(generation))
-                case Goodbye():
-                    self._links[Directory.MASTER].drop()
+            if isinstance(message, Goodbye):
+                self._links[Directory.MASTER].drop()
+            else:
+                subscription.on_message(channel, message, fd)
 
         self.link(Directory.MASTER, on_open=_no_open, on_message=on_message, on_lost=_no_lost).start()
+        return subscription
+
+    def renew(self) -> None:
+        """Ask our keeper for a successor, which is there before we are asked to leave."""
+        if not self.draining:
+            self._say(keeper.RENEW)
+
+    def give_up(self) -> None:
+        """Tell our keeper that we won't become ready. If we are to succeed somebody, that one stays."""
+        self._say(keeper.FAILED)
 
     def about(self, who: metrics.About | None = None) -> Iterable[metrics.Metric]:
         """Yield the metrics that every role has; `who` the role is, where a child of it answers."""
@@ -538,7 +534,7 @@ def main(program: Program, arguments: list[str]) -> int:
         return 2
 
     def serve(beat: socket.socket) -> None:
-        program.serve(Service(role, options, bound, beat, log))
+        program.serve(Service(role, options, bound, beat, log, renewing=keep.renewing))
 
     gc.collect()
     gc.freeze()

@@ -171,7 +171,7 @@ class Tenant:
 
     def serve(self) -> End:
         """Be a good master, and an umaster that has only just let it in."""
-        self.stage.give_shares(("share", self.share()))
+        self.stage.give_shares(("share", self.share()), answered=False)
         return self.stage.accept(Directory.VHOST)
 
     def worker(self, umaster: End, work: str = "requests") -> tuple[int, End]:
@@ -253,7 +253,7 @@ def test_a_hostile_prototype(stage: Stage, attack: str, says: str) -> None:
 def test_an_address_that_it_was_not_started_for(stage: Stage) -> None:
     """Its locks can't be opened any more: the application isn't imported, and the log says what the command lacks."""
     tenant = Tenant(stage)
-    stage.give_shares(("share", tenant.share(allow=("192.0.2.1:5432",))))
+    stage.give_shares(("share", tenant.share(allow=("192.0.2.1:5432",))), answered=False)
     umaster = stage.accept(Directory.VHOST)
     tenant.role.logs("an address that this container was started without.*--allow 192.0.2.1:5432")
     assert umaster.expect(Worker) == Worker(0, "metrics")

@@ -44,6 +44,8 @@ SAMPLES: dict[m.MessageType, Message] = {
         m.Return("listen", "http"),
         m.Share(1, "share", 3, DIGEST),
         m.ShareOk(1),
+        m.ShareFailed(1, "ImportError"),
+        m.Renew(),
         m.Route(1, CLIENT, "a.example"),
         m.Settled((1, 2)),
         m.Refuse(1, 503),

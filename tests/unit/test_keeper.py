@@ -45,9 +45,16 @@ def serve(beat):
         os._exit(1)
     if mode == "wordy":
         beat.send(b"j1")  # what the share said of logs
-    beat.send(keeper.READY if not (mode == "hesitant" and number == 2) else keeper.ALIVE)
+    hesitates = mode in ("hesitant", "fails") and number == 2
+    beat.send(keeper.ALIVE if hesitates else keeper.READY)
     if mode == "silent" and number == 1:
         time.sleep(60)
+    if mode == "renews" and number <= 2:
+        beat.send(keeper.RENEW)
+    if mode == "fails" and number == 1:
+        beat.send(keeper.RENEW)
+    if mode == "fails" and number == 2:
+        beat.send(keeper.FAILED)
     while mode == "stubborn" or not leaving:
         time.sleep(0.05)
         beat.send(keeper.ALIVE)
@@ -206,6 +213,31 @@ def test_a_successor_that_is_not_ready_is_given_up(keep: Callable[[str], Kept]) 
     kept.until(lambda: state(second) in "XZ")
     assert state(first) not in "XZ"
     assert kept.health == "ready"
+    assert ended(kept) == 0
+
+
+def test_a_role_that_asks_for_a_successor_leaves_when_that_is_ready(keep: Callable[[str], Kept]) -> None:
+    kept = keep("renews")
+    kept.until(lambda: len(kept.lives) == 3)
+    kept.until(lambda: all(state(pid) in "XZ" for pid in kept.lives[:2]))
+    assert kept.health == "ready"
+    assert kept.log.count('reason="was asked for"') == 2
+    assert "died" not in kept.log
+    assert ended(kept) == 0
+
+
+def test_a_successor_that_says_that_it_fails_makes_way_at_once_and_for_good(
+    keep: Callable[[str], Kept],
+) -> None:
+    kept = keep("fails")
+    kept.until(lambda: "given up" in kept.log)
+    first, second = kept.lives
+    kept.until(lambda: state(second) in "XZ")
+    assert "it says so itself" in kept.log
+    assert (state(first) not in "XZ", kept.health) == (True, "ready")
+    kept.process.send_signal(signal.SIGHUP)  # and only who asks again gets another
+    kept.until(lambda: len(kept.lives) == 3)
+    kept.until(lambda: state(first) in "XZ")
     assert ended(kept) == 0
 
 

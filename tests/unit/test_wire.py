@@ -50,6 +50,8 @@ CASES: list[tuple[m.Message, int, bool, bytes]] = [
     (m.Share(7, "share", 1000, DIGEST), 20, True, u64(7) + b"\0\0\0\0" + u32(1000) + DIGEST),
     (m.Share(2**64 - 1, "map", 0, DIGEST), 20, True, u64(2**64 - 1) + b"\x01\0\0\0" + u32(0) + DIGEST),
     (m.ShareOk(7), 21, False, u64(7)),
+    (m.ShareFailed(7, "ImportError: no"), 22, False, u64(7) + b"ImportError: no"),
+    (m.Renew(), 23, False, b""),
     (m.Route(ID, V4, "a.example"), 30, True, RAW_V4 + b"a.example"),
     (m.Route(ID, V6, ""), 30, True, RAW_V6),
     (m.Route(ID, V6, "[2001:db8::1]"), 30, True, RAW_V6 + b"[2001:db8::1]"),
@@ -81,7 +83,7 @@ CASES: list[tuple[m.Message, int, bool, bytes]] = [
 ]
 IDS = [f"{type(message).__name__}-{number}" for number, (message, *_) in enumerate(CASES)]
 #: Of these the body may have any length up to a limit, so that a shorter or longer one is another valid message.
-ELASTIC = (m.Goodbye, m.Failed, m.Detail, m.Route, m.Dispatch, m.Pass)
+ELASTIC = (m.Goodbye, m.ShareFailed, m.Failed, m.Detail, m.Route, m.Dispatch, m.Pass)
 
 
 def frame(
@@ -132,7 +134,8 @@ def test_every_shorter_body_of_honest_length_is_refused_or_another_message(
     for end in range(len(body)):
         data = frame(code, int(descriptor), body[:end], id_)
         if isinstance(message, ELASTIC) and (
-            end >= m.CLIENT_SIZE or isinstance(message, m.Goodbye | m.Failed | m.Detail)
+            end >= (8 if isinstance(message, m.ShareFailed) else m.CLIENT_SIZE)
+            or isinstance(message, m.Goodbye | m.Failed | m.Detail)
         ):
             assert m.encode(m.decode(data)) == data
         elif isinstance(message, m.Settled) and end and end % 8 == 0:
@@ -311,6 +314,8 @@ ROUND_TRIPS: dict[m.MessageType, st.SearchStrategy[m.Message]] = {
         m.Share, U64, st.sampled_from(m.SHARE_PARTS), U32, st.binary(min_size=32, max_size=32)
     ),
     m.ShareOk: st.builds(m.ShareOk, U64),
+    m.ShareFailed: st.builds(m.ShareFailed, U64, TEXTS),
+    m.Renew: st.just(m.Renew()),
     m.Route: st.builds(m.Route, U64, CLIENTS, AUTHORITIES),
     m.Settled: st.builds(m.Settled, st.lists(U64, min_size=1, max_size=m.MAX_BATCH).map(tuple)),
     m.Refuse: st.builds(m.Refuse, U64, st.integers(400, 599)),

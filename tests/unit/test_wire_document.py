@@ -27,6 +27,8 @@ EXAMPLES: tuple[Any, ...] = (
     m.Return("listen", "http"),
     m.Share(7, "map", 65_537, bytes(range(32))),
     m.ShareOk(2**40),
+    m.ShareFailed(3, "ImportError: no module named site"),
+    m.Renew(),
     m.Route(5, V4, "blog.example"),
     m.Settled((1, 2**33)),
     m.Refuse(6, 421),

@@ -90,6 +90,8 @@ LAYOUT: dict[m.MessageType, tuple[Field, ...]] = {
         Field("digest", "32 bytes", 32, "SHA-256 of the memfd's content"),
     ),
     m.ShareOk: (_GENERATION,),
+    m.ShareFailed: (_GENERATION, _REASON),
+    m.Renew: (),
     m.Route: (_CLIENT, _AUTHORITY),
     m.Settled: (Field("ids", "u64, 1 to 64 times", None, "the connections, by the ids of who offered them"),),
     m.Refuse: (Field("status", "u16", 2, "400 to 599"),),

@@ -174,6 +174,17 @@ class ShareOk(NamedTuple):
     generation: int
 
 
+class ShareFailed(NamedTuple):
+    """The share of this generation can't be put into force for now: what serves stays. The first line of why."""
+
+    generation: int
+    reason: str
+
+
+class Renew(NamedTuple):
+    """master asks a tenant's supervisor for a successor with new processes: its application may have changed."""
+
+
 class Route(NamedTuple):
     """A listener offers a connection that nobody has read from. The listener keeps a copy until it is settled."""
 
@@ -328,6 +339,8 @@ Message: TypeAlias = (
     | Return
     | Share
     | ShareOk
+    | ShareFailed
+    | Renew
     | Route
     | Settled
     | Refuse
@@ -457,6 +470,13 @@ def _unpack_share(body: bytes) -> Share:
     return Share(generation, _one_of(part, SHARE_PARTS), size, digest)
 
 
+def _unpack_share_failed(body: bytes) -> ShareFailed:
+    if len(body) < _U64.size:
+        raise RemoteProtocolError("bad-length", f"{len(body)} bytes, {_U64.size} at least")
+    (generation,) = _U64.unpack_from(body)
+    return ShareFailed(generation, _unpack_text(body[_U64.size :]))
+
+
 def _pack_socket(message: Socket | Wanted | Return) -> bytes:
     return _SOCKET.pack(SOCKET_USES.index(message.use), _pack_name(message.name))
 
@@ -518,6 +538,13 @@ MESSAGES: tuple[Row, ...] = (
         DescriptorKind.MEMFD,
     ),
     Row(21, ShareOk, lambda m: _U64.pack(m.generation), lambda _, b: ShareOk(*_exactly(b, _U64))),
+    Row(
+        22,
+        ShareFailed,
+        lambda m: _U64.pack(m.generation) + _pack_text(m.reason),
+        lambda _, b: _unpack_share_failed(b),
+    ),
+    Row(23, Renew, _nothing, lambda _, b: _bodyless(b, Renew())),
     Row(30, Route, _pack_offer, lambda i, b: Route(i, *_unpack_offer(b)), DescriptorKind.CONNECTION, True),
     Row(31, Settled, lambda m: struct.pack(f"!{len(m.ids)}Q", *m.ids), lambda _, b: _unpack_settled(b)),
     Row(32, Refuse, lambda m: _U16.pack(m.status), _unpack_refuse, None, True),

@@ -56,9 +56,9 @@ PERMITS: dict[tuple[Kind, Side, Phase], Permits] = {
     (Kind.INIT, Side.BINDER, Phase.LEAVING): {},
     #
     (Kind.MASTER, Side.CONNECTOR, Phase.HELLO): {m.Hello: _O},
-    (Kind.MASTER, Side.CONNECTOR, Phase.OPEN): {m.ShareOk: _O},
+    (Kind.MASTER, Side.CONNECTOR, Phase.OPEN): {m.ShareOk: _O, m.ShareFailed: _O},
     (Kind.MASTER, Side.BINDER, Phase.HELLO): {m.Welcome: _O},
-    (Kind.MASTER, Side.BINDER, Phase.OPEN): {m.Share: _O, m.Goodbye: _L},
+    (Kind.MASTER, Side.BINDER, Phase.OPEN): {m.Share: _O, m.Renew: _O, m.Goodbye: _L},
     (Kind.MASTER, Side.BINDER, Phase.LEAVING): {},
     #
     (Kind.ROUTE, Side.CONNECTOR, Phase.HELLO): {m.Hello: _O},

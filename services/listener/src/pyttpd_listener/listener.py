@@ -165,7 +165,7 @@ class Listener:
 
     # ---- what we are given ----
 
-    def _on_share(self, _: str, data: bytes) -> None:
+    def _on_share(self, _: str, data: bytes) -> bool:
         share = ListenerShare.from_json(data)
         first = self._share is None
         self._share = share
@@ -176,6 +176,7 @@ class Listener:
         if first:
             self._link.start()
             self._service.when_sealed(self._begin)
+        return True
 
     def _begin(self) -> None:
         self._sealed = True

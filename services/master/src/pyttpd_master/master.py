@@ -20,7 +20,7 @@ from pyttpd.roles import ROLES, Role
 from pyttpd.roles import Channel as Directory
 from pyttpd.service import Options, Service
 from pyttpd.wire.errors import RemoteProtocolError
-from pyttpd.wire.messages import Goodbye, Hello, Message, Share, ShareOk
+from pyttpd.wire.messages import Goodbye, Hello, Message, Share, ShareFailed, ShareOk
 
 #: Strangers that are remembered as told of: whoever can connect can be as many as it likes.
 MAX_STRANGERS = 64
@@ -123,7 +123,9 @@ class Master:
         match message:
             case ShareOk(generation) if generation == self._config.generation:
                 self._in_force[channel.peer, channel.peer_name] = generation
-            case ShareOk(generation):
+            case ShareFailed(generation, _) if generation == self._config.generation:
+                pass
+            case ShareOk(generation) | ShareFailed(generation, _):
                 raise RemoteProtocolError("bad-field", f"generation {generation} was never sent")
 
     def _drain(self) -> None:

@@ -80,7 +80,7 @@ class Umaster:
 
     # ---- configuration ----
 
-    def _on_share(self, part: str, data: bytes) -> None:
+    def _on_share(self, part: str, data: bytes) -> bool:
         if part == "share":
             share = self._share = UmasterShare.from_json(data)
             self._service.log_as(share.log)
@@ -92,6 +92,7 @@ class Umaster:
             self._has_map = True
         if self._share is not None and self._has_map:
             self._service.when_sealed(self._open)
+        return True
 
     def _open(self) -> None:
         self._route.open()

@@ -154,9 +154,9 @@ class Plan:
     sleep: bool = False
 
 
-def first_notes(settings: PoolSettings, now: float) -> Notes:
-    """Return the notes of a pool that is about to start."""
-    return Notes(settings.first, wanted=now)
+def first_notes(settings: PoolSettings, now: float, *, least: int = 0) -> Notes:
+    """Return the notes of a pool that is about to start, with at least so many workers."""
+    return Notes(max(settings.first, least), wanted=now)
 
 
 def decide(settings: PoolSettings, members: Iterable[Member], load: Load, notes: Notes, now: float) -> Plan:

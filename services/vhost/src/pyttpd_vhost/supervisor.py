@@ -24,6 +24,7 @@ import os
 import signal
 import socket
 import time
+from dataclasses import replace
 from typing import NoReturn
 
 from pyttpd import confine, privileges
@@ -130,6 +131,7 @@ class Supervisor:
         self._limits_reached = 0
         self._short_of_descriptors = False
         self._failing = False
+        self._proved = False
         self._open = False
         self._may_start = False
         self._born = self._loop.now
@@ -144,23 +146,30 @@ class Supervisor:
         )
         self._loop.on_signal(signal.SIGCHLD, self._reap)
         service.on_drain(self._drain)
-        service.fetch_shares(self._on_share)
+        self._subscription = service.fetch_shares(self._on_share, service.renew)
 
-    def _on_share(self, _: str, data: bytes) -> None:
+    def _on_share(self, _: str, data: bytes) -> bool:
+        """Put the first share into force; what changes it afterwards is our successor's to serve by."""
         share = VhostShare.from_json(data)
         if share.name != self._service.options.name:
             raise ValueError("the share of another vhost")
         first = self._share is None
-        self._share = share
-        self._service.log_as(share.log)
         if first:
+            self._share = share
+            self._service.log_as(share.log)
             rows = 2 * share.pool.max_workers + SPARE_ROWS
             self._share_memory(rows, limit=share.http.max_connections_per_client)
-            self._notes = policy.first_notes(share.pool, self._loop.now)
+            # Who succeeds somebody shows first that the application loads, also where it could sleep.
+            self._notes = policy.first_notes(share.pool, self._loop.now, least=int(self._service.renewing))
             self._logs.open(share)
             self._link.start()
             if self._was_started_for(share):
                 self._service.when_sealed(self._begin)
+        elif self._share != replace(share, generation=self._share.generation):  # type: ignore[union-attr]
+            self._log.info("the share has changed: a successor is asked for", generation=share.generation)
+            self._service.renew()
+            return False
+        return self._proved
 
     def _was_started_for(self, share: VhostShare) -> bool:
         """Whether this process may reach what its tenant is allowed; say what is missing, if not.
@@ -311,15 +320,19 @@ class Supervisor:
                 self._umaster.send(Standing("failing" if failing else "open"))
             failure = self._nursery.failure
             if failing:
-                self._log.warning(
-                    "application does not run: clients get 503",
-                    reason=failure.reason if failure else "unknown",
-                )
+                reason = failure.reason if failure else "unknown"
+                self._log.warning("application does not run: clients get 503", reason=reason)
+                if not self._proved:
+                    self._subscription.failed(reason)
+                    self._service.give_up()
             else:
                 self._log.info("application runs again")
-        asleep = share.pool.mode == "ondemand" and not failing
-        well = self._umaster is not None and ((serving and self._open) or asleep)
+        asleep = share.pool.mode == "ondemand" and not failing and (self._proved or not self._service.renewing)
+        well = self._umaster is not None and bool((serving and self._open) or asleep)
         (self._service.ready if well else self._service.not_ready)()
+        if well:
+            self._proved = True
+            self._subscription.in_force()
 
     def _weigh_stress(self, now: float) -> None:
         """Tell the workers when stress begins and ends, and the operator."""
