@@ -4,8 +4,8 @@ Theory of operation. The keeper has imported the role's code and holds what has 
 process: the bound channel sockets and the inherited doors. The role is forked from it, so a successor is
 there within milliseconds. Between the two there is one socketpair over which the role says one byte at a
 time: `R` ready, `N` not (any more), `D` draining, `.` alive; `j` or `t`, and `0` to `3`, say in which form and
-from which level on the log is wanted, which the keeper can't read in any share; `S` asks for a successor, and `F` is said
-by one that won't become ready. That is all the keeper ever reads, and any other byte counts as alive.
+from which level on the log is wanted, which the keeper can't read in any share; `S` asks for a successor,
+and `F` is said by one that won't become ready. That is all the keeper ever reads, and any other byte counts as alive.
 
     start      fork; the role confines itself and serves
     crash      start again, with a delay that grows while it keeps crashing

@@ -327,7 +327,9 @@ class Supervisor:
                     self._service.give_up()
             else:
                 self._log.info("application runs again")
-        asleep = share.pool.mode == "ondemand" and not failing and (self._proved or not self._service.renewing)
+        asleep = (
+            share.pool.mode == "ondemand" and not failing and (self._proved or not self._service.renewing)
+        )
         well = self._umaster is not None and bool((serving and self._open) or asleep)
         (self._service.ready if well else self._service.not_ready)()
         if well:
