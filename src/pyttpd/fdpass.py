@@ -11,7 +11,7 @@ import array
 import os
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from pyttpd.wire.errors import RemoteProtocolError
 from pyttpd.wire.messages import DescriptorKind
@@ -63,6 +63,31 @@ def recv_fd(sock: socket.socket, size: int) -> tuple[bytes, int | None]:
     data, ancillary, flags, _ = sock.recvmsg(size, _ANCILLARY, _RECEIVE)
     if not ancillary and not flags & _CUT:
         return data, None
+    fds, foreign = _descriptors(ancillary)
+    if not flags & _CUT and len(fds) <= 1 and not foreign:
+        return data, fds[0] if fds else None
+    raise _refuse(data, fds, flags, size, 1, foreign=foreign)
+
+
+def send_fds(sock: socket.socket, data: bytes, fds: Sequence[int]) -> None:
+    """Send `data` as one packet with copies of `fds`, which stay the caller's. Raises OSError."""
+    rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))
+    sock.sendmsg([data], [rights] if fds else [], _SEND)
+
+
+def recv_fds(sock: socket.socket, size: int, most: int) -> tuple[bytes, list[int]]:
+    """Receive one packet of at most `size` bytes and the up to `most` descriptors that came with it, which the caller
+    owns. Raises what recv_fd raises.
+    """
+    data, ancillary, flags, _ = sock.recvmsg(size, socket.CMSG_SPACE((most + 1) * _FD_SIZE), _RECEIVE)
+    fds, foreign = _descriptors(ancillary)
+    if flags & _CUT or len(fds) > most or foreign:
+        raise _refuse(data, fds, flags, size, most, foreign=foreign)
+    return data, fds
+
+
+def _descriptors(ancillary: list[tuple[int, int, bytes]]) -> tuple[list[int], bool]:
+    """Return the descriptors in `ancillary`, and whether there is anything else."""
     fds: list[int] = []
     foreign = False
     for level, kind, payload in ancillary:
@@ -73,18 +98,22 @@ def recv_fd(sock: socket.socket, size: int) -> tuple[bytes, int | None]:
             whole = array.array("i")
             whole.frombytes(payload[: len(payload) - len(payload) % _FD_SIZE])
             fds.extend(whole)
-    if not flags & _CUT and len(fds) <= 1 and not foreign:
-        return data, fds[0] if fds else None
+    return fds, foreign
+
+
+def _refuse(data: bytes, fds: list[int], flags: int, size: int, most: int, *, foreign: bool) -> Exception:
+    """Close the descriptors of a packet that can't be taken; return what is to be raised."""
     for fd in fds:
         if fd >= 0:  # the kernel had no pidfd to give
             os.close(fd)
     if foreign:
-        raise RemoteProtocolError("descriptors", "a packet with something beside data and a descriptor")
+        return RemoteProtocolError("descriptors", "a packet with something beside data and a descriptor")
     if flags & int(socket.MSG_TRUNC):
-        raise RemoteProtocolError("oversized", f"a packet of more than {size} bytes")
-    if len(fds) > 1:
-        raise RemoteProtocolError("descriptors", "more than one descriptor in a packet")
-    raise DescriptorLost(data)
+        return RemoteProtocolError("oversized", f"a packet of more than {size} bytes")
+    if len(fds) > most:
+        many = "one descriptor" if most == 1 else f"{most} descriptors"
+        return RemoteProtocolError("descriptors", f"more than {many} in a packet")
+    return DescriptorLost(data)
 
 
 def _is_tcp(sock: socket.socket) -> bool:

@@ -13,7 +13,8 @@ import pytest
 from pyttpd.wire.errors import RemoteProtocolError
 
 from pyttpd_vhost import nursery as module
-from pyttpd_vhost.nursery import FIRST_DELAY, LAST_DELAY, STABLE_AFTER, YOUNG_DEATHS, Histogram, Nursery
+from pyttpd_vhost.backoff import FIRST_DELAY, LAST_DELAY, STABLE_AFTER, YOUNG_DEATHS
+from pyttpd_vhost.nursery import Histogram, Nursery
 from pyttpd_vhost.policy import Limits
 from pyttpd_vhost.processes import PrototypeChild, WorkerChild
 

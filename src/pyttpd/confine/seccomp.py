@@ -379,7 +379,17 @@ def install(switches: Switches) -> None:
 
     no_new_privs must stand. Raises ConfineError.
     """
-    program = assemble(switches, machine())
+    install_filter(assemble(switches, machine()))
+    kind = socket.SOCK_DGRAM if switches.tcp else socket.SOCK_STREAM
+    try:
+        socket.socket(socket.AF_INET, kind).close()
+    except PermissionError:
+        return
+    raise ConfineError("the seccomp filter stands, but an AF_INET socket could be made")
+
+
+def install_filter(program: bytes) -> None:
+    """Put what `assemble` has made on every thread of this process (seccomp(2), TSYNC). Raises ConfineError."""
     array = create_string_buffer(program, len(program))
     # struct sock_fprog: u16 length in instructions, padding, pointer.
     fprog = struct.pack("<HxxxxxxQ", len(program) // 8, address_of(array))
@@ -393,9 +403,3 @@ def install(switches: Switches) -> None:
         )
     if prctl(PR_GET_SECCOMP) != _MODE_FILTER:
         raise ConfineError("the kernel took the seccomp filter but does not show it")
-    kind = socket.SOCK_DGRAM if switches.tcp else socket.SOCK_STREAM
-    try:
-        socket.socket(socket.AF_INET, kind).close()
-    except PermissionError:
-        return
-    raise ConfineError("the seccomp filter stands, but an AF_INET socket could be made")

@@ -2,8 +2,8 @@
 
 Rules
   1. There is one prototype or none. It is made when workers are wanted and gone when a tenant sleeps.
-  2. What dies young is tried again with a delay that grows from FIRST_DELAY to LAST_DELAY; who has lived for
-     STABLE_AFTER was healthy, and the count starts anew.
+  2. What dies young is tried again with a delay that grows from FIRST_DELAY to LAST_DELAY (backoff.py); who has
+     lived for STABLE_AFTER was healthy, and the count starts anew.
   3. The tenant is *failing* when its application has failed to load, or YOUNG_DEATHS workers in a row have died
      young, and no worker serves. The supervisor tells umaster, which then refuses at once. It ends with the next
      worker that serves.
@@ -26,12 +26,9 @@ from typing import NoReturn
 from pyttpd.channel import Channel
 from pyttpd.wire.errors import RemoteProtocolError
 
+from pyttpd_vhost.backoff import FIRST_DELAY, STABLE_AFTER, Backoff
 from pyttpd_vhost.processes import PrototypeChild, WorkerChild, resident
 
-#: Delays (s) before what died young is started again; what lived for STABLE_AFTER counts as healthy.
-FIRST_DELAY, LAST_DELAY, STABLE_AFTER = 0.1, 5.0, 10.0
-#: So many workers that died young, one after the other, are a crash loop.
-YOUNG_DEATHS = 3
 #: Ends of processes that are remembered until the prototype has said whether one was a worker.
 MAX_REAPED_EARLY = 64
 #: Lines of a traceback that are kept: the last ones say the most.
@@ -89,9 +86,8 @@ class Nursery:
         self.loads = 0
         self.refused = 0
         self.spawn_time = Histogram(SPAWN_BUCKETS)
-        self._young = 0
+        self._backoff = Backoff()
         self._load_failed = False
-        self._try_at = 0.0
         self._detail: deque[str] = deque(maxlen=MAX_DETAIL)
         self._reaped_early: dict[int, int] = {}
 
@@ -100,16 +96,16 @@ class Nursery:
             self.prototype is not None
             and self.prototype.ready
             and not self.prototype.killed
-            and now >= self._try_at
+            and self._backoff.may_try(now)
         )
 
     def retry_in(self, now: float) -> float:
         """How long (s) until the next try; 0 if nothing is waited for."""
-        return max(0.0, self._try_at - now)
+        return self._backoff.remaining(now)
 
     def wake(self, now: float) -> bool:
         """Start the prototype, if there is none and it is time; say whether it was started."""
-        if self.prototype is not None or now < self._try_at:
+        if self.prototype is not None or not self._backoff.may_try(now):
             return False
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
@@ -119,7 +115,7 @@ class Nursery:
                 # No process to be had: the tenant has used up its own, or the machine's are.
                 ours.close()
                 self.refused += 1
-                self._died_young(now)
+                self._backoff.died_young(now)
                 return False
             if pid == 0:
                 self._become(theirs)
@@ -139,7 +135,7 @@ class Nursery:
 
     def crash_loop(self) -> bool:
         """Say whether what was tried lately has failed. Whether the tenant is failing depends on who still serves."""
-        return self._load_failed or self._young >= YOUNG_DEATHS
+        return self._load_failed or self._backoff.looping
 
     def detail(self, text: str) -> None:
         self._detail.append(text)
@@ -161,21 +157,12 @@ class Nursery:
 
     def healthy(self) -> None:
         """A worker has lived for STABLE_AFTER."""
-        self._young = 0
+        self._backoff.healthy()
         self.failure = None
-
-    def _died_young(self, now: float) -> float:
-        self._young += 1
-        delay = min(LAST_DELAY, FIRST_DELAY * float(2 ** min(self._young, 16)))
-        self._try_at = now + delay
-        return delay
 
     def worker_died(self, lived: float, now: float) -> float:
         """A worker has ended that nobody had asked to; return the delay before the next (s)."""
-        if lived > STABLE_AFTER:
-            self._young = 0
-            return 0.0
-        return self._died_young(now)
+        return self._backoff.died(lived, now)
 
     def prototype_died(self, child: PrototypeChild, now: float) -> float:
         """Return the delay before the next one (s)."""
@@ -183,10 +170,8 @@ class Nursery:
         if child.dismissed:
             return 0.0
         if child.ready and now - child.born > STABLE_AFTER:
-            self._young = 0
-            self._try_at = now + FIRST_DELAY
-            return FIRST_DELAY
-        return self._died_young(now)
+            return self._backoff.pause(now)
+        return self._backoff.died_young(now)
 
     # ---- births ----
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import gc
 import os
-import resource
 import signal
 import socket
 import struct
@@ -20,11 +19,9 @@ import traceback
 from collections.abc import Callable
 from typing import NoReturn
 
-from pyttpd import confine, privileges
-from pyttpd.address import parse
+from pyttpd import privileges
 from pyttpd.channel import Channel, Faults
 from pyttpd.config.shares import VhostShare
-from pyttpd.confine.policy import SHARED_MEMORY
 from pyttpd.log import Log
 from pyttpd.loop import Loop
 from pyttpd.wire.messages import Beat, Detail, Failed, Message, Ready, Spawn, Spawned
@@ -36,12 +33,11 @@ from pyttpd_vhost.commons import Commons
 from pyttpd_vhost.output import redirect
 from pyttpd_vhost.scoreboard import Scoreboard
 from pyttpd_vhost.site import Site
+from pyttpd_vhost.tenant import confine_tenant
 
 BEAT_INTERVAL = 1.0
 #: Messages that a child says of why it ends, and that its supervisor reads after its end.
 MAX_WORDS = 41
-#: What of the environment the tenant's code sees besides its own `env`.
-KEPT_ENVIRONMENT = ("PATH", "LANG", "LC_ALL", "LC_CTYPE", "TZ")
 _PID = struct.Struct("@i")
 
 
@@ -58,11 +54,12 @@ def main(
     tmp: str,
     one_uid: bool,
     told: str = "",
+    door: socket.socket | None = None,
 ) -> NoReturn:
     """Be the prototype of `share`, whose standard output goes to the pipe `printed`; ends with the process.
 
     `entries` is the socket of the access log, -1 if there is none; tracebacks are written to `tracebacks` when the
-    supervisor asks; `told` is why the prototype before has failed.
+    supervisor asks; `told` is why the prototype before has failed; `door` is where programs are asked for (execution).
     """
     status = 1
     try:
@@ -72,6 +69,7 @@ def main(
         privileges.set_process_name(f"p:{share.name}")
         prototype = Prototype(share, control, scoreboard, commons, entries, log)
         prototype.confine(tmp, one_uid=one_uid)
+        prototype.open(door)
         prototype.load(told)
         prototype.loop.run()
         status = 0
@@ -143,27 +141,14 @@ class Prototype:
 
     def confine(self, tmp: str, *, one_uid: bool) -> None:
         """Lock this process, and so all that comes of it, before the tenant's code is seen."""
-        share = self._share
-        if not one_uid:
-            # Of the uid's processes and threads together; the supervisor and its keeper have no such limit.
-            most = resource.getrlimit(resource.RLIMIT_NPROC)[1]
-            wanted = share.pool.processes
-            limit = wanted if most == resource.RLIM_INFINITY else min(wanted, most)
-            resource.setrlimit(resource.RLIMIT_NPROC, (limit, limit))
-        policy = confine.tenant_policy(
-            share.root,
-            python_path=(*share.python_path, *((share.virtualenv,) if share.virtualenv else ())),
-            writable=share.writable,
-            tmp=(tmp,),
-            reach=tuple([parse(address) for address in share.allow]),
-            one_uid=one_uid,
-            shared_memory=None if one_uid else SHARED_MEMORY,
-        )
-        report = confine.confine(policy)
-        self._log.debug("tenant confined", locks=report)
-        kept = {key: os.environ[key] for key in KEPT_ENVIRONMENT if key in os.environ}
-        os.environ.clear()
-        os.environ.update(kept | {"HOME": share.root, "TMPDIR": tmp})
+        confine_tenant(self._share, self._log, tmp, one_uid=one_uid)
+
+    def open(self, door: socket.socket | None) -> None:
+        """Let the tenant's processes ask for programs, if any is ever wanted."""
+        if door is not None:
+            from pyttpd_vhost.execution.client import Client
+
+            self._site.programs = Client(door)
 
     def load(self, told: str) -> None:
         """Import the application, unless each worker is to do that, and tell the supervisor; if that fails, say why,

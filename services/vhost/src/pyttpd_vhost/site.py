@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from pyttpd_vhost.access import AccessLog
     from pyttpd_vhost.commons import Clients
+    from pyttpd_vhost.execution.client import Client
     from pyttpd_vhost.http.engine import Engine
     from pyttpd_vhost.kinds.base import Kind
 
@@ -76,6 +77,7 @@ class Site:
         "kind",
         "log",
         "page",
+        "programs",
         "proxies",
         "requests_per_connection",
         "retiring",
@@ -101,6 +103,8 @@ class Site:
         #: was looked at in this turn need not be looked at again in it (kinds/static/cache.py). No counter: threads
         #: would need a lock for it.
         self.turn: object = None
+        #: Where programs are asked for; None: no mount of this tenant's runs any.
+        self.programs: Client | None = None
         self.kind: Kind
         #: Takes a status, and header fields; returns the fields and the body of an error's answer.
         self.page: Callable[..., tuple[Fields, bytes]] = plain_page

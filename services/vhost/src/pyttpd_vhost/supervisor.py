@@ -55,12 +55,14 @@ from pyttpd.wire.messages import (
 )
 from pyttpd.wire.permits import Kind, Side
 
-from pyttpd_vhost import inquest, policy, prototype, report
+from pyttpd_vhost import execution, inquest, policy, prototype, report
+from pyttpd_vhost.backoff import STABLE_AFTER
 from pyttpd_vhost.commons import Commons
 from pyttpd_vhost.evictor import BEAT_LIMIT, LOAD_TIMEOUT, SPAWN_TIMEOUT, Evictor
+from pyttpd_vhost.execution.host import Execution
 from pyttpd_vhost.inquest import Inquest
 from pyttpd_vhost.logs import Logs
-from pyttpd_vhost.nursery import STABLE_AFTER, Nursery
+from pyttpd_vhost.nursery import Nursery
 from pyttpd_vhost.observer import Observer
 from pyttpd_vhost.policy import Limits, Load, Notes, State
 from pyttpd_vhost.processes import PrototypeChild, WorkerChild, keep_only, send_signal
@@ -125,6 +127,7 @@ class Supervisor:
         self._workers: dict[int, WorkerChild] = {}
         self._next_number = 0  # which is the metrics' worker's
         self._nursery = Nursery(self._be_prototype, lambda sock: self._channel(sock, "prototype", 0))
+        self._execution: Execution | None = None
         self._evictor = Evictor(service.log, self._bury, scoped=service.signals_scoped)
         self._notes = Notes(0)
         self._waiting = 0
@@ -162,6 +165,8 @@ class Supervisor:
             # Who succeeds somebody shows first that the application loads, also where it could sleep.
             self._notes = policy.first_notes(share.pool, self._loop.now, least=int(self._service.renewing))
             self._logs.open(share)
+            if execution.wanted(share):
+                self._execution = Execution(self._service, share, self._logs.printed)
             self._link.start()
             if self._was_started_for(share):
                 self._service.when_sealed(self._begin)
@@ -219,6 +224,8 @@ class Supervisor:
             self._evictor.clear_strays(self._known(), now)
             self._weigh_stress(now)
             if not self._service.draining:
+                if self._execution is not None:
+                    self._execution.look(now)
                 self._follow_policy(share, now)
                 self._tell_how_it_stands(share, now)
         elif share is not None and self._nursery.crash_loop():
@@ -355,6 +362,8 @@ class Supervisor:
         known = {worker.pid for worker in self._workers.values() if worker.pid} | self._scrapes.pids
         if self._nursery.prototype is not None:
             known.add(self._nursery.prototype.pid)
+        if self._execution is not None:
+            known.add(self._execution.pid)
         return known
 
     # ---- the prototype ----
@@ -380,7 +389,14 @@ class Supervisor:
         """In the forked child."""
         assert self._share is not None
         entries = self._logs.entries
-        wanted = (control.fileno(), self._logs.printed, entries, self._inquest.fd)
+        door = None if self._execution is None else self._execution.door
+        wanted = (
+            control.fileno(),
+            self._logs.printed,
+            entries,
+            self._inquest.fd,
+            -1 if door is None else door.fileno(),
+        )
         keep_only(*(fd for fd in wanted if fd >= 0))
         options = self._service.options
         prototype.main(
@@ -395,6 +411,7 @@ class Supervisor:
             tmp=options.tmp,
             one_uid=options.one_uid,
             told="" if self._nursery.failure is None else self._nursery.failure.reason,
+            door=door,
         )
 
     def _from_prototype(self, channel: Channel, message: Message, _: int | None) -> None:
@@ -542,6 +559,8 @@ class Supervisor:
                 self._prototype_gone(self._nursery.prototype, code)
             elif pid in self._scrapes.pids:
                 self._scrapes.done(pid)
+            elif self._execution is not None and pid == self._execution.pid:
+                self._execution.gone(code, time.monotonic())
             else:
                 self._reaped(pid, code)
 
@@ -655,6 +674,8 @@ class Supervisor:
         if self._service.draining and not any(worker.pid for worker in self._workers.values()):
             if self._nursery.prototype is not None:
                 self._evictor.kill_prototype(self._nursery.prototype)
+            if self._execution is not None:
+                self._execution.close()
             self._evictor.leave_nobody()
             self._link.close()
             self._logs.finish()
