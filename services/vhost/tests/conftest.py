@@ -49,6 +49,9 @@ class ListLog:
     def error(self, event: str, **fields: object) -> None:
         self.lines.append(("error", event, fields))
 
+    def output(self, line: str) -> None:
+        self.lines.append(("info", "output", {"line": line}))
+
     def events(self) -> list[str]:
         return [event for _, event, _ in self.lines]
 
@@ -180,13 +183,16 @@ Serve = Callable[..., Server]
 
 @pytest.fixture
 def serve() -> Iterator[Serve]:
-    """Start servers: serve(application, **http settings) or serve(root=folder, ...); `share`: other keys."""
+    """Start servers: serve(application, **http settings), serve(root=folder, ...), or serve(kind=what makes one of a
+    site); `share`: other keys.
+    """
     with contextlib.ExitStack() as stack:
 
         def start(
             application: Application | None = None,
             *,
             root: Path | None = None,
+            kind: Callable[[Site], Any] | None = None,
             share: dict[str, Any] | None = None,
             **http: Any,
         ) -> Server:
@@ -194,9 +200,10 @@ def serve() -> Iterator[Serve]:
             if root is not None:
                 made = replace(made, kind="static", application=None, root=str(root))
             site = Site(made, ListLog())
-            if root is not None:
-                kind = site.kind = StaticKind(str(root), site)
-                stack.callback(kind.close)
+            if root is not None or kind is not None:
+                asked = StaticKind(str(root), site) if kind is None else kind(site)
+                site.kind = asked
+                stack.callback(asked.close)
             else:
                 assert application is not None
                 site.kind = WsgiKind(application, site)

@@ -37,18 +37,25 @@ class SiteLog(Protocol):
     def info(self, event: str, **fields: object) -> None: ...
     def warning(self, event: str, **fields: object) -> None: ...
     def error(self, event: str, **fields: object) -> None: ...
+    def output(self, line: str) -> None: ...
 
 
 class Stats:
     """One process's counters since it started. Plain integers: the supervisor adds up its workers."""
 
-    __slots__ = ("bytes_sent", "errors", "gone", "responses")
+    __slots__ = ("bytes_sent", "errors", "faults", "gone", "responses")
 
     def __init__(self) -> None:
         self.responses = [0] * 6  # by the status's first digit, refusals included
         self.gone = 0  # clients that left, or were left, before their answer was sent
         self.errors = 0  # faults of the application
         self.bytes_sent = 0
+        #: Faults of applications in other processes: by mount, then as in gateway/faults.py.
+        self.faults: dict[tuple[int, int], int] = {}
+
+    def count_fault(self, mount: int, cell: int) -> None:
+        """Count one more."""
+        self.faults[mount, cell] = self.faults.get((mount, cell), 0) + 1
 
     @property
     def requests(self) -> int:

@@ -23,6 +23,10 @@ CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 DRAIN_LIMIT = 65536
 
 
+class NotThere(RequestError):
+    """Nothing more of the body has come yet."""
+
+
 class Body:
     """The body of one request on `stream`: `length` bytes, or as many as `decoder` finds.
 
@@ -83,6 +87,30 @@ class Body:
             self.failed = RequestError(400, "the client closed in the middle of the body")
             raise self.failed from error
 
+    def read_now(self, size: int) -> bytes | None:
+        """`read` without waiting: None if nothing is there yet. Raises RequestError."""
+        self._wait = False
+        try:
+            data = self.read(size)
+        except NotThere:
+            self.failed = None
+            return None
+        finally:
+            self._wait = True
+        self._stream.charge(self._pace, 0.0, len(data))
+        return data
+
+    def waited(self, seconds: float) -> float:
+        """Whoever uses `read_now` has waited so long. Returns how long (s) the client may take yet.
+
+        Raises RequestError(408).
+        """
+        try:
+            return self._stream.charge(self._pace, seconds, 0)
+        except RequestError as error:
+            self.failed = error
+            raise
+
     @property
     def trailers(self) -> list[tuple[bytes, bytes]]:
         """The trailers of a chunked body, once it is `done`; dropping them is always right (RFC 9110 6.5.1)."""
@@ -103,9 +131,10 @@ class Body:
         try:
             while dropped < DRAIN_LIMIT and not self.done:
                 dropped += len(self.read(BODY_READ))
-        except RequestError as error:
-            if error.status == 408:
-                self.failed = None
+        except NotThere:
+            self.failed = None
+        except RequestError:
+            pass
 
     def answered(self) -> None:
         """The head of the response is out: a 100 would come too late."""
@@ -127,7 +156,7 @@ class Body:
             try:
                 data = self._stream.receive(size)
             except BlockingIOError:
-                raise RequestError(408, "the rest of the body isn't there") from None
+                raise NotThere(408, "the rest of the body isn't there") from None
         if not data:
             raise RequestError(400, "the client closed in the middle of the body")
         return data

@@ -111,6 +111,11 @@ class Exchange:
         self.body = None
 
     @property
+    def stream(self) -> Stream:
+        """The client's socket, for a kind that waits for it and for something else at once."""
+        return self._stream
+
+    @property
     def server_address(self) -> str:
         """The address that the client has connected to, empty when nobody knows any more."""
         try:
@@ -206,26 +211,27 @@ class Exchange:
 
     # A response in pieces
 
-    def begin(self, status: str, code: int, fields: Fields, first: bytes = b"") -> None:
-        """Send the head of a response, and the first piece of its body with it."""
+    def begin(self, status: str, code: int, fields: Fields, first: bytes = b"", *, wait: bool = True) -> None:
+        """Send the head of a response, and the first piece of its body with it. `wait`: see `write`."""
         if self.state is not _NOTHING:
             raise ResponseError("a second response to one request")
         if self.body is not None and self.body.failed is not None:
             self.fail(self.body.failed.status)
             self.state = _DROPPED
             return
-        self._begin(status, code, fields, fields.length, first)
+        self._begin(status, code, fields, fields.length, first, wait=wait)
 
-    def write(self, data: bytes) -> None:
+    def write(self, data: bytes, *, wait: bool = True) -> None:
         """Send a piece of the body.
 
-        Returns when the system has all of it (PEP 3333), or if it was the last of its Content-Length.
+        Returns when the system has all of it (PEP 3333), or if it was the last of its Content-Length. Without `wait` it
+        returns at once, and what the system hasn't taken is pending (`stream`): the next piece has to wait for it.
         """
         if self.state is _DROPPED:
             return
         if self.state is not _BODY:
             raise ResponseError("a body without a response")
-        self._send(b"", data)
+        self._send(b"", data, wait=wait)
 
     def end(self, trailers: Trailers | None = None) -> None:
         """End the response: all pieces were written. `trailers` are dropped unless the client asked for some."""
@@ -237,9 +243,9 @@ class Exchange:
         self.state = _DONE
         if self._framing is _CHUNKED:
             if trailers is not None and self.request.takes_trailers():
-                self._stream.send_whole(b"0\r\n%b\r\n" % trailers.text.encode("latin-1"))
+                self._stream.send_after(b"0\r\n%b\r\n" % trailers.text.encode("latin-1"))
             else:
-                self._stream.send_whole(LAST_CHUNK)
+                self._stream.send_after(LAST_CHUNK)
         elif self._framing is _LENGTH and self._left:
             self._spoilt("response shorter than its Content-Length")
         if self.body is not None and self.keep:
@@ -313,15 +319,17 @@ class Exchange:
         self.head_size = len(head)
         return head
 
-    def _begin(self, status: str, code: int, fields: Fields, length: int | None, first: bytes) -> None:
+    def _begin(
+        self, status: str, code: int, fields: Fields, length: int | None, first: bytes, *, wait: bool = True
+    ) -> None:
         if self.body is not None:
             self.body.answered()
         head = self._head(status, code, fields, length)
         self.state = _BODY
         self._stream.begin()
-        self._send(head, first)
+        self._send(head, first, wait=wait)
 
-    def _send(self, head: bytes, data: bytes) -> None:
+    def _send(self, head: bytes, data: bytes, *, wait: bool = True) -> None:
         """Send `head` (or b"") and a piece of the body in its framing."""
         stream = self._stream
         framing = self._framing
@@ -337,7 +345,9 @@ class Exchange:
             parts = (head + b"%x\r\n" % len(data), data, b"\r\n")
         else:
             parts = (head, data)
-        if framing is _LENGTH and not self._left:
+        if not wait:
+            stream.send_last(parts)
+        elif framing is _LENGTH and not self._left:
             stream.wait_sent()
             stream.send_last(parts)
             stream.wait_tail()

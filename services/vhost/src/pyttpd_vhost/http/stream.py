@@ -172,6 +172,13 @@ class Stream:
         self.sent += count
         self._pending = _rest(parts, count)
 
+    def send_after(self, data: bytes) -> None:
+        """`send_whole`, behind what is pending if anything is. Raises ClientGone."""
+        if self._pending:
+            self._pending = (*self._pending, data)
+        else:
+            self.send_whole(data)
+
     def send_parts(self, head: bytes, parts: Sequence[Part]) -> None:
         """Send `head` and `parts`, what the socket takes now; `flush` sends the rest. At least one part is a file.
 
@@ -353,6 +360,20 @@ class Stream:
                 continue
             pace.add(now - began, len(data), patience.body_rate)
             return data
+
+    def charge(self, pace: Pace, seconds: float, count: int) -> float:
+        """Let a body pay for having been waited for elsewhere, while `count` bytes of it came.
+
+        Returns how long (s) it is waited for yet if nothing moves. Raises RequestError(408).
+        """
+        patience = self._site.patience
+        pace.add(seconds, count, patience.body_rate)
+        left = pace.left(patience.read, patience.body_rate, patience.grace)
+        if left <= 0:
+            raise RequestError(
+                408, pace.slow(patience.read, "of the body came", "read_timeout", "min_body_rate")
+            )
+        return left
 
     # End
 

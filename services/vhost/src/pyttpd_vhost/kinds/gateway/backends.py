@@ -1,0 +1,103 @@
+"""Connections to an application that listens on a Unix socket, and those that are kept for the next request.
+
+Rules
+- A connection serves one request at a time. It is kept if the application may keep it (FastCGI), has said all of its
+  answer and not a byte more, and was told all of the request; at most `keep` of them are, for `KEEP_FOR` seconds.
+- One that has become readable while it was kept is closed (or says something out of turn), and isn't used.
+- connect(2) waits while the application's queue is full, for up to `connect_timeout`.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import socket
+import struct
+import threading
+from time import monotonic
+
+from pyttpd_vhost.kinds.gateway.faults import BackendError, Fault
+
+#: Idle connections of an application that serves one at a time keep others out; who has traffic uses them at once.
+KEEP_FOR = 5.0
+
+_TIMEVAL = struct.Struct("@ll")
+
+
+class Backend:
+    """One application's socket. For all threads of a process; made before it is forked."""
+
+    def __init__(self, path: str, *, keep: int, connect_timeout: float) -> None:
+        self.path = path
+        self._keep = keep
+        self._timeout = connect_timeout
+        self._kept: list[tuple[socket.socket, float]] = []
+        self._pid = 0
+        self._lock = threading.Lock()
+
+    def kept(self) -> socket.socket | None:
+        """Return a connection that was kept and is still good; the caller owns it. None: there is none."""
+        while True:
+            with self._lock:
+                if self._pid != os.getpid():
+                    # Forked: they are the other process's. Closing our copies tells the application nothing.
+                    self._pid = os.getpid()
+                    self._close_all()
+                if not self._kept:
+                    return None
+                sock, since = self._kept.pop()
+            if monotonic() - since < KEEP_FOR and _is_quiet(sock):
+                return sock
+            sock.close()
+
+    def keep(self, sock: socket.socket) -> None:
+        """Keep `sock` for another request, or close it. Owns it from now on."""
+        with self._lock:
+            now = monotonic()
+            while self._kept and now - self._kept[0][1] >= KEEP_FOR:
+                self._kept.pop(0)[0].close()
+            if len(self._kept) < self._keep and self._pid == os.getpid():
+                self._kept.append((sock, now))
+                return
+        sock.close()
+
+    @property
+    def keeps(self) -> bool:
+        """Whether connections are kept at all."""
+        return self._keep > 0
+
+    def close(self) -> None:
+        """Give back what is kept."""
+        with self._lock:
+            self._close_all()
+
+    def _close_all(self) -> None:
+        for sock, _ in self._kept:
+            sock.close()
+        self._kept.clear()
+
+    def connect(self) -> socket.socket:
+        """Return a new connection, non-blocking; the caller owns it. Raises BackendError."""
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            seconds, rest = divmod(self._timeout, 1.0)
+            sock.setsockopt(
+                socket.SOL_SOCKET, socket.SO_SNDTIMEO, _TIMEVAL.pack(int(seconds), max(1, int(rest * 1e6)))
+            )
+            sock.connect(self.path)
+            sock.setblocking(False)
+        except OSError as error:
+            sock.close()
+            if error.errno in (errno.EAGAIN, errno.EINPROGRESS):
+                raise BackendError(Fault.FULL, f"nobody took a connection for {self._timeout:g} s") from None
+            raise BackendError(
+                Fault.UNREACHABLE, f"{self.path}: {os.strerror(error.errno or errno.EINVAL)}"
+            ) from None
+        return sock
+
+
+def _is_quiet(sock: socket.socket) -> bool:
+    waiter = select.poll()
+    waiter.register(sock, select.POLLIN | select.POLLRDHUP)
+    return not waiter.poll(0)

@@ -1,0 +1,100 @@
+"""What the kinds have in common that ask an application in another process: its faults, and local redirects."""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING
+
+from pyttpd_vhost.http.engine import Request
+from pyttpd_vhost.http.errors import ClientGone, RequestError
+from pyttpd_vhost.http.exchange import Exchange, State
+from pyttpd_vhost.kinds.gateway.faults import BackendError, Fault, excerpt, report
+from pyttpd_vhost.kinds.gateway.variables import MetaVariables
+from pyttpd_vhost.kinds.static.paths import BadPathError
+
+if TYPE_CHECKING:
+    from pyttpd_vhost.site import Site
+
+#: Local redirects in a row; Apache allows as many.
+MAX_REDIRECTS = 10
+
+#: The path and query of a local redirect: what may stand in a request's target.
+_TARGET = re.compile(r"/[!\"$-~]*")
+
+_DONE = State.DONE
+
+
+class Redirected(Request):
+    """A request that an application's local redirect has made of another one."""
+
+    __slots__ = ("redirects",)
+
+    redirects: int
+
+
+class GatewayKind(ABC):
+    """Serves the mount number `mount` of the site, whose path is `path` ("" for "/")."""
+
+    def __init__(self, site: Site, mount: int, path: str) -> None:
+        self.site = site
+        self.mount = mount
+        self.path = path
+        self.variables = MetaVariables(site)
+
+    @abstractmethod
+    def ask(self, request: Request, exchange: Exchange) -> str:
+        """Let the application answer. Returns the path and query of a local redirect, or "".
+
+        Raises BackendError, BadPathError, RequestError and ClientGone.
+        """
+
+    def handle(self, request: Request, exchange: Exchange) -> None:
+        """See `Kind.handle`."""
+        try:
+            location = self.ask(request, exchange)
+            if not location:
+                return
+            redirected = redirect(request, location)
+        except ClientGone:
+            raise
+        except BadPathError:
+            exchange.fail(400)
+            return
+        except RequestError as error:
+            exchange.fail(error.status)
+            return
+        except BackendError as error:
+            report(exchange, self.mount, self.path, error)
+            return
+        if exchange.body is not None:
+            # The application has had it; whoever answers now gets none. What of it hasn't come ends the connection.
+            exchange.body.drain()
+            exchange.keep = exchange.keep and exchange.body.done
+            exchange.body = None
+        exchange.site.kind.handle(redirected, exchange)
+
+
+def redirect(request: Request, location: str) -> Redirected:
+    """Return the request that is answered instead of `request` (RFC 3875 section 6.2.2). Raises BackendError."""
+    redirects = request.redirects + 1 if isinstance(request, Redirected) else 1
+    if redirects > MAX_REDIRECTS:
+        raise BackendError(Fault.MALFORMED, f"more than {MAX_REDIRECTS} local redirects")
+    if _TARGET.fullmatch(location) is None:
+        raise BackendError(Fault.MALFORMED, f"not a path: {excerpt(location)}")
+    new: Redirected = object.__new__(Redirected)
+    for name in Request.__slots__:
+        setattr(new, name, getattr(request, name))
+    new.method = "HEAD" if request.method == "HEAD" else "GET"
+    new.target = location.encode("ascii")
+    new.path, _, new.query = new.target.partition(b"?")
+    new.fields = [field for field in request.fields if not field[0].lower().startswith(b"content-")]
+    new.fields = [field for field in new.fields if field[0].lower() not in _OF_THE_BODY]
+    new.length = 0
+    new.expect = new.remembered = False
+    new.memo = None
+    new.redirects = redirects
+    return new
+
+
+_OF_THE_BODY = (b"transfer-encoding", b"expect", b"trailer")

@@ -1,0 +1,127 @@
+"""Which script a path means, for applications that are files below a root (PHP, above all).
+
+Rules
+- The script is the first component of the path that has one of the suffixes and *is a regular file*; what follows is
+  PATH_INFO. What isn't a file is none, so "upload.jpg/x.php" never runs upload.jpg, whatever a language's own guesses
+  are (PHP: cgi.fix_pathinfo).
+- It lies below the root, at every step of the way (openat2.py). Nothing below a name that starts with a dot runs; in
+  PATH_INFO such names mean nothing and are left alone.
+- A folder's script is the first of the `index` names that is there; a folder without a slash at its end is redirected
+  to the one with it, or relative links would lead elsewhere.
+- Whatever else is asked for leads to the front controller, if there is one: a script that reads REQUEST_URI. It has no
+  PATH_INFO then, as with nginx's `try_files` and Apache's FallbackResource.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+from urllib.parse import unquote_to_bytes
+
+from pyttpd_vhost.kinds.static.paths import WELL_KNOWN, BadPathError
+from pyttpd_vhost.openat2 import Root
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+class Script(NamedTuple):
+    """A script to run: its path below the root, and what follows it in the request's path ("" or "/...")."""
+
+    path: bytes
+    info: bytes
+
+
+class Moved(NamedTuple):
+    """A folder that was asked for without the slash: its path."""
+
+    path: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """`suffixes`: of scripts, with their dots; `index`: names; `front`: the front controller, "" for none."""
+
+    suffixes: tuple[bytes, ...]
+    index: tuple[bytes, ...]
+    front: bytes = b""
+
+
+class Scripts:
+    """Finds the scripts below `root`. For all threads."""
+
+    def __init__(self, root: str, rules: Rules, *, symlinks: bool = True) -> None:
+        self._root = Root(root, symlinks=symlinks)
+        self._rules = rules
+
+    def close(self) -> None:
+        """Give the descriptor back."""
+        self._root.close()
+
+    def find(self, path: bytes) -> Script | Moved | None:
+        """Return what a request's `path` (below the mount, not decoded) means; None: nothing that is there.
+
+        Raises BadPathError.
+        """
+        components = normal(path)
+        at: list[bytes] = []
+        for number, component in enumerate(components):
+            if hidden(component, number):
+                break
+            at.append(component)
+            if component.endswith(self._rules.suffixes) and self._is_file(b"/".join(at)):
+                rest = components[number + 1 :]
+                return Script(b"/".join(at), b"".join([b"/" + name for name in rest]))
+        else:
+            found = self._folder(components)
+            if found is not None:
+                return found
+        if self._rules.front and self._is_file(self._rules.front):
+            return Script(self._rules.front, b"")
+        return None
+
+    def _folder(self, components: Sequence[bytes]) -> Script | Moved | None:
+        slash = not components or not components[-1]
+        folder = b"/".join(components)
+        for name in self._rules.index:
+            script = (folder if slash else folder + b"/") + name
+            if name.endswith(self._rules.suffixes) and self._is_file(script):
+                return Script(script, b"") if slash else Moved(folder)
+        return None
+
+    def _is_file(self, path: bytes) -> bool:
+        try:
+            fd = self._root.open(path)
+        except OSError:
+            return False
+        try:
+            return stat.S_ISREG(os.fstat(fd).st_mode)
+        finally:
+            os.close(fd)
+
+
+def hidden(component: bytes, number: int) -> bool:
+    """Whether the component `number` of a path is one that nobody is shown (kinds/static/paths.py)."""
+    return component[:1] == b"." and (number > 0 or component != WELL_KNOWN)
+
+
+def normal(path: bytes) -> list[bytes]:
+    """Return a path's components, decoded; the last one is empty if a slash was at the end. Raises BadPathError."""
+    if b"%" in path:
+        path = unquote_to_bytes(path)
+    if path[:1] != b"/" or b"\0" in path:
+        raise BadPathError
+    components = path[1:].split(b"/")
+    kept: list[bytes] = []
+    for component in components:
+        if component == b"..":
+            if not kept:
+                raise BadPathError
+            kept.pop()
+        elif component not in (b"", b"."):
+            kept.append(component)
+    if kept and components[-1] in (b"", b".", b".."):
+        kept.append(b"")
+    return kept

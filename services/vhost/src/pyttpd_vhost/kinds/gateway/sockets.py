@@ -1,0 +1,191 @@
+"""What fastcgi and scgi have in common: the application listens on a Unix socket, and may be scripts below a root.
+
+Theory of operation: the request's variables (variables.py), with the script that its path means (scripts.py) and what
+the configuration adds; its body (bodies.py); a connection, kept or new (backends.py); then bytes both ways (relay.py).
+
+A kept connection that the application has closed meanwhile is no fault: the request is asked once more on a new one, if
+the application can't have done anything with it yet. It can't if not a byte got there; and where the method may be
+repeated (RFC 9110 section 9.2.2) it doesn't matter, as long as it has said nothing and nothing of the body is gone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+from pyttpd_vhost.http.engine import Request
+from pyttpd_vhost.http.exchange import Exchange
+from pyttpd_vhost.http.response import STATUS
+from pyttpd_vhost.kinds.gateway.backends import Backend
+from pyttpd_vhost.kinds.gateway.bodies import Source, source
+from pyttpd_vhost.kinds.gateway.errors import Errors
+from pyttpd_vhost.kinds.gateway.faults import BackendError, Fault
+from pyttpd_vhost.kinds.gateway.kind import GatewayKind
+from pyttpd_vhost.kinds.gateway.relay import Codec, Relay, Wires
+from pyttpd_vhost.kinds.gateway.scripts import Moved, Rules, Script, Scripts
+from pyttpd_vhost.kinds.static.paths import BadPathError, location
+
+if TYPE_CHECKING:
+    from pyttpd_vhost.site import Site
+
+#: Methods whose requests may be made twice (RFC 9110 section 9.2.2).
+_IDEMPOTENT = frozenset({"GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"})
+
+
+class Conversation(Codec, Protocol):
+    """A codec that knows whether the connection can be used again."""
+
+    clean: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How an application is asked. `socket`: its path; `root`: its folder; `scripts`: suffixes of scripts below it,
+    none if the application is one program for all paths; times in seconds.
+    """
+
+    socket: str
+    root: str
+    scripts: tuple[str, ...] = ()
+    index: tuple[str, ...] = ()
+    front_controller: str = ""
+    params: Mapping[str, str] = field(default_factory=dict)
+    connect_timeout: float = 5.0
+    read_timeout: float = 60.0
+    keep: int = 0
+
+
+class _StaleError(Exception):
+    """A kept connection was none any more."""
+
+
+class SocketKind(GatewayKind):
+    """See the module's text."""
+
+    def __init__(self, settings: Settings, site: Site, mount: int = 0, path: str = "") -> None:
+        super().__init__(site, mount, path)
+        self._settings = settings
+        self._backend = Backend(settings.socket, keep=settings.keep, connect_timeout=settings.connect_timeout)
+        self._scripts: Scripts | None = None
+        if settings.scripts:
+            rules = Rules(
+                tuple(suffix.encode() for suffix in settings.scripts),
+                tuple(name.encode() for name in settings.index),
+                settings.front_controller.encode(),
+            )
+            self._scripts = Scripts(settings.root, rules)
+        self._params = {
+            "DOCUMENT_ROOT": settings.root,
+            # php-cgi wants to know that a server has sent it here and no browser
+            "REDIRECT_STATUS": "200",
+            **settings.params,
+        }
+
+    def close(self) -> None:
+        """Give all descriptors back (tests; a worker's end with it)."""
+        self._backend.close()
+        if self._scripts is not None:
+            self._scripts.close()
+
+    @abstractmethod
+    def conversation(self) -> Conversation:
+        """Return the protocol for one request."""
+
+    @abstractmethod
+    def first(self, variables: Mapping[str, str], length: int) -> bytes:
+        """Return what begins a request with a body of `length` bytes."""
+
+    def abort(self, sock: socket.socket) -> None:
+        """The request is given up: say so, if there is a way. The connection is closed afterwards."""
+
+    def ask(self, request: Request, exchange: Exchange) -> str:
+        """See `GatewayKind.ask`."""
+        variables = self.variables.of(request, exchange)
+        if "\0" in variables["PATH_INFO"]:
+            raise BadPathError
+        if self._scripts is not None:
+            match self._scripts.find(request.path):
+                case Script(path, info):
+                    self._of_script(variables, path, info)
+                case Moved(path):
+                    fields, content = self.site.page(
+                        301, [("Location", self.path + location(path, request.query))]
+                    )
+                    exchange.respond(STATUS[301], 301, fields, content)
+                    return ""
+                case None:
+                    exchange.fail(404)
+                    return ""
+        variables.update(self._params)
+        body = source(exchange)
+        try:
+            if request.length:
+                variables["CONTENT_LENGTH"] = str(body.length)
+            return self._converse(request, exchange, variables, body)
+        finally:
+            body.close()
+
+    def _of_script(self, variables: dict[str, str], path: bytes, info: bytes) -> None:
+        name = path.decode("latin-1")
+        root = self._settings.root.rstrip("/")
+        variables["SCRIPT_NAME"] = f"{self.path}/{name}"
+        variables["SCRIPT_FILENAME"] = f"{root}/{name}"
+        rest = variables["PATH_INFO"] = info.decode("latin-1")
+        if rest:
+            variables["PATH_TRANSLATED"] = root + rest
+
+    def _converse(self, request: Request, exchange: Exchange, variables: dict[str, str], body: Source) -> str:
+        first = self.first(variables, body.length)
+        kept = self._backend.kept() if self._backend.keeps else None
+        if kept is not None:
+            try:
+                return self._once(kept, request, exchange, first, body, kept=True)
+            except _StaleError:
+                body.rewind()
+        return self._once(self._backend.connect(), request, exchange, first, body)
+
+    def _once(
+        self,
+        sock: socket.socket,
+        request: Request,
+        exchange: Exchange,
+        first: bytes,
+        body: Source,
+        *,
+        kept: bool = False,
+    ) -> str:
+        """Ask on this connection. Owns `sock`. Raises _StaleError if it was `kept` and is none any more."""
+        conversation = self.conversation()
+        relay = Relay(
+            exchange,
+            conversation,
+            Wires(sock.fileno(), sock.fileno()),
+            body,
+            first,
+            Errors(self.site.log, self.path),
+            self._settings.read_timeout,
+        )
+        try:
+            return relay.run()
+        except BackendError as error:
+            if (
+                kept
+                and error.fault is Fault.DIED
+                and not relay.heard
+                and body.whole
+                and (not relay.begun or request.method in _IDEMPOTENT)
+            ):
+                raise _StaleError from None
+            raise
+        finally:
+            if relay.ended and relay.told and conversation.clean and self._backend.keeps:
+                self._backend.keep(sock)
+            else:
+                if relay.at_a_boundary and not relay.ended:
+                    with contextlib.suppress(OSError):
+                        self.abort(sock)
+                sock.close()
