@@ -156,7 +156,7 @@ class Channel:
         if self.closed:
             return False
         cls = type(message)
-        after = PERMITS[self.kind, self.side, self._send_phase].get(cls)
+        after = self._send_permits.get(cls)
         if after is None:
             raise LocalProtocolError(
                 f"{cls.__name__} from {self.side.value} of {self.kind.value} in {self._send_phase}"
@@ -295,12 +295,14 @@ class Channel:
         return most
 
     def _permit(self, message: Message) -> None:
-        after = PERMITS[self.kind, _OTHER_SIDE[self.side], self._recv_phase].get(type(message))
+        after = self._recv_permits.get(type(message))
         if after is None:
             raise RemoteProtocolError(
                 "not-permitted", f"{type(message).__name__} in {self._recv_phase.value}"
             )
-        self._recv_phase = after
+        if after is not self._recv_phase:
+            self._recv_phase = after
+            self._recv_permits = PERMITS[self.kind, _OTHER_SIDE[self.side], after]
 
     def _admit(self, frame: bytes, fd: int | None) -> Message:
         message = decode(frame)

@@ -30,7 +30,7 @@ _SEND = int(socket.MSG_NOSIGNAL) | DONT_WAIT
 _RECEIVE = int(socket.MSG_CMSG_CLOEXEC) | DONT_WAIT
 
 _SCM_PIDFD = 4  # linux/socket.h; since Linux 6.5
-_IPPROTO_MPTCP = 262  # linux/in.h; accepted connections of an MPTCP listener
+_TCP_LISTEN = 10  # include/net/tcp_states.h
 
 
 def send_fd(sock: socket.socket, data: bytes, fd: int) -> None:
@@ -116,20 +116,19 @@ def _refuse(data: bytes, fds: list[int], flags: int, size: int, most: int, *, fo
     return DescriptorLost(data)
 
 
-def _is_tcp(sock: socket.socket) -> bool:
-    return (
-        sock.getsockopt(socket.SOL_SOCKET, socket.SO_TYPE) == socket.SOCK_STREAM
-        and sock.getsockopt(socket.SOL_SOCKET, socket.SO_PROTOCOL) in (socket.IPPROTO_TCP, _IPPROTO_MPTCP)
-        and sock.getsockopt(socket.SOL_SOCKET, socket.SO_DOMAIN) in (socket.AF_INET, socket.AF_INET6)
-    )
+def _state(sock: socket.socket) -> int:
+    """Return the state of a TCP socket: struct tcp_info's first byte, for one system call where type, protocol, domain
+    and SO_ACCEPTCONN took four. Who isn't TCP (or MPTCP) has no such option: OSError.
+    """
+    return sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0]
 
 
 def _is_connection(sock: socket.socket) -> bool:
-    return _is_tcp(sock) and not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+    return _state(sock) != _TCP_LISTEN
 
 
 def _is_listener(sock: socket.socket) -> bool:
-    return _is_tcp(sock) and bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
+    return _state(sock) == _TCP_LISTEN
 
 
 def _is_channel(sock: socket.socket) -> bool:

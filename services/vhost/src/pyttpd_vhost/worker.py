@@ -418,7 +418,8 @@ class Worker(Loop):
                 if not self._wake.is_set():
                     self._wake.set()
                 # The channel has checked what it is. The family is only a name here: giving it saves asking the kernel.
-                family = socket.AF_INET6 if ":" in client.host else socket.AF_INET
+                host = client.host
+                family = socket.AF_INET6 if ":" in host else socket.AF_INET
                 sock = socket.socket(family, socket.SOCK_STREAM, 0, fileno=fd)
                 if not channel.send(Taken(id_)):
                     # Nobody hears that we have it: closed unread, so that it can be offered to somebody else.
@@ -427,7 +428,7 @@ class Worker(Loop):
                 sock.setblocking(False)
                 self._fresh.append(
                     Parked(
-                        Connection(sock, (client.host, client.port), authority, self._site),
+                        Connection(sock, (host, client.port), authority, self._site),
                         client,
                         authority,
                         fd,

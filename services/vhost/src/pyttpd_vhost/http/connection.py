@@ -597,9 +597,9 @@ class Connection:
         """All is sent that will be. Close, or linger if the client may have bytes on their way."""
         self._stream.forget()
         try:
-            self.sock.shutdown(socket.SHUT_WR)
             if self._announced:
                 self.sock.recv(1)  # nothing there: BlockingIOError; something, against its word: linger
+            self.sock.shutdown(socket.SHUT_WR)
         except OSError:
             return self.abort()
         self._state = _LINGER
