@@ -4,7 +4,7 @@ SHELL := /bin/bash
 # The order of a target's prerequisites matters, and the programs below use both cores themselves.
 .NOTPARALLEL:
 
-.PHONY: soak help up down images run venv test lint format docs lock bench clean wheels
+.PHONY: chart soak help up down images run venv test lint format docs lock bench clean wheels
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -43,6 +43,10 @@ docs: ## write what is made from the configuration's schema: docs/configuration.
 	@scripts/venv test
 	.venv-test/bin/python -m pyttpd.config.document > docs/configuration.md
 	.venv-test/bin/python -m pyttpd.config.json_schema > docs/pyttpd.schema.json
+
+chart: ## write what is made from the chart: its schema of values, the table in its README, k8s/base
+	@scripts/venv test
+	.venv-test/bin/python scripts/chart.py
 
 lock: ## write the hash-pinned locks anew (KEEP=1: only what the projects' dependencies changed)
 	@scripts/venv lock

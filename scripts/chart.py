@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+
 from pyttpd.config.json_schema import json_schema
 
 TOP = Path(__file__).resolve().parent.parent
@@ -41,13 +42,28 @@ TEXTS: Schema = {"type": "object", "additionalProperties": TEXT}
 OBJECTS: Schema = {"type": "array", "items": ANY_OBJECT}
 PORT: Schema = {"type": "integer", "minimum": 1, "maximum": 65535}
 #: What Kubernetes calls a quantity, and what YAML makes of `1`.
-QUANTITY: Schema = {"anyOf": [{"type": "string", "pattern": "^[0-9.]+([eE][+-]?[0-9]+|[mkKMGTPE]i?)?$"}, {"type": "number"}]}
+QUANTITY: Schema = {
+    "anyOf": [{"type": "string", "pattern": r"^[0-9.]+([eE][+-]?[0-9]+|[mkKMGTPE]i?)?$"}, {"type": "number"}]
+}
 QUANTITIES: Schema = {"type": "object", "additionalProperties": QUANTITY}
 INT_OR_PERCENT: Schema = {
-    "anyOf": [{"type": "integer", "minimum": 0}, {"type": "string", "pattern": "^[0-9]+%?$"}, {"type": "null"}]
+    "anyOf": [
+        {"type": "integer", "minimum": 0},
+        {"type": "string", "pattern": "^[0-9]+%?$"},
+        {"type": "null"},
+    ]
 }
 #: A volume's source in a tenant's list. hostPath isn't one of them: the restricted standard forbids it.
-SOURCES = ("configMap", "secret", "persistentVolumeClaim", "image", "emptyDir", "projected", "csi", "ephemeral")
+SOURCES = (
+    "configMap",
+    "secret",
+    "persistentVolumeClaim",
+    "image",
+    "emptyDir",
+    "projected",
+    "csi",
+    "ephemeral",
+)
 SYSTEM = 'Not for tenants: see "A tenant with an entry point of its own" in docs/kubernetes.md.'
 
 
@@ -68,9 +84,9 @@ def nullable(schema: Schema) -> Schema:
 
 
 def with_extra(schema: Schema, **properties: Schema) -> Schema:
-    """Return the configuration's schema of a table with keys of the chart's; what is required there has defaults here."""
+    """Return the configuration's schema of a table with keys of the chart's; defaults are put under it later."""
     return {
-        "type": "object",
+        "type": ["object", "null"],  # null takes out what another file of values has put in
         "properties": schema["properties"] | properties,
         "additionalProperties": False,
     }
@@ -135,19 +151,29 @@ def values_schema() -> Schema:
         revisionHistoryLimit=whole(0),
         minReadySeconds=whole(0),
         updateStrategy=table(deployment=ANY_OBJECT, daemonSet=ANY_OBJECT),
-        image=table(registry=TEXT, prefix=TEXT, tag=TEXT, pullPolicy=one_of("Always", "IfNotPresent", "Never")),
+        image=table(
+            registry=TEXT, prefix=TEXT, tag=TEXT, pullPolicy=one_of("Always", "IfNotPresent", "Never")
+        ),
         imagePullSecrets=OBJECTS,
-        config={"type": "object", "properties": handed_on, "additionalProperties": False, "required": ["grace"]},
-        listeners={"type": "object", "additionalProperties": nullable(listener)},
+        config={
+            "type": "object",
+            "properties": handed_on,
+            "additionalProperties": False,
+            "required": ["grace"],
+        },
+        listeners={"type": "object", "additionalProperties": listener},
         listenerDefaults=listener,
-        tenants={"type": "object", "additionalProperties": nullable(tenant)},
+        tenants={"type": "object", "additionalProperties": tenant},
         tenantDefaults=tenant,
         init=table(lowPorts=one_of("sysctl", "capability", "none"), resources=resources),
         master=table(resources=resources),
         umaster=table(resources=resources),
         drain=table(delaySeconds=whole(0, 3600)),
         probes=table(
-            startup=probe, readiness=probe, liveness=probe, tenants=table(withinSeconds=whole(0), startup=probe)
+            startup=probe,
+            readiness=probe,
+            liveness=probe,
+            tenants=table(withinSeconds=whole(0), startup=probe),
         ),
         service=table(
             enabled=FLAG,
@@ -200,7 +226,11 @@ def values_schema() -> Schema:
     )
     # Helm puts these in by itself where the chart is somebody's dependency.
     schema["properties"]["global"] = ANY_OBJECT
-    return {"$schema": "http://json-schema.org/draft-07/schema#", "title": "Values of the chart pyttpd", **schema}
+    return {
+        "$schema": "http://json-schema.org/draft-07/schema#",
+        "title": "Values of the chart pyttpd",
+        **schema,
+    }
 
 
 # --- README.md --------------------------------------------------------------------------------------------------------
@@ -292,7 +322,9 @@ def base() -> dict[Path, str]:
     for path, text in sorted(rendered.items()):
         if path.endswith("NOTES.txt") or "/tests/" in path or not text.strip():
             continue
-        plain = re.sub(r"(?m)^ *helm\.sh/chart: .*\n", "", text).replace("managed-by: Helm", "managed-by: kustomize")
+        plain = re.sub(r"(?m)^ *helm\.sh/chart: .*\n", "", text).replace(
+            "managed-by: Helm", "managed-by: kustomize"
+        )
         plain = re.sub(r"(?m)^\s+$\n", "", plain).strip("\n") + "\n"
         files[Path(path).name] = note + plain
     listed = "".join(f"  - {name}\n" for name in files)

@@ -50,6 +50,9 @@ ROLES: dict[Role, RoleRow] = {
     Role.VHOST: RoleRow(20001, None, (), (Channel.MASTER, Channel.VHOST)),
 }
 
+#: init's where it needs no privilege: a pod's ports may be bound by anybody. In plain mode as root its metrics child's.
+UNPRIVILEGED_INIT_UID = 10_000
+
 #: The listener of the tenants' shared metrics port: its name, its uid, its port's and its own metrics' offset.
 METRICS_LISTENER = "metrics"
 METRICS_LISTENER_UID = 10009

@@ -73,7 +73,7 @@ def test_contributing_says_why_for_every_dependency() -> None:
             assert name == "pyttpd" or f"**{name}**" in text, name
     for path in TOP.glob("requirements/*.in"):
         for line in path.read_text().splitlines():
-            name = re.split(r"[<>=]", line.partition("#")[0])[0].strip()
+            name = re.split(r"[<>=;]", line.partition("#")[0])[0].strip()
             assert not name or f"**{name}**" in text, name
 
 

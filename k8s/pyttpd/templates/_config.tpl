@@ -50,14 +50,14 @@ that a key of docs/configuration.md is a value of this chart.
 {{- define "pyttpd.configuration" -}}
 {{- $listen := dict }}
 {{- $notListen := splitList " " (include "pyttpd.listenerKeys" .) }}
-{{- range $name, $one := (include "pyttpd.listeners" . | fromYaml) }}
+{{- range $name, $one := (include "pyttpd.listeners" . | fromJson) }}
 {{- $table := dict }}
 {{- range $key, $value := $one }}{{ if not (has $key $notListen) }}{{ $_ := set $table $key $value }}{{ end }}{{ end }}
 {{- $_ := set $listen $name $table }}
 {{- end }}
 {{- $vhost := dict }}
 {{- $notVhost := splitList " " (include "pyttpd.tenantKeys" .) }}
-{{- range $name, $one := (include "pyttpd.tenants" . | fromYaml) }}
+{{- range $name, $one := (include "pyttpd.tenants" . | fromJson) }}
 {{- $table := dict }}
 {{- range $key, $value := $one }}{{ if not (has $key $notVhost) }}{{ $_ := set $table $key $value }}{{ end }}{{ end }}
 {{- $_ := set $vhost $name $table }}

@@ -102,7 +102,7 @@ dict "root" $ "name" "listener-http" "module" "pyttpd_listener" "image" $image "
 {{- end }}
 
 {{- define "pyttpd.initContainer" -}}
-{{- $listeners := include "pyttpd.listeners" . | fromYaml }}
+{{- $listeners := include "pyttpd.listeners" . | fromJson }}
 {{- $ports := list (dict "name" "metrics-init" "containerPort" (int .Values.metrics.basePort)) }}
 {{- include "pyttpd.container" (dict
     "root" . "name" "init" "module" "pyttpd_init" "image" (include "pyttpd.image" (dict "root" . "role" "init"))
@@ -126,7 +126,7 @@ dict "root" $ "name" "listener-http" "module" "pyttpd_listener" "image" $image "
     "gates" true "leaves" "last" "resources" .Values.umaster.resources
     "ports" (list (dict "name" "metrics-umaster" "containerPort" (add $base 2)))) }}
 {{- $position := 0 }}
-{{- range $name, $one := (include "pyttpd.listeners" . | fromYaml) }}
+{{- range $name, $one := (include "pyttpd.listeners" . | fromJson) }}
 {{- $port := dict "name" (printf "listener-%d" $position) "containerPort" (int $one.port) }}
 {{- with $one.hostPort }}{{ $_ := set $port "hostPort" (int .) }}{{ end }}
 {{ include "pyttpd.container" (dict
@@ -143,7 +143,7 @@ dict "root" $ "name" "listener-http" "module" "pyttpd_listener" "image" $image "
     "uid" 10009 "args" (list "--name" "metrics") "binds" list "connects" (list "init" "master" "route")
     "gates" true "leaves" "first" "resources" .Values.metrics.listener.resources
     "ports" (list (dict "name" "metrics-lm" "containerPort" (add $base 9)) (dict "name" "metrics-tenants" "containerPort" (add $base 10)))) }}
-{{- range $name, $one := (include "pyttpd.tenants" . | fromYaml) }}
+{{- range $name, $one := (include "pyttpd.tenants" . | fromJson) }}
 {{- $args := list "--name" $name }}
 {{- range $one.allow }}{{ $args = concat $args (list "--allow" .) }}{{ end }}
 {{- $mounts := list (dict "name" (printf "tmp-%s" $name) "mountPath" "/tmp") (dict "name" (printf "shm-%s" $name) "mountPath" "/dev/shm") }}
@@ -174,10 +174,10 @@ dict "root" $ "name" "listener-http" "module" "pyttpd_listener" "image" $image "
 {{- range $name := list "init" "master" "umaster" "listener-metrics" }}
 {{ include "pyttpd.memory" (dict "name" (printf "health-%s" $name) "size" "64Ki") }}
 {{- end }}
-{{- range $name, $one := (include "pyttpd.listeners" . | fromYaml) }}
+{{- range $name, $one := (include "pyttpd.listeners" . | fromJson) }}
 {{ include "pyttpd.memory" (dict "name" (printf "health-listener-%s" $name) "size" "64Ki") }}
 {{- end }}
-{{- range $name, $one := (include "pyttpd.tenants" . | fromYaml) }}
+{{- range $name, $one := (include "pyttpd.tenants" . | fromJson) }}
 {{ include "pyttpd.memory" (dict "name" (printf "health-vhost-%s" $name) "size" "64Ki") }}
 {{ include "pyttpd.memory" (dict "name" (printf "tmp-%s" $name) "size" $one.tmp.sizeLimit) }}
 {{ include "pyttpd.memory" (dict "name" (printf "shm-%s" $name) "size" $one.sharedMemory.sizeLimit) }}

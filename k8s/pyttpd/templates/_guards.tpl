@@ -3,8 +3,8 @@ What the schema can't say, because it is about several values at once. Each guar
 be right. `pyttpd check` has the last word about the configuration; these are the mistakes that are made in values.
 */}}
 {{- define "pyttpd.guards" -}}
-{{- $listeners := include "pyttpd.listeners" . | fromYaml }}
-{{- $tenants := include "pyttpd.tenants" . | fromYaml }}
+{{- $listeners := include "pyttpd.listeners" . | fromJson }}
+{{- $tenants := include "pyttpd.tenants" . | fromJson }}
 {{- $base := int .Values.metrics.basePort }}
 
 {{- /* ---- listeners ---- */}}
@@ -146,9 +146,6 @@ be right. `pyttpd check` has the last word about the configuration; these are th
 {{- end }}
 {{- end }}
 {{- with .Values.podDisruptionBudget }}
-{{- if and .enabled (not (kindIs "invalid" .minAvailable)) (not (kindIs "invalid" .maxUnavailable)) }}
-{{- fail "podDisruptionBudget: minAvailable and maxUnavailable exclude each other; set one of them to null" }}
-{{- end }}
 {{- if and .enabled (kindIs "invalid" .minAvailable) (kindIs "invalid" .maxUnavailable) }}
 {{- fail "podDisruptionBudget: give minAvailable or maxUnavailable, or turn it off" }}
 {{- end }}

@@ -75,7 +75,7 @@ app.kubernetes.io/part-of: pyttpd
 {{- end }}
 {{- end }}
 
-{{/* Every tenant with the defaults under it, as YAML; a tenant that is null has been taken out by somebody's values. */}}
+{{/* Every tenant with the defaults under it, as JSON (which knows every character); a tenant that is null has been taken out by somebody's values. */}}
 {{- define "pyttpd.tenants" -}}
 {{- $found := dict }}
 {{- range $name, $tenant := .Values.tenants }}
@@ -83,11 +83,11 @@ app.kubernetes.io/part-of: pyttpd
 {{- $_ := set $found $name (mergeOverwrite (deepCopy $.Values.tenantDefaults) (deepCopy $tenant)) }}
 {{- end }}
 {{- end }}
-{{- toYaml $found }}
+{{- toJson $found }}
 {{- end }}
 
 {{/*
-Every listener with the defaults under it, its uid, and its metrics' port, as YAML. They are counted in the order of their
+Every listener with the defaults under it, its uid, and its metrics' port, as JSON. They are counted in the order of their
 names, as the configuration counts them in the order of their tables.
 */}}
 {{- define "pyttpd.listeners" -}}
@@ -97,11 +97,11 @@ names, as the configuration counts them in the order of their tables.
 {{- if not (kindIs "invalid" $listener) }}
 {{- $one := mergeOverwrite (deepCopy $.Values.listenerDefaults) (deepCopy $listener) }}
 {{- $own := dict "uid" (add 10010 $position) "metrics_port" (add $.Values.metrics.basePort 3 $position) }}
-{{- $_ := set $found $name (mergeOverwrite $own $one (dict "port" (regexFind "[0-9]+$" $one.address | int))) }}
+{{- $_ := set $found $name (mergeOverwrite $own $one (dict "port" (regexFind "[0-9]+$" (default "" $one.address) | int))) }}
 {{- $position = add1 $position }}
 {{- end }}
 {{- end }}
-{{- toYaml $found }}
+{{- toJson $found }}
 {{- end }}
 
 {{/* The uid that init runs under. */}}
@@ -112,7 +112,7 @@ names, as the configuration counts them in the order of their tables.
 {{/* The lowest port below 1024 that a listener is on, or nothing. */}}
 {{- define "pyttpd.lowestPort" -}}
 {{- $lowest := 1024 }}
-{{- range (include "pyttpd.listeners" . | fromYaml) }}
+{{- range (include "pyttpd.listeners" . | fromJson) }}
 {{- $lowest = min $lowest .port }}
 {{- end }}
 {{- if lt (int $lowest) 1024 }}{{ $lowest }}{{ end }}

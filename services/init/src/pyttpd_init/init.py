@@ -25,6 +25,7 @@ from pyttpd.config import startup
 from pyttpd.log import Log
 from pyttpd.loop import READ, Loop
 from pyttpd.rendezvous import Caller
+from pyttpd.roles import UNPRIVILEGED_INIT_UID
 from pyttpd.roles import Channel as Directory
 from pyttpd.service import Options, Service, StartError
 from pyttpd.wire.errors import RemoteProtocolError
@@ -32,10 +33,6 @@ from pyttpd.wire.messages import Hello, Message, Return, Socket, SocketsEnd, Wan
 
 from pyttpd_init.queues import AcceptQueues
 from pyttpd_init.sockets import AddressInUse, Plan, bind, is_planned, netns_cookie, plans
-
-#: In plain mode as root the metrics child becomes this uid; in a container it has no right to, and none to lose.
-METRICS_UID = 10_000
-
 
 #: Who has a socket of our predecessor's brings it back within this (s), or it is tried to bind it anew.
 TAKE_BACK_TIMEOUT = 5.0
@@ -225,7 +222,8 @@ class Init:
             bound.close()
         if os.geteuid() == 0:
             try:
-                privileges.become(METRICS_UID, METRICS_UID)
+                # In plain mode as root; in a container it has no right to, and none to lose.
+                privileges.become(UNPRIVILEGED_INIT_UID, UNPRIVILEGED_INIT_UID)
             except privileges.PrivilegeError as error:
                 # In a container root has no right to change its uid, and after confine() none at all.
                 self._service.log.debug("metrics child keeps its uid", reason=error)
