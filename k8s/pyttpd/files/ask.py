@@ -1,11 +1,13 @@
 """What `helm test` runs: ask the Service for pages as a client would, and say what is wrong.
 
-python ask.py CASES   CASES is JSON: [{"address": "HOST", "port": 80, "host": "blog.example", "want": "tenant" or 421}, ...]
+python ask.py CASES, a list of objects as JSON: {"address": HOST, "port": 80, "host": "blog.example", "want": "tenant"},
+or a status to want.
 """
 
 import http.client
 import json
 import sys
+from typing import Any
 
 #: What the listener says for a tenant that nobody knows, whose queue is full, or whose application doesn't run.
 NOBODY = (421, 502, 503, 504)
@@ -13,7 +15,7 @@ NOBODY = (421, 502, 503, 504)
 PATIENCE = 10.0
 
 
-def ask(case):
+def ask(case: dict[str, Any]) -> int:
     """Return the status of one request."""
     connection = http.client.HTTPConnection(case["address"], case["port"], timeout=PATIENCE)
     try:
@@ -23,7 +25,7 @@ def ask(case):
         connection.close()
 
 
-def main(cases):
+def main(cases: list[dict[str, Any]]) -> int:
     """Print a line for each case; return how many went wrong."""
     wrong = 0
     for case in cases:
