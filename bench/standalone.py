@@ -15,6 +15,7 @@ import socket
 import time
 from pathlib import Path
 
+from pyttpd.config.kinds import Mount, StaticOptions, WsgiOptions
 from pyttpd.config.shares import HttpSettings, LogSettings, PoolSettings, TenantLogs, VhostShare
 from pyttpd.log import Log
 
@@ -35,9 +36,13 @@ def make_site(kind: str, application: str | None, path: Path, root: Path, engine
         hosts=("localhost",),
         foreign=(),
         default=True,
-        kind=kind,
         root=str(root.resolve()),
-        application=application if kind != "static" else None,
+        mounts=(
+            Mount(
+                "/",
+                StaticOptions(str(root.resolve())) if kind == "static" else WsgiOptions(application or ""),
+            ),
+        ),
         python_path=(str(path.resolve()),),
         env={},
         writable=(),

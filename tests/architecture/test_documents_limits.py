@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from pyttpd.config.schema import SCHEMA, Key, Kind, Table
+from pyttpd.config.keys import Key, Kind, Table
+from pyttpd.config.schema import SCHEMA
 
 TOP = Path(__file__).resolve().parents[2]
 #: Keys that limit nothing.

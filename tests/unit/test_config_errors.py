@@ -109,6 +109,32 @@ CASES: dict[str, tuple[str, list[str]]] = {
         + 'application = "app:app"\n[vhost.blog.static]\nlisting = true\n',
         [':9: [vhost.blog.static]: is for kind = "static": remove it, or change the kind'],
     ),
+    "too_many_mounts": (
+        LISTEN
+        + BLOG.replace('kind = "static"\n', "")
+        + "".join([f'[[vhost.blog.mount]]\npath = "/{number}"\nkind = "static"\n' for number in range(65)]),
+        [
+            ":7: [vhost.blog.mount]: must be at most 64 mounts, not 65",
+        ],
+    ),
+    "mounts_of_other_types": (
+        LISTEN
+        + BLOG.replace('kind = "static"\n', "")
+        + 'mount = [{ path = 3, kind = 4 }, { path = "", kind = "static" }, { path = "/größe\\t", kind = [] }]\n'
+        + SHOP
+        + "mount = 3\n",
+        [
+            ':7: [[vhost.blog.mount]] path: must be a path, such as "/app", not the number 3',
+            ':7: [[vhost.blog.mount]] kind: must be "static" or "wsgi", not the number 4',
+            ':7: [[vhost.blog.mount]] path: must start with "/", not the text "" (write "/")',
+            (
+                ':7: [[vhost.blog.mount]] path: must not have blanks, "?", "#" or a backslash in it, such as "/app", '
+                'not the text "/größe"'
+            ),
+            ':7: [[vhost.blog.mount]] kind: must be "static" or "wsgi", not a list',
+            ":13: [vhost.shop.mount]: must be written as [[vhost.shop.mount]], once for each",
+        ],
+    ),
     "syntax": (
         "[listen.http\naddress = 1\n",
         [':1: must be TOML: the name of a table isn\'t closed: "]" is missing'],
@@ -165,9 +191,12 @@ CASES: dict[str, tuple[str, list[str]]] = {
         LISTEN + "[vhost.blog]\n",
         [
             ":3: [vhost.blog]: uid is missing: write, for example, uid = 20001",
-            ':3: [vhost.blog]: kind is missing: write, for example, kind = "static"',
             ':3: [vhost.blog]: root is missing: write, for example, root = "/srv/blog"',
             ':3: [vhost.blog]: hosts is missing: write, for example, hosts = ["blog.example"] (or default = true)',
+            (
+                ':3: [vhost.blog]: kind is missing: write, for example, kind = "static" (or mounts: '
+                "[[vhost.blog.mount]])"
+            ),
         ],
     ),
     "table_without_a_name": (

@@ -11,7 +11,8 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from pyttpd.config.json_schema import document, json_schema
-from pyttpd.config.schema import REQUIRED, SCHEMA, Kind
+from pyttpd.config.keys import REQUIRED, Kind
+from pyttpd.config.schema import SCHEMA
 
 from .test_config_load import FULL, SHOP
 

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,8 @@ import pytest
 
 from pyttpd.address import Address
 from pyttpd.config.document import document
+from pyttpd.config.kind_keys import KIND_TABLES
+from pyttpd.config.kinds import Mount, StaticOptions, WsgiOptions
 from pyttpd.config.loader import load, load_located
 from pyttpd.config.model import foreign_names
 from pyttpd.config.schema import SCHEMA
@@ -20,7 +23,6 @@ from pyttpd.config.shares import (
     HostMap,
     ListenerShare,
     LogSettings,
-    StaticSettings,
     TenantLogs,
     UmasterShare,
     VhostShare,
@@ -152,8 +154,30 @@ cache = 0
 hosts = ["y.shop.blog.example", "other.example"]
 uid = 20002
 share_uid = true
-kind = "static"
 root = "site"
+[[vhost.shop-two.mount]]
+path = "/"
+kind = "wsgi"
+application = "shop:app"
+[[vhost.shop-two.mount]]
+path = "/bilder/größe"
+kind = "static"
+root = "pictures"
+index = ["index.html", "default.htm"]
+listing = true
+precompressed = ["gzip"]
+cache_control = { "assets/**" = "max-age=31536000, immutable", "*.html" = "" }
+charset = ""
+symlinks = false
+cache = 0
+[vhost.shop-two.mount.types]
+gpx = "application/gpx+xml"
+".FOO" = "text/foo; charset=ascii"
+[[vhost.shop-two.mount]]
+path = "/own"
+kind = "static"
+root = "public"
+charset = "ascii"
 """
 
 
@@ -204,14 +228,9 @@ def test_everything_that_can_be_written(folder: Path) -> None:
 
     blog = config.vhost("blog")
     assert blog.hosts == ("blog.example", "*.blog.example", "[::1]", "192.0.2.1")
-    assert (blog.default, blog.uid, blog.gid, blog.kind, blog.share_uid) == (
-        True,
-        20001,
-        20009,
-        "wsgi",
-        False,
-    )
-    assert (blog.root, blog.application) == (str(folder.parent / "srv" / "blog"), "blog.site:app.wsgi")
+    assert (blog.default, blog.uid, blog.gid, blog.share_uid) == (True, 20001, 20009, False)
+    assert blog.root == str(folder.parent / "srv" / "blog")
+    assert (blog.mounts, blog.shorthand) == ((Mount("/", WsgiOptions("blog.site:app.wsgi")),), True)
     assert blog.python_path == ("/lib", str(folder / "venv" / "lib"))
     assert blog.writable == (str(folder / "data"),)
     assert blog.access_log == "json"
@@ -242,8 +261,9 @@ def test_everything_that_can_be_written(folder: Path) -> None:
     assert (blog.http.head_limit, blog.http.body_limit, blog.http.keepalive) == (65536, 0, False)
     assert (blog.http.read_timeout, blog.http.max_keepalive_requests) == (4.0, 5)
     assert blog.error_pages == {"404": "errors/404.html", "5xx": ".sorry.html"}
-    assert blog.static == StaticSettings()
-    assert config.vhost("shop").static == StaticSettings(
+    shop, two = config.vhost("shop"), config.vhost("shop-two")
+    options = StaticOptions(
+        root=shop.root,
         index=("index.html", "default.htm"),
         listing=True,
         precompressed=("gzip",),
@@ -252,6 +272,15 @@ def test_everything_that_can_be_written(folder: Path) -> None:
         charset="",
         symlinks=False,
         cache=0,
+    )
+    assert shop.mounts == (Mount("/", options),)
+    assert (two.mounts, two.shorthand) == (
+        (
+            Mount("/", WsgiOptions("shop:app")),
+            Mount("/bilder/größe", replace(options, root=str(folder / "conf.d" / "pictures"))),
+            Mount("/own", StaticOptions(str(folder / "conf.d" / "public"), charset="ascii")),
+        ),
+        False,
     )
     assert (blog.http.request_line_limit, blog.http.max_headers, blog.http.body_buffer) == (65536, 1000, 0)
     assert (blog.http.min_body_rate, blog.http.min_read_rate, blog.http.rate_grace) == (0, 1000, 0.0)
@@ -263,7 +292,7 @@ def test_everything_that_can_be_written(folder: Path) -> None:
 
 
 def test_every_key_of_the_schema_is_written_in_the_test() -> None:
-    for _, table in SCHEMA.walk():
+    for table in (*[table for _, table in SCHEMA.walk()], *KIND_TABLES.values()):
         for key in table.keys:
             assert f"\n{key.name} = " in FULL + SHOP, key.name
 
@@ -278,7 +307,7 @@ def test_defaults_are_the_schema_s(tmp_path: Path) -> None:
     places = {"": config, "log": config.log, "metrics": config.metrics, "listen.NAME": config.listeners[0]}
     places |= {"vhost.NAME": vhost, "vhost.NAME.pool": vhost.pool}
     places |= {"vhost.NAME.queue": vhost.queue, "vhost.NAME.http": vhost.http}
-    places |= {"vhost.NAME.static": vhost.static}
+    places |= {"vhost.NAME.static": vhost.mounts[0].options}
     for path, table in SCHEMA.walk():
         for key in table.keys:
             if isinstance(key.default, str | int | float | bool) and key.name != "default":

@@ -11,10 +11,11 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from pyttpd.config.errors import ConfigErrors
+from pyttpd.config.keys import Table
 from pyttpd.config.lines import LineIndex
 from pyttpd.config.loader import load
 from pyttpd.config.model import Config
-from pyttpd.config.schema import SCHEMA, Table
+from pyttpd.config.schema import SCHEMA
 from pyttpd.config.shares import HostMap, ListenerShare, UmasterShare, VhostShare
 
 

@@ -11,6 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pyttpd.config import limits
+from pyttpd.config.checks import ShareError
+from pyttpd.config.kinds import KINDS, Mount, StaticOptions, WsgiOptions
 from pyttpd.config.shares import (
     HostMap,
     HttpSettings,
@@ -18,8 +20,6 @@ from pyttpd.config.shares import (
     ListenerShare,
     LogSettings,
     PoolSettings,
-    ShareError,
-    StaticSettings,
     TenantLogs,
     UmasterShare,
     VhostPeer,
@@ -50,6 +50,23 @@ UMASTER = UmasterShare(
     LogSettings("debug", "json"),
     0.0,
 )
+MOUNTS = (
+    Mount("/", WsgiOptions("app:application")),
+    Mount(
+        "/files/größe",
+        StaticOptions(
+            root="/srv/blog/files",
+            index=("index.html", "default.htm"),
+            listing=True,
+            precompressed=("gzip",),
+            cache_control={"assets/**": "max-age=31536000, immutable", "*.html": ""},
+            types={".gpx": "application/gpx+xml", ".foo": "text/foo; charset=ascii"},
+            charset="",
+            symlinks=False,
+            cache=0,
+        ),
+    ),
+)
 VHOST = VhostShare(
     generation=2**63 - 1,
     name="blog",
@@ -58,9 +75,8 @@ VHOST = VhostShare(
     hosts=("blog.example", "*.blog.example", "[::1]"),
     foreign=("shop.blog.example", "*.wiki.blog.example"),
     default=False,
-    kind="wsgi",
     root="/srv/blog",
-    application="app:application",
+    mounts=MOUNTS,
     python_path=("/lib",),
     env={"DEBUG": "0", "TEXT": "Bj\u00f6rn\n"},
     writable=("/srv/blog/data",),
@@ -75,16 +91,6 @@ VHOST = VhostShare(
     trusted_proxies=("10.0.0.0/8", "::1/128"),
     proxy_headers="forwarded",
     error_pages={"404": "errors/404.html", "5xx": ".sorry.html"},
-    static=StaticSettings(
-        index=("index.html", "default.htm"),
-        listing=True,
-        precompressed=("gzip",),
-        cache_control={"assets/**": "max-age=31536000, immutable", "*.html": ""},
-        types={".gpx": "application/gpx+xml", ".foo": "text/foo; charset=ascii"},
-        charset="",
-        symlinks=False,
-        cache=0,
-    ),
 )
 SHARES: list[Any] = [LISTENER, UMASTER, VHOST]
 HOSTS = HostMap(
@@ -145,7 +151,15 @@ def test_types(share: Any) -> None:
         ({"hosts": (3,)}, "hosts"),
         ({"hosts": "blog.example"}, "hosts"),
         ({"foreign": ("*",)}, "foreign"),
-        ({"kind": "php"}, "kind"),
+        ({"mounts": ()}, "mounts: must be one at least"),
+        ({"mounts": MOUNTS * 2}, "mounts: one of them is there twice"),
+        ({"mounts": tuple([Mount(f"/{number}", MOUNTS[0].options) for number in range(65)])}, "mounts"),
+        ({"mounts": (3,)}, "mounts: must be objects"),
+        ({"mounts": ({"path": "/", "kind": "wsgi"},)}, "mounts: must be objects"),
+        ({"mounts": ({"path": "/", "kind": "php", "options": {}},)}, "mounts: must be of a known kind"),
+        ({"mounts": ({"path": "/", "kind": ["wsgi"], "options": {}},)}, "mounts: must be of a known kind"),
+        ({"mounts": ({"path": "/", "kind": "wsgi", "options": {}},)}, "mounts: wrong keys"),
+        ({"mounts": ({"path": "/", "kind": "wsgi", "options": []},)}, "mounts: must be an object"),
         ({"error_pages": {"200": "a"}}, "error_pages"),
         ({"error_pages": {"404": "/a"}}, "error_pages"),
         ({"error_pages": {"404": "a/../b"}}, "error_pages"),
@@ -156,9 +170,6 @@ def test_types(share: Any) -> None:
         ({"root": "/a\0b"}, "root"),
         ({"root": "/" + "a" * 4096}, "root"),
         ({"root": "/\ud800"}, "root"),
-        ({"application": "app"}, "application"),
-        ({"application": None}, "application"),
-        ({"kind": "static"}, "application"),
         ({"python_path": ("lib",)}, "python_path"),
         ({"python_path": ("/lib",) * 65}, "python_path"),
         ({"virtualenv": ".venv"}, "virtualenv"),
@@ -210,11 +221,68 @@ def test_settings_validate_themselves() -> None:
         {"cache": -1},
     ):
         with pytest.raises(ShareError, match=next(iter(wrong))):
-            StaticSettings(**wrong)
+            StaticOptions("/srv", **wrong)
+    with pytest.raises(ShareError, match="root"):
+        StaticOptions("srv")
+    for application in ("app", None, "a:b:c", "a b:c", f"a:{'b' * 255}"):
+        with pytest.raises(ShareError, match="application"):
+            WsgiOptions(application)  # type: ignore[arg-type]
     with pytest.raises(ShareError):
         LogSettings("loud")
     assert HttpSettings(idle_timeout=5).idle_timeout == 5.0
     assert type(HttpSettings(idle_timeout=5).idle_timeout) is float
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        *(
+            "",
+            "app",
+            "//",
+            "/app/",
+            "/a//b",
+            "/./a",
+            "/a/..",
+            "/a%2Fb",
+            "/a b",
+            "/a?b",
+            "/a#b",
+            "/a\\b",
+            "/\x7f",
+        ),
+        *("/\0", "/\n", "/" + "a" * 255, "/\ud800", None, 3, ["/"]),
+    ],
+)
+def test_where_nothing_can_be_mounted(path: Any) -> None:
+    with pytest.raises(ShareError, match="path"):
+        Mount(path, MOUNTS[0].options)
+
+
+@pytest.mark.parametrize(
+    "path", ["/", "/a", "/a/b.c", "/...", "/.well-known/acme", "/~a;b=c", "/größe", "/" + "a" * 254]
+)
+def test_where_something_can_be_mounted(path: str) -> None:
+    mount = Mount(path, MOUNTS[0].options)
+    assert (mount.kind, mount.prefix) == ("wsgi", "" if path == "/" else path)
+
+
+def test_options_are_of_their_kind() -> None:
+    class Wider(WsgiOptions):
+        pass
+
+    with pytest.raises(ShareError, match="options"):
+        Mount("/", Wider("a:b"))
+    for name, entry in KINDS.items():
+        assert entry.options.kind == name
+        assert {each.name for each in fields(entry.options)} == entry.fields.keys()  # type: ignore[arg-type]
+
+
+def test_what_a_share_says_of_its_mounts() -> None:
+    assert VHOST.python
+    assert (VHOST.folders(runs=True), VHOST.folders(runs=False)) == ((), ("/srv/blog/files",))
+    plain = replace(VHOST, mounts=(Mount("/", StaticOptions("/srv/blog")),))
+    assert (plain.python, plain.folders(runs=True), plain.folders(runs=False)) == (False, (), ())
 
 
 def test_peers_are_distinct() -> None:

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from pyttpd.config.kinds import Mount, StaticOptions, WsgiOptions
 from pyttpd.config.shares import HttpSettings, LogSettings, PoolSettings, TenantLogs, VhostShare
 
 from pyttpd_vhost.http.connection import Connection, Want
@@ -56,6 +57,11 @@ class ListLog:
         return [event for _, event, _ in self.lines]
 
 
+def serves(root: Path, **options: Any) -> dict[str, Any]:
+    """Return what a share says of static files below `root`."""
+    return {"root": str(root), "mounts": (Mount("/", StaticOptions(str(root), **options)),)}
+
+
 def make_share(**changes: Any) -> VhostShare:
     share = VhostShare(
         generation=1,
@@ -65,9 +71,8 @@ def make_share(**changes: Any) -> VhostShare:
         hosts=(HOST, "*.wild.test"),
         foreign=("theirs.wild.test", "*.deep.wild.test"),
         default=True,
-        kind="wsgi",
         root="/",
-        application="app:app",
+        mounts=(Mount("/", WsgiOptions("app:app")),),
         python_path=(),
         env={},
         writable=(),
@@ -198,10 +203,10 @@ def serve() -> Iterator[Serve]:
         ) -> Server:
             made = make_share(http=HttpSettings(**http), **(share or {}))
             if root is not None:
-                made = replace(made, kind="static", application=None, root=str(root))
+                made = replace(made, **serves(root))
             site = Site(made, ListLog())
             if root is not None or kind is not None:
-                asked = StaticKind(str(root), site) if kind is None else kind(site)
+                asked = StaticKind(StaticOptions(str(root)), site) if kind is None else kind(site)
                 site.kind = asked
                 stack.callback(asked.close)
             else:

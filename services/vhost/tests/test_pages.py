@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +15,7 @@ from pyttpd_vhost.kinds.wsgi import WsgiKind
 from pyttpd_vhost.pages import ErrorPages
 from pyttpd_vhost.site import Site
 
-from .conftest import Client, ListLog, Server, close, descriptors, make_share
+from .conftest import Client, ListLog, Server, close, descriptors, make_share, serves
 
 PAGES = {"404": "errors/404.html", "5xx": ".sorry.txt", "502": "missing.html", "400": "errors/400.json"}
 
@@ -134,7 +133,7 @@ def test_refusals_and_faults_have_them(root: Path) -> None:
 
 
 def test_the_site_makes_them(root: Path) -> None:
-    share = replace(make_share(root=str(root), error_pages=PAGES), kind="static", application=None)
+    share = make_share(**serves(root), error_pages=PAGES)
     site = Site(share, ListLog())
     site.load()
     assert site.page(404)[1] == b"<p>not here"

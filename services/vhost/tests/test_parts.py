@@ -23,7 +23,7 @@ from pyttpd_vhost.http.response import Fields, Trailers, status_code
 from pyttpd_vhost.http.stream import Stream
 from pyttpd_vhost.site import Site
 
-from .conftest import ListLog, close, make_share
+from .conftest import ListLog, close, make_share, serves
 
 NEXT = b"GET / HTTP/1.1\r\n"
 
@@ -223,7 +223,7 @@ def test_a_host_less_request_is_the_defaults() -> None:
 
 
 def test_load(tmp_path: Path) -> None:
-    site = Site(make_share(kind="static", application=None, root=str(tmp_path)), ListLog())
+    site = Site(make_share(**serves(tmp_path)), ListLog())
     site.load()
     assert type(site.kind).__name__ == "StaticKind"
     close(site)

@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 
 import pytest
 
-from pyttpd.config.shares import StaticSettings
+from pyttpd.config.kinds import StaticOptions
 
 from pyttpd_vhost import openat2
 from pyttpd_vhost.http.errors import ClientGone
@@ -24,7 +24,7 @@ from pyttpd_vhost.kinds.static.files import READ_LIMIT
 from pyttpd_vhost.openat2 import Root
 from pyttpd_vhost.site import Site
 
-from .conftest import Answer, Client, ListLog, Server, close, descriptors, make_share
+from .conftest import Answer, Client, ListLog, Server, close, descriptors, make_share, serves
 
 OLD = 1_700_000_000
 SMALL = b"small content " * 10
@@ -32,9 +32,8 @@ BIG = bytes(range(256)) * 4000
 
 
 def make_site(root: Path, **settings: Any) -> Site:
-    share = make_share(kind="static", application=None, root=str(root), static=StaticSettings(**settings))
-    site = Site(share, ListLog())
-    site.kind = StaticKind(str(root), site)
+    site = Site(make_share(**serves(root, **settings)), ListLog())
+    site.kind = StaticKind(StaticOptions(str(root), **settings), site)
     return site
 
 

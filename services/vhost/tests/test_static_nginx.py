@@ -23,12 +23,10 @@ from pathlib import Path
 
 import pytest
 
-from pyttpd.config.shares import StaticSettings
-
 from pyttpd_vhost.pages import ErrorPages
 from pyttpd_vhost.site import Site
 
-from .conftest import Answer, Client, ListLog, Server, close, make_share
+from .conftest import Answer, Client, ListLog, Server, close, make_share, serves
 
 pytestmark = pytest.mark.program("nginx")
 
@@ -117,9 +115,10 @@ http {{
 }}
 """
 
-STATIC = StaticSettings(
-    cache_control={"assets/**": "max-age=31536000, immutable", "sub/**": "no-cache"}, precompressed=("gzip",)
-)
+STATIC = {
+    "cache_control": {"assets/**": "max-age=31536000, immutable", "sub/**": "no-cache"},
+    "precompressed": ("gzip",),
+}
 
 PATHS = [
     *[f"/{name}" for name in FILES if name.isascii() and " " not in name and "&" not in name],
@@ -630,10 +629,7 @@ def peers(tmp_path: Path) -> Iterator[tuple[Peer, Peer]]:
     make_tree(root)
     tmp_path.chmod(0o755)
     share = make_share(
-        kind="static",
-        application=None,
-        root=str(root),
-        static=STATIC,
+        **serves(root, **STATIC),
         error_pages={"404": "errors/404.html"},
     )
     site = Site(share, ListLog())

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from pyttpd.config.kinds import Mount, WsgiOptions
 from pyttpd.virtualenv import VirtualenvError, look, version
 
 #: Imports the application as a tenant's process does, and prints what it sees.
@@ -19,12 +20,13 @@ PROGRAM = """
 import json, sys
 from pyttpd import metrics
 from pyttpd.config.shares import VhostShare
-from pyttpd_vhost.kinds.wsgi import load_application
+from pyttpd_vhost.kinds.python import load_application, prepare
 class Log:
     def warning(self, event, **fields):
         print("warned:", event, fields, file=sys.stderr)
 share = VhostShare.from_json(sys.stdin.buffer.read())
-print(json.dumps(load_application(share, Log())()))
+prepare(share, Log())
+print(json.dumps(load_application(share.mounts[0].options.application)()))
 """
 APPLICATION = """
 import json, os, subprocess, sys
@@ -71,7 +73,7 @@ def load(site: Path, **changes: Any) -> subprocess.CompletedProcess[str]:
         root=str(site / "root"),
         python_path=(str(site / "path"),),
         virtualenv=str(site / "venv"),
-        application="app:application",
+        mounts=(Mount("/", WsgiOptions("app:application")),),
         **changes,
     )
     return subprocess.run(

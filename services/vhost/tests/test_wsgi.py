@@ -19,7 +19,8 @@ import pytest
 from pyttpd.config.shares import PoolSettings
 
 from pyttpd_vhost.http.exchange import Exchange
-from pyttpd_vhost.kinds.wsgi import Application, Input, load_application
+from pyttpd_vhost.kinds.python import load_application, prepare
+from pyttpd_vhost.kinds.wsgi import Application, Input
 
 from .conftest import HOST, Answer, Client, ListLog, Serve, Server, make_share
 
@@ -132,11 +133,12 @@ def test_load_application(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     )
     monkeypatch.setenv("X_TENANT", "before")
     monkeypatch.setattr(sys, "path", [*sys.path])
-    share = make_share(root=str(tmp_path), application="some_tenants_module:Box.app", env={"X_TENANT": "set"})
-    application: Any = load_application(share, ListLog())
+    share = make_share(root=str(tmp_path), env={"X_TENANT": "set"})
+    prepare(share, ListLog())
+    application: Any = load_application("some_tenants_module:Box.app")
     assert application({}, None) == "set"
     with pytest.raises(TypeError):
-        load_application(make_share(root=str(tmp_path), application="some_tenants_module:os"), ListLog())
+        load_application("some_tenants_module:os")
     del sys.modules["some_tenants_module"]
 
 

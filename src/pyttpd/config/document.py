@@ -6,10 +6,13 @@ import sys
 from typing import TYPE_CHECKING
 
 from pyttpd.config import limits
-from pyttpd.config.schema import REQUIRED, SCHEMA, Key, Kind
+from pyttpd.config.keys import REQUIRED, Key, Kind
+from pyttpd.config.kind_keys import KIND_TABLES, MOUNT_ONLY, SHORTHAND
+from pyttpd.config.schema import SCHEMA
 
 if TYPE_CHECKING:
-    from pyttpd.config.schema import Table
+    from collections.abc import Iterable
+
 
 _INTRODUCTION = f"""\
 # Configuration
@@ -44,6 +47,21 @@ env = {{ DEBUG = "0" }}
 [vhost.blog.pool]
 max_workers = 8
 max_requests = 10000
+
+[vhost.shop]
+hosts = ["shop.example"]
+uid = 20002
+root = "/srv/shop"
+
+[[vhost.shop.mount]]
+path = "/"
+kind = "wsgi"
+application = "shop:app"
+
+[[vhost.shop.mount]]
+path = "/assets"
+kind = "static"
+root = "/srv/shop/assets"
 ```
 """
 
@@ -52,16 +70,33 @@ def document() -> str:
     """Return the reference as Markdown."""
     parts = [_INTRODUCTION]
     for path, table in SCHEMA.walk():
-        parts.append(
-            f"## {f'`[{path}]`' if path else 'At the top of the main file'}\n\n{table.doc}\n\n{_rows(table)}"
-        )
+        header = f"[[{path}]]" if table.listed else f"[{path}]"
+        title = f"`{header}`" if path else "At the top of the main file"
+        parts.append(f"## {title}\n\n{table.doc}\n\n{_rows(table.keys)}")
+        if table.listed:
+            parts.append(_kinds())
     return "\n".join(parts)
 
 
-def _rows(table: Table) -> str:
+def _rows(keys: Iterable[Key]) -> str:
     lines = ["| key | value | default | meaning |", "| --- | --- | --- | --- |"]
-    lines += [f"| `{key.name}` | {_value(key)} | {_default(key)} | {key.doc} |" for key in table.keys]
+    lines += [f"| `{key.name}` | {_value(key)} | {_default(key)} | {key.doc} |" for key in keys]
     return "\n".join(lines) + "\n"
+
+
+def _kinds() -> str:
+    """Say which keys a mount of each kind has beside its own."""
+    parts = []
+    for kind, table in KIND_TABLES.items():
+        own = [key for key in table.keys if key in SHORTHAND or key.name in MOUNT_ONLY]
+        others = [key for key in table.keys if key not in own]
+        section = f"[vhost.NAME.{kind}]"
+        link = section.lower().replace(".", "").strip("[]")
+        more = f" The keys of [`{section}`](#{link}) as well." if others else ""
+        parts.append(
+            f'### With `kind = "{kind}"`\n\n{table.doc}{more}\n' + (f"\n{_rows(own)}" if own else "")
+        )
+    return "\n".join(parts)
 
 
 def _value(key: Key) -> str:

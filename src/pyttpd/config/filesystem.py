@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING
 
 from pyttpd.config import limits
 from pyttpd.config.errors import ConfigError, printable
+from pyttpd.config.kinds import StaticOptions, WsgiOptions
 from pyttpd.confine.policy import PROGRAMS
 from pyttpd.virtualenv import VirtualenvError, finds_elsewhere, linked, look
 
 if TYPE_CHECKING:
+    from pyttpd.config.kinds import Mount
     from pyttpd.config.loader import Locate
     from pyttpd.config.model import Config, Vhost
 
@@ -28,14 +30,41 @@ def check_filesystem(config: Config, locate: Locate | None = None) -> list[Confi
     As root, the tenants' real uids count; as an ordinary user, who runs the whole tree, that user's own rights do.
     """
     found: list[ConfigError] = []
+
+    def add(where: tuple[str, ...], key: str, message: str) -> None:
+        table = f"[[vhost.{where[1]}.mount]]" if len(where) > 2 else f"[vhost.{where[1]}]"
+        file, line = locate((*where, key)) if locate else (config.file, None)
+        found.append(ConfigError(file, line, f"{table} {key}", message))
+
     for vhost in config.vhosts:
-        for key, message in _problems(vhost):
-            file, line = locate(("vhost", vhost.name, key)) if locate else (config.file, None)
-            found.append(ConfigError(file, line, f"[vhost.{vhost.name}] {key}", message))
+        own = "vhost", vhost.name
+        packages: list[str] = []
+        wrong = _problems(vhost, packages)
+        for key, message in wrong:
+            add(own, key, message)
+        searched = not any(key in ("root", "python_path", "virtualenv") for key, _ in wrong)
+        for number, mount in enumerate(vhost.mounts):
+            place = own if vhost.shorthand else (*own, "mount", str(number))
+            for key, message in _mount_problems(vhost, mount, packages if searched else None):
+                add(place, key, message)
     return found
 
 
-def _problems(vhost: Vhost) -> list[tuple[str, str]]:
+def _mount_problems(vhost: Vhost, mount: Mount, packages: list[str] | None) -> list[tuple[str, str]]:
+    """Look at what a mount's options name. `packages`: where modules may be found as well; None: nobody knows."""
+    match mount.options:
+        case StaticOptions(root=root) if root != vhost.root:
+            message = _folder_problem(root, _READ | _SEARCH, vhost.uid, vhost.gid)
+            return [("root", message)] if message else []
+        case WsgiOptions(application=application) if packages is not None:
+            message = _module_problem(vhost, application, packages)
+            return [("application", message)] if message else []
+        case _:
+            return []
+
+
+def _problems(vhost: Vhost, packages: list[str]) -> list[tuple[str, str]]:
+    """Look at what the vhost's own table names; gather in `packages` where modules may be found."""
     wanted = [("root", vhost.root, _READ | _SEARCH)]
     wanted += [("python_path", path, _READ | _SEARCH) for path in vhost.python_path]
     wanted += [("writable", path, _READ | _WRITE | _SEARCH) for path in vhost.writable]
@@ -57,16 +86,10 @@ def _problems(vhost: Vhost) -> list[tuple[str, str]]:
             message = _page_problem(vhost, page)
             if message:
                 found.append(("error_pages", message))
-    packages: list[str] = []
     if vhost.virtualenv is not None:
         found += [
             ("virtualenv", message) for message in _virtualenv_problems(vhost, vhost.virtualenv, packages)
         ]
-    searched = ("root", "python_path", "virtualenv")
-    if vhost.application is not None and not any(key in searched for key, _ in found):
-        message = _module_problem(vhost, packages)
-        if message:
-            found.append(("application", message))
     return found
 
 
@@ -171,9 +194,9 @@ def _words(rights: int) -> str:
     return " and ".join(words) if len(words) < 3 else f"{', '.join(words[:-1])} and {words[-1]}"
 
 
-def _module_problem(vhost: Vhost, packages: list[str]) -> str | None:
+def _module_problem(vhost: Vhost, application: str, packages: list[str]) -> str | None:
     """Look for the application's module without importing anything."""
-    module = (vhost.application or "").partition(":")[0]
+    module = application.partition(":")[0]
     if any(finds_elsewhere(folder) for folder in packages):
         return None
     missing = _missing(module, [vhost.root, *vhost.python_path, *packages])

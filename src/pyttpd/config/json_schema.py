@@ -16,7 +16,9 @@ import sys
 from typing import Any
 
 from pyttpd.config import limits
-from pyttpd.config.schema import REQUIRED, SCHEMA, Key, Kind, Table
+from pyttpd.config.keys import REQUIRED, Key, Kind, Table
+from pyttpd.config.kind_keys import KIND_TABLES
+from pyttpd.config.schema import SCHEMA, mount_table
 from pyttpd.roles import METRICS_LISTENER
 
 _TEXT = {"type": "string"}
@@ -45,6 +47,7 @@ _KINDS: dict[Kind, dict[str, Any]] = {
         "uniqueItems": True,
         "maxItems": limits.MAX_HOSTS_PER_VHOST,
     },
+    Kind.MOUNT_PATH: {"type": "string", "pattern": "^/[^%?# \\\\]*$", "maxLength": limits.MAX_MOUNT_PATH},
     Kind.APPLICATION: {"type": "string", "pattern": "^[^:]+:[^:]+$"},
     Kind.ENV: _TEXTS | {"propertyNames": {"pattern": f"^{limits.ENV_NAME.pattern}$"}},
     Kind.CACHE_CONTROL: _TEXTS,
@@ -71,7 +74,9 @@ def document() -> str:
 def _table(table: Table) -> dict[str, Any]:
     properties = {key.name: _key(key) for key in table.keys}
     for below in table.tables:
-        properties[below.name] = _named(below) if below.named else _table(below)
+        properties[below.name] = (
+            _named(below) if below.named else _mounts(below) if below.listed else _table(below)
+        )
     schema = {
         "description": table.doc,
         "type": "object",
@@ -80,6 +85,21 @@ def _table(table: Table) -> dict[str, Any]:
     }
     required = [key.name for key in table.keys if key.default is REQUIRED]
     return schema | ({"required": required} if required else {})
+
+
+def _mounts(table: Table) -> dict[str, Any]:
+    """Return the schema of a list of mounts, each of which has the keys of its kind."""
+    kinds = []
+    for kind in KIND_TABLES:
+        mount = _table(mount_table(kind))
+        mount["properties"]["kind"] = mount["properties"]["kind"] | {"const": kind}
+        kinds.append(mount)
+    return {
+        "description": f"{table.doc} Written as [[vhost.NAME.{table.name}]], once for each.",
+        "type": "array",
+        "items": {"oneOf": kinds},
+        "maxItems": limits.MAX_MOUNTS,
+    }
 
 
 def _named(table: Table) -> dict[str, Any]:

@@ -66,6 +66,14 @@ MAX_ALLOWED = 16
 #: Names that one vhost may have (the whole tree: roles.MAX_NAMES).
 MAX_HOSTS_PER_VHOST = 20_000
 
+# --- mounts -------------------------------------------------------------------------------------------------
+#: Mounts of one vhost: one for each application and folder. Looking one up costs the same for all of them.
+MAX_MOUNTS = 64
+#: Bytes of a mount's path: as long as a file's name; it is compared with each request's.
+MAX_MOUNT_PATH = 255
+#: What a path can't have in it, or would have to be encoded to be sent.
+NOT_IN_MOUNT_PATH = frozenset(" ?#\\")
+
 # --- static files and error pages ---------------------------------------------------------------------------
 #: Names that a folder's request tries, one open(2) each.
 MAX_INDEX_NAMES = 8
@@ -162,7 +170,6 @@ LOG_LEVELS = ("debug", "info", "warning", "error")
 LOG_FORMATS = ("text", "json")
 ACCESS_LOGS = ("combined", "json", "off")
 MODES = ("http", "metrics")
-KINDS = ("static", "wsgi")
 PROXY_HEADERS = ("x-forwarded", "forwarded")
 ENGINES = ("llhttp", "h11")
 POOL_MODES = ("static", "dynamic", "ondemand")

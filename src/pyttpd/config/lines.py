@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 _PART = r"""[A-Za-z0-9_-]+|"(?:[^"\\\n]|\\.)*"|'[^'\n]*'"""
 _DOTTED = rf"(?:{_PART})(?:[ \t]*\.[ \t]*(?:{_PART}))*"
-_HEADER = re.compile(rf"[ \t]*\[\[?[ \t]*({_DOTTED})[ \t]*\]")
+_HEADER = re.compile(rf"[ \t]*(\[?)\[[ \t]*({_DOTTED})[ \t]*\]")
 _KEY = re.compile(rf"[ \t]*({_DOTTED})[ \t]*=")
 _EACH = re.compile(_PART)
 #: Lines looked at for literals, for all errors of a file together: thousands of errors must not take minutes.
@@ -24,7 +24,9 @@ _LONG_QUOTE = re.compile(r'"""|' + "'''")
 
 
 class LineIndex:
-    """The lines of one file's tables and keys. Keys are paths of names: ("vhost", "blog", "uid")."""
+    """The lines of one file's tables and keys. Keys are paths of names: ("vhost", "blog", "uid"); a table of a list has
+    its position behind its name: ("vhost", "blog", "mount", "0").
+    """
 
     def __init__(self, text: str) -> None:
         self._lines = text.splitlines()
@@ -62,13 +64,14 @@ class LineIndex:
 
 def _scan(lines: list[str]) -> Iterator[tuple[tuple[str, ...], int]]:
     table: tuple[str, ...] = ()
+    lists: dict[tuple[str, ...], int] = {}  # the position of the last table of each
     closing = ""  # of the multi-line string that we are in
     for number, line in enumerate(lines, 1):
         if closing:
             closing = "" if closing in line else closing
             continue
         if header := _HEADER.match(line):
-            table = _names(header[1])
+            table = _resolved(_names(header[2]), lists, another=bool(header[1]))
             for length in range(1, len(table) + 1):
                 yield table[:length], number
         elif key := _KEY.match(line):
@@ -77,6 +80,18 @@ def _scan(lines: list[str]) -> Iterator[tuple[tuple[str, ...], int]]:
                 yield table + names[:length], number
             if (quote := _LONG_QUOTE.search(line, key.end())) and line.count(quote[0], quote.end()) == 0:
                 closing = quote[0]
+
+
+def _resolved(names: tuple[str, ...], lists: dict[tuple[str, ...], int], *, another: bool) -> tuple[str, ...]:
+    """Put the positions of lists into the name of a table; `another`: it is one more of a list itself."""
+    path: tuple[str, ...] = ()
+    for number, name in enumerate(names, 1):
+        path += (name,)
+        if another and number == len(names):
+            lists[path] = lists.get(path, -1) + 1
+        if path in lists:
+            path += (str(lists[path]),)
+    return path
 
 
 def _names(dotted: str) -> tuple[str, ...]:

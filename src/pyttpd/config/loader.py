@@ -22,16 +22,19 @@ import re
 import stat
 import sys
 import tomllib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from pyttpd.address import Address
 from pyttpd.config import limits
 from pyttpd.config.errors import ConfigError, ConfigErrors, printable
+from pyttpd.config.keys import REQUIRED, Key, Table
+from pyttpd.config.kind_keys import KIND_TABLES, SHORTHAND
+from pyttpd.config.kinds import KINDS, KindOptions, Mount
 from pyttpd.config.lines import LineIndex
 from pyttpd.config.model import Config, Listener, MetricsSettings, QueueSettings, Vhost
-from pyttpd.config.schema import REQUIRED, SCHEMA, Key, Table
-from pyttpd.config.shares import HttpSettings, LogSettings, PoolSettings, StaticSettings
+from pyttpd.config.schema import MOUNT, SCHEMA, mount_table
+from pyttpd.config.shares import HttpSettings, LogSettings, PoolSettings
 from pyttpd.config.values import INVALID, convert, describe
 from pyttpd.roles import (
     MAX_LISTENERS,
@@ -77,6 +80,8 @@ class Record:
     source: Source
     values: dict[str, Any] = field(default_factory=dict)
     tables: dict[str, dict[str, Any]] = field(default_factory=dict)
+    #: The tables of a list, each with its position as the last part of its path.
+    mounts: list[Record] = field(default_factory=list)
 
     @property
     def name(self) -> str:
@@ -105,7 +110,7 @@ class _Errors:
         self, source: Source, path: tuple[str, ...], key: str, message: str, literal: str | None = None
     ) -> None:
         full = (*path, key) if key else path
-        table = f"[{'.'.join([printable(part) for part in path])}]" if path else ""
+        table = _table(path) if path else ""
         where = " ".join([part for part in (table, printable(key)) if part])
         if literal is not None and (*full, literal) in source.lines:  # a key of a table that is a value
             full, literal = (*full, literal), None
@@ -387,6 +392,9 @@ def _read_table(record: Record, value: object, errors: _Errors) -> None:
     seen = {"": value}
     _read_keys(table, value, record, record.path, record.values, errors)
     for below in table.tables:
+        if below.listed:
+            _read_mounts(record, value.get(below.name, []), errors)
+            continue
         values = record.tables.setdefault(below.name, {})
         inner = value.get(below.name, {})
         path = (*record.path, below.name)
@@ -402,6 +410,36 @@ def _read_table(record: Record, value: object, errors: _Errors) -> None:
     _fill_defaults(table, record.values, value)
 
 
+def _read_mounts(record: Record, value: object, errors: _Errors) -> None:
+    """Read the mounts of a vhost, each by the table of its kind."""
+    path = (*record.path, MOUNT.name)
+    if not isinstance(value, list) or not all(isinstance(each, dict) for each in value):
+        errors.at(record.source, path, "", f"must be written as [{_table(path)}], once for each")
+        return
+    if len(value) > limits.MAX_MOUNTS:
+        errors.at(record.source, path, "", f"must be at most {limits.MAX_MOUNTS} mounts, not {len(value)}")
+        return
+    for number, inner in enumerate(value):
+        kind = inner.get("kind")
+        table = mount_table(kind) if isinstance(kind, str) and kind in KIND_TABLES else _ANY_MOUNT
+        mount = Record(table, (*path, str(number)), record.source)
+        _read_table(mount, inner, errors)
+        record.mounts.append(mount)
+
+
+#: For a mount of no kind that we know: whatever one of them has.
+_ANY_MOUNT = replace(
+    MOUNT,
+    keys=MOUNT.keys
+    + tuple(
+        [
+            replace(key, default=None)
+            for key in {key.name: key for table in KIND_TABLES.values() for key in table.keys}.values()
+        ]
+    ),
+)
+
+
 def _read_keys(
     table: Table,
     value: dict[str, Any],
@@ -414,8 +452,17 @@ def _read_keys(
         key = table.key(name)
         if key is not None:
             _read_key(key, inner, record.source, path, into, errors)
+        elif table.listed and (
+            kinds := [each for each in KIND_TABLES.values() if each.key(name) is not None]
+        ):
+            errors.at(record.source, path, name, _for_kinds([each.name for each in kinds]))
         elif table.table(name) is None:
             errors.at(record.source, path, name, _unknown(name, inner, table, path))
+
+
+def _for_kinds(kinds: Iterable[str]) -> str:
+    shown = " or ".join([f'"{kind}"' for kind in kinds])
+    return f"is for kind = {shown}: remove it, or change the kind"
 
 
 def _read_key(
@@ -487,6 +534,8 @@ _CALLED_ELSEWHERE = {
     **dict.fromkeys(("error_page", "errordocument"), "error_pages"),
     **dict.fromkeys(("bind", "http_socket", "host"), "address"),
     "loglevel": "level",
+    **dict.fromkeys(("location", "prefix", "script_name"), "path"),
+    "alias": "root",
 }
 
 
@@ -501,7 +550,8 @@ def _homes(path: tuple[str, ...]) -> dict[str, list[str]]:
         parts = where.split(".")
         if len(path) > 1 and parts[0] == path[0]:
             parts[1] = printable(path[1])
-        homes[f"in [{'.'.join(parts)}]"] = names
+        header = f"[{'.'.join(parts)}]"
+        homes[f"in [{header}]" if table.listed else f"in {header}"] = names
     # those of the same top table first
     return dict(sorted(homes.items(), key=lambda item: not (path and item[0].startswith(f"in [{path[0]}."))))
 
@@ -591,7 +641,7 @@ def _compare_listener_uids(listeners: list[Record], errors: _Errors) -> None:
         if uid is None:
             continue
         if uid in seen:
-            other = f"{_table(seen[uid])} as well ({seen[uid].place('uid')})"
+            other = f"{_table(seen[uid].path)} as well ({seen[uid].place('uid')})"
             errors.on(record, "uid", f"{uid} is the uid of {other}: each listener needs its own")
         seen.setdefault(uid, record)
 
@@ -603,26 +653,28 @@ def _check_vhost(record: Record, errors: _Errors) -> None:
         errors.on(
             record, "", 'hosts is missing: write, for example, hosts = ["blog.example"] (or default = true)'
         )
-    match values.get("kind"):
-        case "wsgi":
-            if values.get("application", "") is None:
-                errors.on(
-                    record, "", 'application is missing: write, for example, application = "app:application"'
-                )
-            if (*record.path, "static") in record.source.lines:
-                errors.at(
-                    record.source,
-                    (*record.path, "static"),
-                    "",
-                    'is for kind = "static": remove it, or change the kind',
-                )
-        case "static":
-            for key in ("application", "python_path", "virtualenv", "preload", "allow"):
-                if values.get(key) not in (None, (), True):
-                    errors.on(record, key, 'is for kind = "wsgi": remove it, or change the kind')
+    if record.mounts:
+        _check_mounts(record, errors)
+        kinds = [mount.values["kind"] for mount in record.mounts if "kind" in mount.values]
+        whole = len(kinds) == len(record.mounts)
+    else:
+        _check_kind(record, errors)
+        kinds = [values["kind"]] if values.get("kind") is not None else []
+        whole = bool(kinds)
+    if whole:
+        for needed, keys in (("python", PYTHON_KEYS), ("runs", RUNNING_KEYS)):
+            if not any(getattr(KINDS[kind], needed) for kind in kinds):
+                for key in keys:
+                    if values.get(key) not in (None, (), True):
+                        errors.on(
+                            record,
+                            key,
+                            _for_kinds([name for name, each in KINDS.items() if getattr(each, needed)]),
+                        )
     if values.get("gid", 0) is None and "uid" in values:
         values["gid"] = values["uid"]
-    reach = [("root", values.get("root"))] + [("writable", path) for path in values.get("writable", ())]
+    reach = [("root", each.values.get("root")) for each in (record, *record.mounts)]
+    reach += [("writable", path) for path in values.get("writable", ())]
     for key in LOG_FILES:
         for what, folder in reach:
             if folder and (values.get(key) or "").startswith(f"{folder}/"):
@@ -631,6 +683,82 @@ def _check_vhost(record: Record, errors: _Errors) -> None:
                     record, key, f"must not be in the tenant's own reach ({what}: {shown}): {_HARM[what]}"
                 )
 
+
+def _check_kind(record: Record, errors: _Errors) -> None:
+    """What a vhost without mounts says of its kind."""
+    values = record.values
+    if values.get("kind", "") is None and (*record.path, MOUNT.name) not in record.source.lines:
+        errors.on(
+            record,
+            "",
+            f"kind is missing{_proposal(MOUNT.keys[1])} (or mounts: [[{'.'.join(record.path)}.mount]])",
+        )
+    if values.get("kind") is None:
+        return
+    own = KIND_TABLES[values["kind"]]
+    for key in SHORTHAND:
+        if key not in own.keys:
+            if values.get(key.name) is not None:
+                errors.on(
+                    record,
+                    key.name,
+                    _for_kinds([each.name for each in KIND_TABLES.values() if key in each.keys]),
+                )
+        elif key.default is REQUIRED and values.get(key.name, "") is None:
+            errors.on(record, "", f"{key.name} is missing{_proposal(key)}")
+    for table in record.table.tables:
+        path = (*record.path, table.name)
+        if table.kind not in ("", own.name) and path in record.source.lines:
+            errors.at(record.source, path, "", _for_kinds([table.kind]))
+
+
+def _check_mounts(record: Record, errors: _Errors) -> None:
+    """What a vhost's mounts demand of each other, and of the vhost."""
+    for key in ("kind", *[key.name for key in SHORTHAND]):
+        if record.values.get(key) is not None:
+            errors.on(record, key, _WITHOUT_MOUNTS)
+    for table in record.table.tables:
+        path = (*record.path, table.name)
+        if table.kind and path in record.source.lines:
+            errors.at(record.source, path, "", _WITHOUT_MOUNTS)
+    taken: dict[str, Record] = {}
+    for mount in record.mounts:
+        where = mount.values.get("path")
+        if where is None:
+            continue
+        other = taken.setdefault(where, mount)
+        if other is not mount:
+            errors.on(mount, "path", f'"{printable(where)}" is there already ({other.place("path")})')
+    _check_code(record, errors)
+
+
+def _check_code(record: Record, errors: _Errors) -> None:
+    """No mount may give away the code of an application beside it."""
+    if not any(KINDS[mount.values["kind"]].python for mount in record.mounts if mount.values.get("kind")):
+        return
+    values = record.values
+    code = [values.get("root"), values.get("virtualenv"), *values.get("python_path", ())]
+    for mount in record.mounts:
+        if mount.values.get("kind") != "static" or "root" not in mount.values:
+            continue
+        folder = mount.values["root"] or values.get("root")
+        for each in code:
+            if folder and each and f"{each}/".startswith(f"{folder}/"):
+                errors.on(
+                    mount,
+                    "root" if mount.values["root"] else "",
+                    f"{printable(folder)} holds the application's code ({printable(each)}), which anybody could then "
+                    'read: write a folder for what is served, such as root = "public"',
+                )
+                break
+
+
+#: Of what belongs to a vhost of one kind.
+_WITHOUT_MOUNTS = "is for a vhost without mounts: write it in the [[mount]] that it is meant for"
+
+#: The keys of a vhost that say how its Python code is imported, and those that matter to any code of the tenant's.
+PYTHON_KEYS = ("python_path", "virtualenv", "preload")
+RUNNING_KEYS = ("allow",)
 
 #: What comes of a log below a folder of the tenant's.
 _HARM = {"root": "it would be served, or read by its code", "writable": "its code could change it"}
@@ -656,7 +784,7 @@ def _compare_hosts(vhosts: list[Record], errors: _Errors) -> None:
         for host in record.values.get("hosts", ()):
             owner = owners.setdefault(host, record)
             if owner is not record:
-                message = f'"{host}" belongs to {_table(owner)} already ({owner.place("hosts", host)})'
+                message = f'"{host}" belongs to {_table(owner.path)} already ({owner.place("hosts", host)})'
                 errors.on(record, "hosts", message, host)
     if len(owners) > MAX_NAMES:
         errors.on(
@@ -669,7 +797,7 @@ def _compare_hosts(vhosts: list[Record], errors: _Errors) -> None:
 def _compare_defaults(vhosts: list[Record], errors: _Errors) -> None:
     defaults = [record for record in vhosts if record.values.get("default") is True]
     for record in defaults[1:]:
-        first = f"{_table(defaults[0])} already ({defaults[0].place('default')})"
+        first = f"{_table(defaults[0].path)} already ({defaults[0].place('default')})"
         errors.on(record, "default", f"there can be one default vhost only: it is {first}")
 
 
@@ -686,8 +814,8 @@ def _compare_uids(vhosts: list[Record], errors: _Errors) -> None:
                 errors.on(
                     record,
                     "uid",
-                    f"{uid} is the uid of {_table(other)} as well ({other.place('uid')}): give each its own, or write "
-                    "share_uid = true in all of them, if they may read each other's files and memory",
+                    f"{uid} is the uid of {_table(other.path)} as well ({other.place('uid')}): give each its own, or "
+                    "write share_uid = true in all of them, if they may read each other's files and memory",
                 )
     for record in vhosts:
         gid = record.values.get("gid")
@@ -698,8 +826,8 @@ def _compare_uids(vhosts: list[Record], errors: _Errors) -> None:
             errors.on(
                 record,
                 "gid",
-                f"{gid} is the gid of {_table(other)} as well ({other.place('gid')}), which has another uid: leave gid "
-                "out (it is then the uid)",
+                f"{gid} is the gid of {_table(other.path)} as well ({other.place('gid')}), which has another uid: "
+                "leave gid out (it is then the uid)",
             )
 
 
@@ -713,14 +841,17 @@ def _compare_log_files(vhosts: list[Record], errors: _Errors) -> None:
                 continue
             if file in taken:
                 other, its_key = taken[file]
-                whose = f"{_table(other)} {its_key} ({other.place(its_key)})"
+                whose = f"{_table(other.path)} {its_key} ({other.place(its_key)})"
                 errors.on(record, key, f"is the file of {whose} as well: each log needs its own")
             else:
                 taken[file] = record, key
 
 
-def _table(record: Record) -> str:
-    return f"[{'.'.join(record.path)}]"
+def _table(path: tuple[str, ...]) -> str:
+    """Return a table's header as it is written."""
+    listed = len(path) > 3 and path[2] == MOUNT.name and path[3].isdigit()
+    shown = ".".join([printable(part) for number, part in enumerate(path) if not (listed and number == 3)])
+    return f"[[{shown}]]" if listed and len(path) == 4 else f"[{shown}]"
 
 
 # --- 4. build -----------------------------------------------------------------------------------------------
@@ -757,14 +888,33 @@ def _check_shares(config: Config, tree: _Tree, errors: _Errors) -> None:
 
 
 def _vhost(record: Record) -> Vhost:
+    values = dict(record.values)
+    kind = values.pop("kind")
+    shorthand = {key.name: values.pop(key.name) for key in SHORTHAND}
+    if record.mounts:
+        mounts = [
+            Mount(each.values["path"], _options(each.values["kind"], each.values, values["root"]))
+            for each in record.mounts
+        ]
+    else:
+        mounts = [Mount("/", _options(kind, shorthand | record.tables.get(kind, {}), values["root"]))]
     return Vhost(
         name=record.name,
+        mounts=tuple(mounts),
+        shorthand=not record.mounts,
         pool=PoolSettings(**record.tables["pool"]),
         queue=QueueSettings(**record.tables["queue"]),
         http=HttpSettings(**record.tables["http"]),
-        static=StaticSettings(**record.tables["static"]),
-        **record.values,
+        **values,
     )
+
+
+def _options(kind: str, values: dict[str, Any], root: str) -> KindOptions:
+    """Return the options of a kind, of all the values that there are; its folder is `root` if it names none."""
+    own = {name: values.get(name) for name in KINDS[kind].fields}
+    if "root" in own and own["root"] is None:
+        own["root"] = root
+    return KINDS[kind].options(**own)
 
 
 def _metrics_listener(metrics: MetricsSettings) -> Listener:

@@ -13,7 +13,6 @@ from pyttpd.config.shares import (
     ListenerShare,
     LogSettings,
     PoolSettings,
-    StaticSettings,
     TenantLogs,
     UmasterShare,
     VhostPeer,
@@ -25,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from pyttpd.address import Address
+    from pyttpd.config.kinds import Mount
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +85,9 @@ class QueueSettings:
 
 @dataclass(frozen=True, slots=True)
 class Vhost:
-    """One tenant. Paths are absolute; `hosts` are in the head scanner's normal form, wildcards as "*.suffix"."""
+    """One tenant. Paths are absolute; `hosts` are in the head scanner's normal form, wildcards as "*.suffix".
+    `shorthand`: its one mount was written in its own table.
+    """
 
     name: str
     hosts: tuple[str, ...]
@@ -93,9 +95,8 @@ class Vhost:
     uid: int
     gid: int
     share_uid: bool
-    kind: str
     root: str
-    application: str | None
+    mounts: tuple[Mount, ...]
     python_path: tuple[str, ...]
     env: Mapping[str, str]
     writable: tuple[str, ...]
@@ -113,8 +114,8 @@ class Vhost:
     trusted_proxies: tuple[str, ...] = ()
     proxy_headers: str = limits.PROXY_HEADERS[0]
     error_pages: Mapping[str, str] = field(default_factory=dict)
-    static: StaticSettings = field(default_factory=StaticSettings)
     slow_log_file: str | None = None
+    shorthand: bool = False
 
     @property
     def log_files(self) -> tuple[str, ...]:
@@ -208,9 +209,8 @@ class Config:
             hosts=vhost.hosts,
             foreign=self.foreign(name),
             default=vhost.default,
-            kind=vhost.kind,
             root=vhost.root,
-            application=vhost.application,
+            mounts=vhost.mounts,
             python_path=vhost.python_path,
             env=vhost.env,
             writable=vhost.writable,
@@ -231,7 +231,6 @@ class Config:
             trusted_proxies=vhost.trusted_proxies,
             proxy_headers=vhost.proxy_headers,
             error_pages=vhost.error_pages,
-            static=vhost.static,
         )
 
     def host_map(self) -> HostMap:

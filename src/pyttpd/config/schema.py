@@ -7,12 +7,12 @@ shares.py), and `make docs`. To add a kind of value: values.py and json_schema.p
 
 from __future__ import annotations
 
-import enum
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import replace
 
 from pyttpd.config import limits
-from pyttpd.config.shares import HttpSettings, LogSettings, PoolSettings, StaticSettings, TenantLogs
+from pyttpd.config.keys import REQUIRED, Key, Kind, Table, count, seconds
+from pyttpd.config.kind_keys import KIND_TABLES, MOUNT_ONLY, SHORTHAND
+from pyttpd.config.shares import HttpSettings, LogSettings, PoolSettings, TenantLogs
 from pyttpd.roles import (
     MAX_LISTENERS,
     METRICS_LISTENER_OFFSET,
@@ -22,103 +22,55 @@ from pyttpd.roles import (
     Role,
 )
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-
-class Kind(enum.Enum):
-    """What a value must be; the text says so to a person ("must be ...")."""
-
-    INTEGER = "a whole number"
-    SECONDS = "a number of seconds"
-    NUMBER = "a number"
-    FLAG = "true or false"
-    CHOICE = "one of a few words"
-    IP = "an IP address"
-    ADDRESS = "an IP address and a port"
-    ADDRESSES = "a list of IP addresses with ports"
-    PATH = "a path"
-    PATHS = "a list of paths"
-    NETWORKS = "a list of IP addresses and networks"
-    PATTERNS = "a file name pattern, or a list of them"
-    HOSTS = "a list of host names"
-    APPLICATION = "a module and the application in it"
-    ENV = "a table of texts"
-    CHOICES = "a list of some of a few words"
-    NAMES = "a list of file names"
-    CACHE_CONTROL = "a table of file name patterns, each with a value of Cache-Control"
-    TYPES = "a table of file name suffixes, each with a media type"
-    CHARSET = "the name of a character set"
-    ERROR_PAGES = "a table of statuses, each with a file below the root"
-
-
-class Required(enum.Enum):
-    """The default of a key that has none."""
-
-    REQUIRED = "required"
-
-
-REQUIRED = Required.REQUIRED
-
-
-@dataclass(frozen=True, slots=True)
-class Key:
-    """One key of a table. `default` is REQUIRED, a value, or None where it is computed or means "none": then
-    `default_text` says how. `example` is what an error message proposes.
-    """
-
-    name: str
-    kind: Kind
-    default: object
-    doc: str
-    unit: str = ""
-    bounds: limits.Range | None = None
-    choices: tuple[str, ...] = ()
-    default_text: str = ""
-    example: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Table:
-    """One table. `named`: it is written once for each instance, as [name.INSTANCE], and its sub-tables below that."""
-
-    name: str
-    doc: str
-    keys: tuple[Key, ...]
-    tables: tuple[Table, ...] = ()
-    named: bool = False
-
-    def key(self, name: str) -> Key | None:
-        """Return the key of that name, or None."""
-        return next((key for key in self.keys if key.name == name), None)
-
-    def table(self, name: str) -> Table | None:
-        """Return the sub-table of that name, or None."""
-        return next((table for table in self.tables if table.name == name), None)
-
-    def walk(self, path: str = "") -> Iterator[tuple[str, Table]]:
-        """Yield this table and all below it, each with its path as documentation writes it ("vhost.NAME.http")."""
-        yield path, self
-        for table in self.tables:
-            below = f"{path}.{table.name}".lstrip(".") + (".NAME" if table.named else "")
-            yield from table.walk(below)
-
-
 _LOG = LogSettings()
 _POOL = PoolSettings()
 _HTTP = HttpSettings()
 _LOGS = TenantLogs()
-_STATIC = StaticSettings()
 _FIRST_LISTENER_UID = ROLES[Role.LISTENER].uid
 _FIRST_LISTENER_PORT = ROLES[Role.LISTENER].metrics_offset
 
 
-def _seconds(name: str, default: float, doc: str, bounds: limits.Range = limits.TIMEOUT) -> Key:
-    return Key(name, Kind.SECONDS, default, doc, "s", bounds, example=str(default))
+def _in_vhost(key: Key) -> Key:
+    """Return a kind's key as the vhost's own table has it: it is required of that kind only."""
+    kinds = [name for name, table in KIND_TABLES.items() if key in table.keys]
+    return replace(key, default=None, default_text=f"required for kind {' or '.join(kinds)}")
 
 
-def _count(name: str, default: int, doc: str, bounds: limits.Range, unit: str = "") -> Key:
-    return Key(name, Kind.INTEGER, default, doc, unit, bounds, example=str(default))
+def _shorthand_tables() -> list[Table]:
+    """Return the tables of kinds as a vhost without mounts has them: [vhost.NAME.KIND]."""
+    found = []
+    for name, table in KIND_TABLES.items():
+        keys = tuple([key for key in table.keys if key not in SHORTHAND and key.name not in MOUNT_ONLY])
+        if keys:
+            found.append(replace(table, keys=keys, kind=name))
+    return found
+
+
+_KIND_TABLES = _shorthand_tables()
+
+#: A mount's own keys; those of its kind stand beside them (`mount_table`).
+MOUNT = Table(
+    "mount",
+    "What serves the paths below `path`, in a vhost with several kinds ([mounts.md](mounts.md)). The keys of its kind "
+    "stand in the same table.",
+    (
+        Key(
+            "path",
+            Kind.MOUNT_PATH,
+            REQUIRED,
+            'A path such as "/app": the mount gets /app and everything below it, unless another mount\'s path is '
+            'longer; "/" is everything.',
+            example='"/app"',
+        ),
+        Key("kind", Kind.CHOICE, REQUIRED, "What serves there.", choices=tuple(KIND_TABLES)),
+    ),
+    listed=True,
+)
+
+
+def mount_table(kind: str) -> Table:
+    """Return the table of a mount of that kind. KeyError if there is none."""
+    return replace(MOUNT, keys=MOUNT.keys + KIND_TABLES[kind].keys)
 
 
 SCHEMA = Table(
@@ -142,7 +94,7 @@ SCHEMA = Table(
             "unless it is set, in $XDG_RUNTIME_DIR/pyttpd, or /tmp/pyttpd-UID without that.",
             example='"/run/pyttpd"',
         ),
-        _seconds(
+        seconds(
             "grace",
             30.0,
             "How long a part that was asked to leave may finish what it has in hand; then it is ended.",
@@ -183,7 +135,7 @@ SCHEMA = Table(
                     "The address of all metrics ports; in a container 0.0.0.0, published to the host's loopback.",
                     example='"127.0.0.1"',
                 ),
-                _count("base_port", 9100, "The first of the metrics ports.", limits.BASE_PORT, "port"),
+                count("base_port", 9100, "The first of the metrics ports.", limits.BASE_PORT, "port"),
             ),
         ),
         Table(
@@ -198,7 +150,7 @@ SCHEMA = Table(
                     'The IP address and port to listen on; "[::]:80" is IPv6 only: it can stand beside "0.0.0.0:80".',
                     example='"0.0.0.0:80"',
                 ),
-                _count(
+                count(
                     "backlog",
                     1024,
                     "Connections that the kernel keeps waiting for accept; net.core.somaxconn is a bound as well.",
@@ -215,21 +167,21 @@ SCHEMA = Table(
                     default_text=f"{_FIRST_LISTENER_UID} + position",
                     example=str(_FIRST_LISTENER_UID),
                 ),
-                _count(
+                count(
                     "head_limit",
                     32768,
                     "The longest request head that is looked at to find the host; a longer one is answered 431.",
                     limits.HEAD_LIMIT,
                     "bytes",
                 ),
-                _count(
+                count(
                     "request_line_limit",
                     _HTTP.request_line_limit,
                     "The longest request line; a longer one is answered 414. RFC 9112 wants 8000 bytes at least.",
                     limits.REQUEST_LINE_LIMIT,
                     "bytes",
                 ),
-                _count(
+                count(
                     "max_headers",
                     _HTTP.max_headers,
                     "The most header fields of a head; more are answered 431. Browsers send about twenty, proxies add "
@@ -237,16 +189,16 @@ SCHEMA = Table(
                     limits.MAX_HEADERS,
                     "fields",
                 ),
-                _seconds(
+                seconds(
                     "head_timeout", 10.0, "Within this time the head must have come, or the answer is 408."
                 ),
-                _seconds(
+                seconds(
                     "linger_timeout",
                     2.0,
                     "How long the listener reads on after an answer of its own, so that a reset doesn't destroy it.",
                     limits.LINGER,
                 ),
-                _count(
+                count(
                     "max_connections",
                     16384,
                     "Connections accepted but not yet taken by a worker; above that the listener stops accepting.",
@@ -284,7 +236,7 @@ SCHEMA = Table(
                     default_text="none",
                     example='["10.0.0.5", "2001:db8::/32"]',
                 ),
-                _seconds(
+                seconds(
                     "handover_timeout",
                     15.0,
                     "How long a connection waits for an absent umaster before it is answered 503.",
@@ -350,25 +302,21 @@ SCHEMA = Table(
                 Key(
                     "kind",
                     Kind.CHOICE,
-                    REQUIRED,
-                    "What serves: files, or a WSGI application.",
-                    choices=limits.KINDS,
+                    None,
+                    "What serves everything, if there is one kind only; with several, each has a mount. See "
+                    "[mounts.md](mounts.md).",
+                    choices=tuple(KIND_TABLES),
+                    default_text="required, unless there are mounts",
                 ),
                 Key(
                     "root",
                     Kind.PATH,
                     REQUIRED,
-                    "static: the folder that is served; wsgi: the working directory, first in the module search path.",
+                    "The tenant's folder: the working directory of its processes, and first in the module search path; "
+                    "static serves what lies in it.",
                     example='"/srv/blog"',
                 ),
-                Key(
-                    "application",
-                    Kind.APPLICATION,
-                    None,
-                    "The application object and the module that it is in.",
-                    default_text="required for kind wsgi",
-                    example='"app:application"',
-                ),
+                *[_in_vhost(key) for key in SHORTHAND],
                 Key(
                     "python_path",
                     Kind.PATHS,
@@ -443,7 +391,7 @@ SCHEMA = Table(
                     default_text="none",
                     example='"/var/log/pyttpd/blog/slow.log"',
                 ),
-                _count(
+                count(
                     "log_file_limit",
                     _LOGS.log_file_limit,
                     "What each of these files may grow to; what comes then is counted, told, and lost until the "
@@ -509,14 +457,14 @@ SCHEMA = Table(
                             "none until a connection comes, which waits for the first.",
                             choices=limits.POOL_MODES,
                         ),
-                        _count(
+                        count(
                             "max_workers",
                             _POOL.max_workers,
                             "The most workers at a time.",
                             limits.WORKERS,
                             "processes",
                         ),
-                        _count(
+                        count(
                             "start_workers",
                             _POOL.start_workers,
                             "Workers that are ready before the first connection is taken; 0: all (static), min_spare "
@@ -524,14 +472,14 @@ SCHEMA = Table(
                             limits.SPARE,
                             "processes",
                         ),
-                        _count(
+                        count(
                             "min_spare",
                             _POOL.min_spare,
                             "dynamic: so many workers are kept without work, for what comes next.",
                             limits.SPARE,
                             "processes",
                         ),
-                        _count(
+                        count(
                             "max_spare",
                             _POOL.max_spare,
                             "dynamic: with more than so many without work, those idle for idle_timeout leave; 0: "
@@ -539,20 +487,20 @@ SCHEMA = Table(
                             limits.SPARE,
                             "processes",
                         ),
-                        _seconds(
+                        seconds(
                             "idle_timeout",
                             _POOL.idle_timeout,
                             "How long a worker that isn't needed may be without work before it leaves (dynamic, "
                             "ondemand).",
                         ),
-                        _count(
+                        count(
                             "max_requests",
                             _POOL.max_requests,
                             "A worker retires after so many requests; 0: never.",
                             limits.COUNT,
                             "requests",
                         ),
-                        _count(
+                        count(
                             "max_threads",
                             _POOL.max_threads,
                             "The most threads of a worker that serve requests; above 1, the application must be "
@@ -560,58 +508,58 @@ SCHEMA = Table(
                             limits.THREADS,
                             "threads",
                         ),
-                        _seconds(
+                        seconds(
                             "thread_wait",
                             _POOL.thread_wait,
                             "A worker starts another thread when all are busy and a request has waited for so long.",
                             limits.THREAD_WAIT,
                         ),
-                        _seconds(
+                        seconds(
                             "thread_idle",
                             _POOL.thread_idle,
                             "A thread that was added ends when it has had nothing to do for so long.",
                         ),
-                        _seconds(
+                        seconds(
                             "slow_request",
                             _POOL.slow_request,
                             "A request that takes longer is logged, with a traceback of the worker's threads; 0: none "
                             "is. Time in which it waits for its client doesn't count.",
                             limits.REQUEST_AGE,
                         ),
-                        _seconds(
+                        seconds(
                             "request_timeout",
                             _POOL.request_timeout,
                             "A request that takes longer is answered 504 and ends its worker, once the worker's other "
                             "requests are done; 0: never. Time in which it waits for its client doesn't count.",
                             limits.REQUEST_AGE,
                         ),
-                        _seconds(
+                        seconds(
                             "max_age",
                             _POOL.max_age,
                             "A worker retires at this age; 0: never.",
                             limits.AGE,
                         ),
-                        _seconds(
+                        seconds(
                             "hard_age",
                             _POOL.hard_age,
                             "While connections wait for a worker, retirements are postponed, but none beyond this age; "
                             "0: twice max_age, or two hours where that is off.",
                             limits.AGE,
                         ),
-                        _count(
+                        count(
                             "max_memory",
                             _POOL.max_memory,
                             "A worker retires when it has got so much memory of its own; 0: no limit.",
                             limits.MEMORY,
                             "bytes",
                         ),
-                        _seconds(
+                        seconds(
                             "max_cpu",
                             _POOL.max_cpu,
                             "A worker retires after so many seconds of CPU time; 0: never.",
                             limits.CPU_SECONDS,
                         ),
-                        _count(
+                        count(
                             "max_processes",
                             _POOL.max_processes,
                             "Processes and threads that the tenant's uid may have, its own programs among them; 0: "
@@ -626,17 +574,17 @@ SCHEMA = Table(
                     "queue",
                     "What may wait for a tenant, so that a slow one harms only itself.",
                     (
-                        _count(
+                        count(
                             "limit",
                             256,
                             "Connections that wait for a worker; further ones get 503.",
                             limits.QUEUE,
                             "connections",
                         ),
-                        _seconds(
+                        seconds(
                             "timeout", 10.0, "How long one may wait before it gets 503.", limits.QUEUE_TIMEOUT
                         ),
-                        _count(
+                        count(
                             "handovers",
                             256,
                             "Connections given to workers that have not yet said that they took them.",
@@ -649,35 +597,35 @@ SCHEMA = Table(
                     "http",
                     "A tenant's HTTP.",
                     (
-                        _count(
+                        count(
                             "head_limit",
                             _HTTP.head_limit,
                             "The longest request head; a longer one gets 431.",
                             limits.HEAD_LIMIT,
                             "bytes",
                         ),
-                        _count(
+                        count(
                             "request_line_limit",
                             _HTTP.request_line_limit,
                             "The longest request line; a longer one gets 414.",
                             limits.REQUEST_LINE_LIMIT,
                             "bytes",
                         ),
-                        _count(
+                        count(
                             "max_headers",
                             _HTTP.max_headers,
                             "The most header fields of a head; more get 431.",
                             limits.MAX_HEADERS,
                             "fields",
                         ),
-                        _count(
+                        count(
                             "body_limit",
                             _HTTP.body_limit,
                             "The longest request body; a longer one gets 413.",
                             limits.BODY_LIMIT,
                             "bytes",
                         ),
-                        _count(
+                        count(
                             "body_buffer",
                             _HTTP.body_buffer,
                             "A body of a known length up to this is received before the application is asked, so that "
@@ -686,25 +634,25 @@ SCHEMA = Table(
                             limits.BODY_BUFFER,
                             "bytes",
                         ),
-                        _seconds(
+                        seconds(
                             "head_timeout",
                             _HTTP.head_timeout,
                             "From a head's first byte to its last, else 408.",
                         ),
-                        _seconds(
+                        seconds(
                             "idle_timeout",
                             _HTTP.idle_timeout,
                             "How long a kept connection may wait for its next request.",
                         ),
-                        _seconds(
+                        seconds(
                             "write_timeout",
                             _HTTP.write_timeout,
                             "How long a client may take none of a response.",
                         ),
-                        _seconds(
+                        seconds(
                             "read_timeout", _HTTP.read_timeout, "How long a client may send none of a body."
                         ),
-                        _count(
+                        count(
                             "min_body_rate",
                             _HTTP.min_body_rate,
                             "How fast a body must come, over the time that we wait for it, else 408; 0: at any pace. "
@@ -712,7 +660,7 @@ SCHEMA = Table(
                             limits.RATE,
                             "bytes/s",
                         ),
-                        _count(
+                        count(
                             "min_read_rate",
                             _HTTP.min_read_rate,
                             "How fast a client must take its response, over the time that we wait for it, else the "
@@ -720,7 +668,7 @@ SCHEMA = Table(
                             limits.RATE,
                             "bytes/s",
                         ),
-                        _seconds(
+                        seconds(
                             "rate_grace",
                             _HTTP.rate_grace,
                             "A client may lag behind a rate by so much, at the start and later: who is slow for a "
@@ -736,7 +684,7 @@ SCHEMA = Table(
                             bounds=limits.STRESS_FACTOR,
                             example=str(_HTTP.stress_factor),
                         ),
-                        _count(
+                        count(
                             "max_connections_per_client",
                             _HTTP.max_connections_per_client,
                             "Connections of one client (an IPv4 address, an IPv6 /64) at a time, over all workers; one "
@@ -745,7 +693,7 @@ SCHEMA = Table(
                             limits.PER_CLIENT,
                             "connections",
                         ),
-                        _count(
+                        count(
                             "max_keepalive_requests",
                             _HTTP.max_keepalive_requests,
                             "Requests on one connection before it is closed; 0: no limit.",
@@ -767,76 +715,8 @@ SCHEMA = Table(
                         ),
                     ),
                 ),
-                Table(
-                    "static",
-                    'For kind "static": how the files below `root` are served.',
-                    (
-                        Key(
-                            "index",
-                            Kind.NAMES,
-                            _STATIC.index,
-                            "What a folder is answered with: the first of these that is in it.",
-                            default_text='`["index.html"]`',
-                            example='["index.html", "index.htm"]',
-                        ),
-                        Key(
-                            "listing",
-                            Kind.FLAG,
-                            _STATIC.listing,
-                            "Whether a folder without one is answered with a list of its files; else with 403.",
-                        ),
-                        Key(
-                            "precompressed",
-                            Kind.CHOICES,
-                            _STATIC.precompressed,
-                            "Packed files that are sent in place of the file beside them (`a.css.br`, `.zst`, `.gz` "
-                            "for `a.css`) to clients that accept them; of equals the first in this list. One that is "
-                            "older than its original by more than 2 seconds is not used.",
-                            choices=limits.CODINGS,
-                            default_text='`["br", "zstd", "gzip"]`',
-                            example='["gzip"]',
-                        ),
-                        Key(
-                            "cache_control",
-                            Kind.CACHE_CONTROL,
-                            {},
-                            "The header Cache-Control of files: the first pattern that fits decides. One without `/` "
-                            "is compared with the name, one with it with the path below `root`; `*` stands for "
-                            "anything but `/`, `**` for anything, `?` for one character, `{a,b}` for a or b.",
-                            default_text="none",
-                            example='{ "assets/**" = "max-age=31536000, immutable", "*.html" = "no-cache" }',
-                        ),
-                        Key(
-                            "types",
-                            Kind.TYPES,
-                            {},
-                            "Content types by suffix, on top of those that are known.",
-                            default_text="none",
-                            example='{ ".gpx" = "application/gpx+xml" }',
-                        ),
-                        Key(
-                            "charset",
-                            Kind.CHARSET,
-                            _STATIC.charset,
-                            'The character set that is named for texts; "": none.',
-                            example='"utf-8"',
-                        ),
-                        Key(
-                            "symlinks",
-                            Kind.FLAG,
-                            _STATIC.symlinks,
-                            "Whether symbolic links below `root` are followed. One that leads out of it never is.",
-                        ),
-                        _count(
-                            "cache",
-                            _STATIC.cache,
-                            "Paths whose open files and heads each worker keeps, and checks before it uses them; 0: "
-                            "none.",
-                            limits.STATIC_CACHE,
-                            "paths",
-                        ),
-                    ),
-                ),
+                *_KIND_TABLES,
+                MOUNT,
             ),
             named=True,
         ),

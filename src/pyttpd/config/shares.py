@@ -4,259 +4,29 @@ Rules
   1. A share is a frozen dataclass that validates itself on construction; `to_json` and `from_json` are each other's
      inverse. `from_json` believes nothing: size, syntax, keys (all of them, no others), types, limits. What is wrong
      raises ShareError, whose text is safe for logs (it never repeats what was received).
-  2. One table per class (`_..._FIELDS`) drives construction and decoding.
+  2. One table per class (`_..._FIELDS`, of checks.py's checks) drives construction and decoding.
   3. Lean: every role process imports this module; no TOML, no file access, no error prose.
 
 The host map has a form of its own, grouped by vhost, because 100,000 names must be read in less than 0.1 s:
     {"generation": 1, "default": "blog", "vhosts": {"blog": ["blog.example", "*.blog.example"]}}
 
-In step with: loader.py (makes them), schema.py (documents the same values), limits.py (the bounds).
+In step with: kinds.py (a vhost's mounts), loader.py (makes them), schema.py (documents the same values), limits.py (the
+bounds).
 """
 
 from __future__ import annotations
 
 import json
-import math
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeAlias
 
-from pyttpd.address import parse
-from pyttpd.config import limits
+from pyttpd.config import checks, limits
+from pyttpd.config.checks import Check, ShareError
+from pyttpd.config.kinds import KINDS, Mount, mounts
 from pyttpd.roles import MAX_NAMES, MAX_VHOSTS
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
-Check: TypeAlias = Callable[[object, str], Any]
-T = TypeVar("T")
-
-
-class ShareError(ValueError):
-    """A share is not what it must be. The text names the field and the rule, never the value."""
-
-
-# --- checks: each takes a value and the field's name, returns the value in its final form or raises ShareError
-def _integer(bounds: limits.Range) -> Check:
-    def check(value: object, where: str) -> int:
-        if type(value) is not int or value not in bounds:
-            raise ShareError(f"{where}: must be a whole number from {bounds.low} to {bounds.high}")
-        return value
-
-    return check
-
-
-def _number(bounds: limits.Range) -> Check:
-    def check(value: object, where: str) -> float:
-        if type(value) not in (int, float) or not math.isfinite(value) or value not in bounds:  # type: ignore[arg-type,operator]
-            raise ShareError(f"{where}: must be a number from {bounds.low} to {bounds.high}")
-        return float(value)  # type: ignore[arg-type]
-
-    return check
-
-
-def _flag(value: object, where: str) -> bool:
-    if type(value) is not bool:
-        raise ShareError(f"{where}: must be true or false")
-    return value
-
-
-def _choice(choices: tuple[str, ...]) -> Check:
-    def check(value: object, where: str) -> str:
-        if not isinstance(value, str) or value not in choices:
-            raise ShareError(f"{where}: must be one of {', '.join(choices)}")
-        return value
-
-    return check
-
-
-def _name(value: object, where: str) -> str:
-    if not isinstance(value, str) or limits.NAME.fullmatch(value) is None:
-        raise ShareError(f"{where}: must be a name: {limits.NAME_RULE}")
-    return value
-
-
-def _path(value: object, where: str) -> str:
-    if (
-        not isinstance(value, str)
-        or not value.startswith("/")
-        or not value.isprintable()
-        or len(_utf8(value, where)) >= limits.MAX_PATH_LENGTH
-    ):
-        raise ShareError(f"{where}: must be an absolute path of printable characters")
-    return value
-
-
-def _path_or_none(value: object, where: str) -> str | None:
-    return None if value is None else _path(value, where)
-
-
-def _network(value: object, where: str) -> str:
-    from ipaddress import ip_network  # only tenants behind a proxy need it
-
-    try:
-        if isinstance(value, str) and str(ip_network(value)) == value:
-            return value
-    except ValueError:
-        pass
-    raise ShareError(f"{where}: must be a network in normal form")
-
-
-def _address(value: object, where: str) -> str:
-    """An address stays text here: nobody needs it but who opens it, and text is the same in JSON."""
-    try:
-        if isinstance(value, str) and str(parse(value)) == value:
-            return value
-    except ValueError:
-        pass
-    raise ShareError(f"{where}: must be an IP address and a port in normal form")
-
-
-def _application(value: object, where: str) -> str | None:
-    if value is None:
-        return None
-    if (
-        not isinstance(value, str)
-        or len(value) > limits.MAX_APPLICATION_LENGTH
-        or limits.APPLICATION.fullmatch(value) is None
-    ):
-        raise ShareError(f'{where}: must be null or "module:attribute"')
-    return value
-
-
-def _env(value: object, where: str) -> dict[str, str]:
-    if not isinstance(value, Mapping) or len(value) > limits.MAX_ENV_ENTRIES:
-        raise ShareError(f"{where}: must be an object of at most {limits.MAX_ENV_ENTRIES} texts")
-    size = 0
-    for key, text in value.items():
-        if not isinstance(key, str) or limits.ENV_NAME.fullmatch(key) is None:
-            raise ShareError(f"{where}: a variable's name must be letters, digits and underscores")
-        if not isinstance(text, str) or "\0" in text:
-            raise ShareError(f"{where}: a variable's value must be text without NUL")
-        size += len(key) + len(_utf8(text, where)) + 2
-    if size > limits.MAX_ENV_BYTES:
-        raise ShareError(f"{where}: must be at most {limits.MAX_ENV_BYTES} bytes")
-    return dict(value)
-
-
-def _table(check_key: Check, check_value: Check, most: int) -> Check:
-    def check(value: object, where: str) -> dict[str, str]:
-        if not isinstance(value, Mapping) or len(value) > most:
-            raise ShareError(f"{where}: must be an object of at most {most} texts")
-        return {check_key(key, where): check_value(text, where) for key, text in value.items()}
-
-    return check
-
-
-def _matching(pattern: re.Pattern[str], what: str) -> Check:
-    def check(value: object, where: str) -> str:
-        if not isinstance(value, str) or pattern.fullmatch(value) is None:
-            raise ShareError(f"{where}: must be {what}")
-        return value
-
-    return check
-
-
-def _or_empty(check_text: Check) -> Check:
-    return lambda value, where: value if value == "" else check_text(value, where)
-
-
-def _file_name(value: object, where: str) -> str:
-    if (
-        not isinstance(value, str)
-        or not value.isprintable()
-        or "/" in value
-        or value[:1] in ("", ".")
-        or len(_utf8(value, where)) > limits.MAX_FILE_NAME
-    ):
-        raise ShareError(f"{where}: must be a file's name, not hidden, without folders")
-    return value
-
-
-def _below_root(value: object, where: str) -> str:
-    if (
-        not isinstance(value, str)
-        or not value.isprintable()
-        or not {"", ".", ".."}.isdisjoint(value.split("/"))
-        or len(_utf8(value, where)) >= limits.MAX_PATH_LENGTH
-    ):
-        raise ShareError(f"{where}: must be a path below the root, without dots")
-    return value
-
-
-def _pattern(value: object, where: str) -> str:
-    if (
-        not isinstance(value, str)
-        or not value.isprintable()
-        or not 0 < len(value) <= limits.MAX_PATTERN_LENGTH
-        or len(limits.WILDCARD.findall(value)) > limits.MAX_WILDCARDS
-    ):
-        raise ShareError(f"{where}: must be a pattern of printable characters with a few stars")
-    return value
-
-
-def _utf8(value: str, where: str) -> bytes:
-    try:
-        return value.encode()
-    except UnicodeEncodeError:
-        raise ShareError(f"{where}: must be text that UTF-8 can express") from None
-
-
-def _tuple(check_item: Check, most: int) -> Check:
-    def check(value: object, where: str) -> tuple[Any, ...]:
-        if not isinstance(value, list | tuple) or len(value) > most:
-            raise ShareError(f"{where}: must be a list of at most {most}")
-        return tuple([check_item(item, where) for item in value])
-
-    return check
-
-
-def _hosts(most: int) -> Check:
-    def check(value: object, where: str) -> tuple[str, ...]:
-        if not isinstance(value, list | tuple) or len(value) > most:
-            raise ShareError(f"{where}: must be a list of at most {most} host names")
-        _check_hosts(value, where)
-        return tuple(value)
-
-    return check
-
-
-def _check_hosts(names: Any, where: str) -> None:
-    """Check many host names in one pass of the regular expression engine: a loop costs three times as much."""
-    try:
-        lines = "\n".join(names)
-    except TypeError:
-        raise ShareError(f"{where}: host names must be text") from None
-    count = len(names)
-    if count and (lines.count("\n") != count - 1 or limits.HOST_LINES.fullmatch(lines + "\n") is None):
-        raise ShareError(f"{where}: not every one is a host name in normal form")
-
-
-def _object(cls: type[T], fields: Mapping[str, Check]) -> Check:
-    def check(value: object, where: str) -> T:
-        return value if isinstance(value, cls) else _from_object(cls, fields, value, where)
-
-    return check
-
-
-def _from_object(cls: type[T], fields: Mapping[str, Check], value: object, where: str) -> T:
-    if not isinstance(value, dict):
-        raise ShareError(f"{where}: must be an object")
-    if value.keys() != fields.keys():
-        missing = ", ".join(sorted(fields.keys() - value.keys())) or "none"
-        raise ShareError(
-            f"{where}: wrong keys ({missing} missing, {len(value.keys() - fields.keys())} unknown)"
-        )
-    return cls(**value)
-
-
-def _validate(instance: object, fields: Mapping[str, Check]) -> None:
-    for name, check in fields.items():
-        object.__setattr__(instance, name, check(getattr(instance, name), name))
-
-
-def _distinct(values: list[Any], where: str) -> None:
-    if len(set(values)) != len(values):
-        raise ShareError(f"{where}: one of them is there twice")
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -299,7 +69,7 @@ class LogSettings:
     format: str = "text"
 
     def __post_init__(self) -> None:
-        _validate(self, _LOG_FIELDS)
+        checks.validate(self, _LOG_FIELDS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -328,7 +98,7 @@ class PoolSettings:
     max_processes: int = 0
 
     def __post_init__(self) -> None:
-        _validate(self, _POOL_FIELDS)
+        checks.validate(self, _POOL_FIELDS)
         for _, wrong in self.contradictions():
             raise ShareError(f"pool: {wrong}")
 
@@ -408,7 +178,7 @@ class HttpSettings:
     engine: str = "llhttp"
 
     def __post_init__(self) -> None:
-        _validate(self, _HTTP_FIELDS)
+        checks.validate(self, _HTTP_FIELDS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -424,90 +194,57 @@ class TenantLogs:
     log_file_limit: int = 1 << 30
 
     def __post_init__(self) -> None:
-        _validate(self, _TENANT_LOGS_FIELDS)
+        checks.validate(self, _TENANT_LOGS_FIELDS)
 
 
-@dataclass(frozen=True, slots=True)
-class StaticSettings:
-    """How a vhost of kind static serves its files; see the schema. `types` by suffix (".md"), `cache_control` by file
-    name pattern, the first that fits; `cache` in paths.
-    """
-
-    index: tuple[str, ...] = ("index.html",)
-    listing: bool = False
-    precompressed: tuple[str, ...] = limits.CODINGS
-    cache_control: Mapping[str, str] = field(default_factory=dict)
-    types: Mapping[str, str] = field(default_factory=dict)
-    charset: str = "utf-8"
-    symlinks: bool = True
-    cache: int = 1024
-
-    def __post_init__(self) -> None:
-        _validate(self, _STATIC_FIELDS)
-        _distinct(list(self.precompressed), "precompressed")
-
-
-_LOG_FIELDS: dict[str, Check] = {"level": _choice(limits.LOG_LEVELS), "format": _choice(limits.LOG_FORMATS)}
+_LOG_FIELDS: dict[str, Check] = {
+    "level": checks.choice(limits.LOG_LEVELS),
+    "format": checks.choice(limits.LOG_FORMATS),
+}
 _POOL_FIELDS: dict[str, Check] = {
-    "max_workers": _integer(limits.WORKERS),
-    "max_requests": _integer(limits.COUNT),
-    "max_threads": _integer(limits.THREADS),
-    "thread_wait": _number(limits.THREAD_WAIT),
-    "thread_idle": _number(limits.TIMEOUT),
-    "slow_request": _number(limits.REQUEST_AGE),
-    "request_timeout": _number(limits.REQUEST_AGE),
-    "mode": _choice(limits.POOL_MODES),
-    "start_workers": _integer(limits.SPARE),
-    "min_spare": _integer(limits.SPARE),
-    "max_spare": _integer(limits.SPARE),
-    "idle_timeout": _number(limits.TIMEOUT),
-    "max_age": _number(limits.AGE),
-    "hard_age": _number(limits.AGE),
-    "max_memory": _integer(limits.MEMORY),
-    "max_cpu": _number(limits.CPU_SECONDS),
-    "max_processes": _integer(limits.PROCESSES),
+    "max_workers": checks.integer(limits.WORKERS),
+    "max_requests": checks.integer(limits.COUNT),
+    "max_threads": checks.integer(limits.THREADS),
+    "thread_wait": checks.number(limits.THREAD_WAIT),
+    "thread_idle": checks.number(limits.TIMEOUT),
+    "slow_request": checks.number(limits.REQUEST_AGE),
+    "request_timeout": checks.number(limits.REQUEST_AGE),
+    "mode": checks.choice(limits.POOL_MODES),
+    "start_workers": checks.integer(limits.SPARE),
+    "min_spare": checks.integer(limits.SPARE),
+    "max_spare": checks.integer(limits.SPARE),
+    "idle_timeout": checks.number(limits.TIMEOUT),
+    "max_age": checks.number(limits.AGE),
+    "hard_age": checks.number(limits.AGE),
+    "max_memory": checks.integer(limits.MEMORY),
+    "max_cpu": checks.number(limits.CPU_SECONDS),
+    "max_processes": checks.integer(limits.PROCESSES),
 }
 _HTTP_FIELDS: dict[str, Check] = {
-    "head_limit": _integer(limits.HEAD_LIMIT),
-    "request_line_limit": _integer(limits.REQUEST_LINE_LIMIT),
-    "max_headers": _integer(limits.MAX_HEADERS),
-    "body_limit": _integer(limits.BODY_LIMIT),
-    "body_buffer": _integer(limits.BODY_BUFFER),
-    "head_timeout": _number(limits.TIMEOUT),
-    "idle_timeout": _number(limits.TIMEOUT),
-    "write_timeout": _number(limits.TIMEOUT),
-    "read_timeout": _number(limits.TIMEOUT),
-    "min_body_rate": _integer(limits.RATE),
-    "min_read_rate": _integer(limits.RATE),
-    "rate_grace": _number(limits.RATE_GRACE),
-    "stress_factor": _number(limits.STRESS_FACTOR),
-    "max_connections_per_client": _integer(limits.PER_CLIENT),
-    "max_keepalive_requests": _integer(limits.COUNT),
-    "keepalive": _flag,
-    "engine": _choice(limits.ENGINES),
+    "head_limit": checks.integer(limits.HEAD_LIMIT),
+    "request_line_limit": checks.integer(limits.REQUEST_LINE_LIMIT),
+    "max_headers": checks.integer(limits.MAX_HEADERS),
+    "body_limit": checks.integer(limits.BODY_LIMIT),
+    "body_buffer": checks.integer(limits.BODY_BUFFER),
+    "head_timeout": checks.number(limits.TIMEOUT),
+    "idle_timeout": checks.number(limits.TIMEOUT),
+    "write_timeout": checks.number(limits.TIMEOUT),
+    "read_timeout": checks.number(limits.TIMEOUT),
+    "min_body_rate": checks.integer(limits.RATE),
+    "min_read_rate": checks.integer(limits.RATE),
+    "rate_grace": checks.number(limits.RATE_GRACE),
+    "stress_factor": checks.number(limits.STRESS_FACTOR),
+    "max_connections_per_client": checks.integer(limits.PER_CLIENT),
+    "max_keepalive_requests": checks.integer(limits.COUNT),
+    "keepalive": checks.flag,
+    "engine": checks.choice(limits.ENGINES),
 }
 _TENANT_LOGS_FIELDS: dict[str, Check] = {
-    "access_log": _choice(limits.ACCESS_LOGS),
-    "access_log_file": _path_or_none,
-    "error_log_file": _path_or_none,
-    "slow_log_file": _path_or_none,
-    "log_file_limit": _integer(limits.LOG_FILE_LIMIT),
-}
-_STATIC_FIELDS: dict[str, Check] = {
-    "index": _tuple(_file_name, limits.MAX_INDEX_NAMES),
-    "listing": _flag,
-    "precompressed": _tuple(_choice(limits.CODINGS), len(limits.CODINGS)),
-    "cache_control": _table(
-        _pattern, _or_empty(_matching(limits.HEADER_VALUE, "a header's value")), limits.MAX_CACHE_PATTERNS
-    ),
-    "types": _table(
-        _matching(limits.SUFFIX, "a file name's suffix"),
-        _matching(limits.MEDIA_TYPE, "a media type"),
-        limits.MAX_TYPES,
-    ),
-    "charset": _or_empty(_matching(limits.CHARSET, "a character set's name")),
-    "symlinks": _flag,
-    "cache": _integer(limits.STATIC_CACHE),
+    "access_log": checks.choice(limits.ACCESS_LOGS),
+    "access_log_file": checks.path_or_none,
+    "error_log_file": checks.path_or_none,
+    "slow_log_file": checks.path_or_none,
+    "log_file_limit": checks.integer(limits.LOG_FILE_LIMIT),
 }
 
 
@@ -537,7 +274,7 @@ class ListenerShare:
     grace: float
 
     def __post_init__(self) -> None:
-        _validate(self, _LISTENER_FIELDS)
+        checks.validate(self, _LISTENER_FIELDS)
 
     def to_json(self) -> bytes:
         """Return the share as JSON in UTF-8."""
@@ -546,7 +283,7 @@ class ListenerShare:
     @classmethod
     def from_json(cls, data: Buffer) -> ListenerShare:
         """Read what `to_json` made. Raises ShareError."""
-        return _from_object(cls, _LISTENER_FIELDS, _parse(data, limits.MAX_SHARE_BYTES), "share")
+        return checks.from_object(cls, _LISTENER_FIELDS, _parse(data, limits.MAX_SHARE_BYTES), "share")
 
 
 @dataclass(frozen=True, slots=True)
@@ -558,7 +295,7 @@ class ListenerPeer:
     mode: str
 
     def __post_init__(self) -> None:
-        _validate(self, _LISTENER_PEER_FIELDS)
+        checks.validate(self, _LISTENER_PEER_FIELDS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -572,7 +309,7 @@ class VhostPeer:
     handovers: int
 
     def __post_init__(self) -> None:
-        _validate(self, _VHOST_PEER_FIELDS)
+        checks.validate(self, _VHOST_PEER_FIELDS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -586,9 +323,9 @@ class UmasterShare:
     grace: float
 
     def __post_init__(self) -> None:
-        _validate(self, _UMASTER_FIELDS)
-        _distinct([peer.name for peer in self.listeners], "listeners")
-        _distinct([peer.name for peer in self.vhosts], "vhosts")
+        checks.validate(self, _UMASTER_FIELDS)
+        checks.distinct([peer.name for peer in self.listeners], "listeners")
+        checks.distinct([peer.name for peer in self.vhosts], "vhosts")
 
     def to_json(self) -> bytes:
         """Return the share as JSON in UTF-8."""
@@ -597,7 +334,7 @@ class UmasterShare:
     @classmethod
     def from_json(cls, data: Buffer) -> UmasterShare:
         """Read what `to_json` made. Raises ShareError."""
-        return _from_object(cls, _UMASTER_FIELDS, _parse(data, limits.MAX_SHARE_BYTES), "share")
+        return checks.from_object(cls, _UMASTER_FIELDS, _parse(data, limits.MAX_SHARE_BYTES), "share")
 
 
 @dataclass(frozen=True, slots=True)
@@ -613,9 +350,8 @@ class VhostShare:
     hosts: tuple[str, ...]
     foreign: tuple[str, ...]
     default: bool
-    kind: str
     root: str
-    application: str | None
+    mounts: tuple[Mount, ...]
     python_path: tuple[str, ...]
     env: Mapping[str, str]
     writable: tuple[str, ...]
@@ -630,90 +366,105 @@ class VhostShare:
     trusted_proxies: tuple[str, ...] = ()
     proxy_headers: str = limits.PROXY_HEADERS[0]
     error_pages: Mapping[str, str] = field(default_factory=dict)
-    static: StaticSettings = field(default_factory=StaticSettings)
 
     def __post_init__(self) -> None:
-        _validate(self, _VHOST_FIELDS)
-        if (self.application is None) != (self.kind == "static"):
-            raise ShareError("application: every kind but static must have one")
+        checks.validate(self, _VHOST_FIELDS)
+
+    @property
+    def python(self) -> bool:
+        """Whether the tenant's Python code is imported into its workers."""
+        return any(KINDS[mount.kind].python for mount in self.mounts)
+
+    def folders(self, *, runs: bool) -> tuple[str, ...]:
+        """Return the mounts' own folders, beside `root`: of those that run what lies in them, or of the others."""
+        own = {
+            folder: None
+            for mount in self.mounts
+            if KINDS[mount.kind].runs is runs
+            and (folder := getattr(mount.options, "root", self.root)) != self.root
+        }
+        return tuple(own)
 
     def to_json(self) -> bytes:
         """Return the share as JSON in UTF-8. Raises ShareError if `foreign` makes it too large."""
-        return _dump(asdict(self), limits.MAX_SHARE_BYTES)
+        value = asdict(self)
+        for mount, written in zip(self.mounts, value["mounts"], strict=True):
+            written["kind"] = mount.kind
+        return _dump(value, limits.MAX_SHARE_BYTES)
 
     @classmethod
     def from_json(cls, data: Buffer) -> VhostShare:
         """Read what `to_json` made. Raises ShareError."""
-        return _from_object(cls, _VHOST_FIELDS, _parse(data, limits.MAX_SHARE_BYTES), "share")
+        return checks.from_object(cls, _VHOST_FIELDS, _parse(data, limits.MAX_SHARE_BYTES), "share")
 
 
-_GENERATION = _integer(limits.GENERATION)
-_GRACE = _number(limits.GRACE)
-_LOG = _object(LogSettings, _LOG_FIELDS)
+_GENERATION = checks.integer(limits.GENERATION)
+_GRACE = checks.number(limits.GRACE)
+_LOG = checks.object_of(LogSettings, _LOG_FIELDS)
 _LISTENER_FIELDS: dict[str, Check] = {
     "generation": _GENERATION,
-    "name": _name,
-    "mode": _choice(limits.MODES),
-    "head_limit": _integer(limits.HEAD_LIMIT),
-    "request_line_limit": _integer(limits.REQUEST_LINE_LIMIT),
-    "max_headers": _integer(limits.MAX_HEADERS),
-    "head_timeout": _number(limits.TIMEOUT),
-    "linger_timeout": _number(limits.LINGER),
-    "max_connections": _integer(limits.MAX_CONNECTIONS),
-    "max_unnamed_per_client": _integer(limits.PER_CLIENT),
-    "stress_factor": _number(limits.STRESS_FACTOR),
-    "handover_timeout": _number(limits.TIMEOUT),
-    "proxy_protocol": _tuple(_network, limits.MAX_PROXIES),
+    "name": checks.name,
+    "mode": checks.choice(limits.MODES),
+    "head_limit": checks.integer(limits.HEAD_LIMIT),
+    "request_line_limit": checks.integer(limits.REQUEST_LINE_LIMIT),
+    "max_headers": checks.integer(limits.MAX_HEADERS),
+    "head_timeout": checks.number(limits.TIMEOUT),
+    "linger_timeout": checks.number(limits.LINGER),
+    "max_connections": checks.integer(limits.MAX_CONNECTIONS),
+    "max_unnamed_per_client": checks.integer(limits.PER_CLIENT),
+    "stress_factor": checks.number(limits.STRESS_FACTOR),
+    "handover_timeout": checks.number(limits.TIMEOUT),
+    "proxy_protocol": checks.tuple_of(checks.network, limits.MAX_PROXIES),
     "log": _LOG,
     "grace": _GRACE,
 }
 _LISTENER_PEER_FIELDS: dict[str, Check] = {
-    "name": _name,
-    "uid": _integer(limits.ANY_LISTENER_UID),
-    "mode": _choice(limits.MODES),
+    "name": checks.name,
+    "uid": checks.integer(limits.ANY_LISTENER_UID),
+    "mode": checks.choice(limits.MODES),
 }
 _VHOST_PEER_FIELDS: dict[str, Check] = {
-    "name": _name,
-    "uid": _integer(limits.VHOST_UID),
-    "queue_limit": _integer(limits.QUEUE),
-    "queue_timeout": _number(limits.QUEUE_TIMEOUT),
-    "handovers": _integer(limits.HANDOVERS),
+    "name": checks.name,
+    "uid": checks.integer(limits.VHOST_UID),
+    "queue_limit": checks.integer(limits.QUEUE),
+    "queue_timeout": checks.number(limits.QUEUE_TIMEOUT),
+    "handovers": checks.integer(limits.HANDOVERS),
 }
 _UMASTER_FIELDS: dict[str, Check] = {
     "generation": _GENERATION,
-    "listeners": _tuple(_object(ListenerPeer, _LISTENER_PEER_FIELDS), limits.MAX_LISTENER_PEERS),
-    "vhosts": _tuple(_object(VhostPeer, _VHOST_PEER_FIELDS), MAX_VHOSTS),
+    "listeners": checks.tuple_of(
+        checks.object_of(ListenerPeer, _LISTENER_PEER_FIELDS), limits.MAX_LISTENER_PEERS
+    ),
+    "vhosts": checks.tuple_of(checks.object_of(VhostPeer, _VHOST_PEER_FIELDS), MAX_VHOSTS),
     "log": _LOG,
     "grace": _GRACE,
 }
 _VHOST_FIELDS: dict[str, Check] = {
     "generation": _GENERATION,
-    "name": _name,
-    "uid": _integer(limits.VHOST_UID),
-    "gid": _integer(limits.VHOST_UID),
-    "hosts": _hosts(limits.MAX_HOSTS_PER_VHOST),
-    "foreign": _hosts(MAX_NAMES),
-    "default": _flag,
-    "kind": _choice(limits.KINDS),
-    "root": _path,
-    "application": _application,
-    "python_path": _tuple(_path, limits.MAX_PATHS),
-    "env": _env,
-    "writable": _tuple(_path, limits.MAX_PATHS),
-    "virtualenv": _path_or_none,
-    "preload": _flag,
-    "trusted_proxies": _tuple(_network, limits.MAX_PROXIES),
-    "proxy_headers": _choice(limits.PROXY_HEADERS),
-    "allow": _tuple(_address, limits.MAX_ALLOWED),
-    "pool": _object(PoolSettings, _POOL_FIELDS),
-    "http": _object(HttpSettings, _HTTP_FIELDS),
-    "logs": _object(TenantLogs, _TENANT_LOGS_FIELDS),
+    "name": checks.name,
+    "uid": checks.integer(limits.VHOST_UID),
+    "gid": checks.integer(limits.VHOST_UID),
+    "hosts": checks.hosts(limits.MAX_HOSTS_PER_VHOST),
+    "foreign": checks.hosts(MAX_NAMES),
+    "default": checks.flag,
+    "root": checks.path,
+    "mounts": mounts,
+    "python_path": checks.tuple_of(checks.path, limits.MAX_PATHS),
+    "env": checks.env,
+    "writable": checks.tuple_of(checks.path, limits.MAX_PATHS),
+    "virtualenv": checks.path_or_none,
+    "preload": checks.flag,
+    "trusted_proxies": checks.tuple_of(checks.network, limits.MAX_PROXIES),
+    "proxy_headers": checks.choice(limits.PROXY_HEADERS),
+    "allow": checks.tuple_of(checks.address, limits.MAX_ALLOWED),
+    "pool": checks.object_of(PoolSettings, _POOL_FIELDS),
+    "http": checks.object_of(HttpSettings, _HTTP_FIELDS),
+    "logs": checks.object_of(TenantLogs, _TENANT_LOGS_FIELDS),
     "log": _LOG,
     "grace": _GRACE,
-    "error_pages": _table(
-        _matching(limits.ERROR_STATUS, "an error's status"), _below_root, limits.MAX_ERROR_PAGES
+    "error_pages": checks.table_of(
+        checks.matching(limits.ERROR_STATUS, "an error's status"), checks.below_root, limits.MAX_ERROR_PAGES
     ),
-    "static": _object(StaticSettings, _STATIC_FIELDS),
 }
 
 
@@ -736,8 +487,8 @@ class HostMap:
         _GENERATION(self.generation, "generation")
         if len(self.exact) + len(self.wildcard) > MAX_NAMES:
             raise ShareError(f"host map: must be at most {MAX_NAMES} names")
-        _check_hosts(self.exact, "exact")
-        _check_hosts(self.wildcard, "wildcard")
+        checks.check_hosts(self.exact, "exact")
+        checks.check_hosts(self.wildcard, "wildcard")
         if any(name.startswith("*") for name in self.exact) or any(name[0] in "*[" for name in self.wildcard):
             raise ShareError("host map: a wildcard among exact names, or a suffix that can't be one")
         owners = {*self.exact.values(), *self.wildcard.values()}
@@ -746,7 +497,7 @@ class HostMap:
         if len(owners) > MAX_VHOSTS:
             raise ShareError(f"host map: must be at most {MAX_VHOSTS} vhosts")
         for owner in owners:
-            _name(owner, "host map")
+            checks.name(owner, "host map")
         object.__setattr__(self, "_depth", 1 + max((name.count(".") for name in self.wildcard), default=-1))
 
     def find(self, host: str) -> str | None:
@@ -819,5 +570,5 @@ class HostMap:
             raise ShareError("host map: a name is there twice")
         default = value["default"]
         if default is not None:
-            _name(default, "host map")
+            checks.name(default, "host map")
         return cls(value["generation"], exact, wildcard, default)

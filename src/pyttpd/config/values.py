@@ -16,7 +16,8 @@ from typing import TypeAlias
 from pyttpd.address import Address, normal_ip, unreachable
 from pyttpd.config import limits
 from pyttpd.config.errors import printable
-from pyttpd.config.schema import Key, Kind
+from pyttpd.config.keys import Key, Kind
+from pyttpd.config.kinds import path_problem
 from pyttpd.head import Refused, authority
 
 #: Takes the message, and the text within the value that it is about (for its line), if any.
@@ -302,6 +303,16 @@ def _patterns(key: Key, value: object, report: Report) -> object:
             report(problem, pattern)
             return INVALID
     return tuple(patterns)
+
+
+def _mount_path(key: Key, value: object, report: Report) -> object:
+    problem = path_problem(value) if isinstance(value, str) else "must be a path"
+    if problem is None:
+        return value
+    shorter = value.rstrip("/") or "/" if isinstance(value, str) else ""
+    hint = f' (write "{shorter}")' if shorter and shorter != value and path_problem(shorter) is None else ""
+    report(f"{problem}{'' if hint else _such_as(key)}, not {describe(value)}{hint}", None)
+    return INVALID
 
 
 def _application(key: Key, value: object, report: Report) -> object:
@@ -593,6 +604,7 @@ _CONVERSIONS: dict[Kind, Callable[[Key, object, Report], object]] = {
     Kind.PATTERNS: _patterns,
     Kind.HOSTS: _hosts,
     Kind.NETWORKS: _networks,
+    Kind.MOUNT_PATH: _mount_path,
     Kind.APPLICATION: _application,
     Kind.ENV: _env,
     Kind.CHOICES: _choices,

@@ -14,6 +14,7 @@ import stat
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from pyttpd.config.kinds import StaticOptions
 from pyttpd.config.limits import MAX_ERROR_PAGE_BYTES
 
 from pyttpd_vhost.http.response import Fields, plain_page
@@ -35,7 +36,12 @@ class ErrorPages:
     def __init__(self, share: VhostShare, log: SiteLog) -> None:
         self._root = Root(share.root)
         self._log = log
-        self._types = ContentTypes(share.static.types, share.static.charset)
+        # as the site's own files have them
+        static = next(
+            (mount.options for mount in share.mounts if isinstance(mount.options, StaticOptions)),
+            StaticOptions(share.root),
+        )
+        self._types = ContentTypes(static.types, static.charset)
         self._files = {status: os.fsencode(path) for status, path in share.error_pages.items()}
         self._read: dict[bytes, _Read] = {}
         self._missing: set[bytes] = set()

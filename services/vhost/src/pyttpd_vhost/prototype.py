@@ -158,7 +158,7 @@ class Prototype:
         os.chdir(share.root)
         if share.preload:
             load(self._site, self._log, self._control.send, told)
-            if (threads := threading.enumerate()[1:]) and share.kind != "static":
+            if (threads := threading.enumerate()[1:]) and share.python:
                 names = ", ".join(thread.name for thread in threads)
                 self._log.warning(
                     "threads that the application has started at import are missing in its workers: preload = false "

@@ -10,6 +10,7 @@ import copy
 import sys
 from typing import TYPE_CHECKING, Protocol
 
+from pyttpd.config.kinds import StaticOptions, WsgiOptions
 from pyttpd.head import bounds_of
 
 from pyttpd_vhost.commons import Commons
@@ -21,6 +22,7 @@ from pyttpd_vhost.http.response import Fields, plain_page
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from pyttpd.config.kinds import KindOptions
     from pyttpd.config.shares import VhostShare
 
     from pyttpd_vhost.access import AccessLog
@@ -166,23 +168,39 @@ class Site:
             self.log.warning("entries of the access log are lost", count=lost)
 
     def load(self) -> None:
-        """Make the kind, importing the tenant's code. Call it confined. Raises whatever that code raises."""
-        # imported here: a tenant's process holds the code of its own kind only, and of what it uses
+        """Make the kinds, importing the tenant's code. Call it confined. Raises whatever that code raises."""
+        # imported here: a tenant's process holds the code of its own kinds only, and of what they use
         if self.share.error_pages:
             from pyttpd_vhost.pages import ErrorPages
 
             self.page = ErrorPages(self.share, self.log).page
-        match self.share.kind:
-            case "wsgi":
-                from pyttpd_vhost.kinds.wsgi import WsgiKind, load_application
+        if self.share.python:
+            from pyttpd_vhost.kinds.python import prepare
 
-                self.kind = WsgiKind(load_application(self.share, self.log), self)
-            case "static":
+            prepare(self.share, self.log)
+        mounts = self.share.mounts
+        kinds = [self._kind(mount.options) for mount in mounts]
+        if [mount.path for mount in mounts] == ["/"]:
+            self.kind = kinds[0]  # nothing in between
+        else:
+            from pyttpd_vhost.mounts import Mounts
+
+            self.kind = Mounts(zip(mounts, kinds, strict=True), self)
+
+    def _kind(self, options: KindOptions) -> Kind:
+        """Make what serves one mount."""
+        match options:
+            case WsgiOptions():
+                from pyttpd_vhost.kinds.python import load_application
+                from pyttpd_vhost.kinds.wsgi import WsgiKind
+
+                return WsgiKind(load_application(options.application), self)
+            case StaticOptions():
                 from pyttpd_vhost.kinds.static import StaticKind
 
-                self.kind = StaticKind(self.share.root, self)
-            case other:
-                raise ValueError(f"no such kind: {other}")
+                return StaticKind(options, self)
+            case _:
+                raise ValueError(f"no such kind: {options.kind}")
 
 
 def _engine(name: str) -> Engine:

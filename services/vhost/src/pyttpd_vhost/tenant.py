@@ -30,7 +30,12 @@ def confine_tenant(share: VhostShare, log: Log, tmp: str, *, one_uid: bool, conn
         resource.setrlimit(resource.RLIMIT_NPROC, (limit, limit))
     policy = confine.tenant_policy(
         share.root,
-        python_path=(*share.python_path, *((share.virtualenv,) if share.virtualenv else ())),
+        python_path=(
+            *share.python_path,
+            *((share.virtualenv,) if share.virtualenv else ()),
+            *share.folders(runs=True),
+        ),
+        readable=share.folders(runs=False),
         writable=share.writable,
         tmp=(tmp,),
         reach=tuple([parse(address) for address in share.allow]),

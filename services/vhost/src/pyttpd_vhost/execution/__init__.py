@@ -12,4 +12,4 @@ KINDS = ("cgi", "fastcgi", "scgi", "handoff")
 
 def wanted(share: VhostShare) -> bool:
     """Whether anything of the tenant's asks for a program to be run."""
-    return share.kind in KINDS
+    return any(mount.kind in KINDS for mount in share.mounts)

@@ -14,11 +14,15 @@ The rules, the same for every engine:
 from __future__ import annotations
 
 import re
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
+from urllib.parse import unquote_to_bytes
 
 from pyttpd.head import Head, Refused
 
 from pyttpd_vhost.http.chunked import ChunkedDecoder
+
+if TYPE_CHECKING:
+    from pyttpd_vhost.kinds.base import Placed
 
 #: `Request.length` of a chunked body: its length is known when it ends.
 CHUNKED = -1
@@ -42,7 +46,8 @@ class Request:
     read.
 
     Not to be changed once made: with `remembered` it stands for later requests with the same head, too, and
-    then `memo` is for the kind, to keep what it made of the request.
+    then `memo` is for the kind, to keep what it made of the request. `placed`: which mount it belongs to, where a vhost
+    has several (mounts.py).
     """
 
     __slots__ = (
@@ -55,6 +60,7 @@ class Request:
         "memo",
         "method",
         "path",
+        "placed",
         "port",
         "query",
         "remembered",
@@ -76,6 +82,7 @@ class Request:
     end: int
     remembered: bool
     memo: Any
+    placed: Placed | None
 
     def __init__(self, head: Head, fields: Fields, special: Fields) -> None:
         """Make it of the scanner's verdict and the engine's `fields`.
@@ -90,6 +97,7 @@ class Request:
         self.end = head.end
         self.remembered = False
         self.memo = None
+        self.placed = None
         target = self.target = head.target
         if target[:1] != b"/":
             target = _path_and_query(head)
@@ -100,6 +108,18 @@ class Request:
         if special:
             self.length = body_length(head.version, special)
             self._live(special)
+
+    @property
+    def mount(self) -> str:
+        """The prefix of the mount that this is for, each byte a character: SCRIPT_NAME."""
+        return "" if self.placed is None else self.placed.mount
+
+    @property
+    def path_info(self) -> bytes:
+        """The rest of the path, decoded: PATH_INFO. b"" for `OPTIONS *`, which is no path (RFC 3875 section 4.1.5)."""
+        if self.placed is not None:
+            return self.placed.info
+        return b"" if self.path == b"*" else unquote_to_bytes(self.path)
 
     def _live(self, special: Fields) -> None:
         """Decide what comes behind this request (RFC 9112 section 9.3), and what before its body.

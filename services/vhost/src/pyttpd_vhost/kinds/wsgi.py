@@ -20,11 +20,8 @@ import stat
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator
-from importlib import import_module
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
-
-from pyttpd import virtualenv
 
 from pyttpd_vhost.http.body import Body
 from pyttpd_vhost.http.engine import Request
@@ -34,9 +31,7 @@ from pyttpd_vhost.http.response import Fields, status_code
 from pyttpd_vhost.kinds.gateway.variables import COMMON, Variables
 
 if TYPE_CHECKING:
-    from pyttpd.config.shares import VhostShare
-
-    from pyttpd_vhost.site import Site, SiteLog
+    from pyttpd_vhost.site import Site
 
 Environ = dict[str, Any]
 ExcInfo = tuple[type[BaseException], BaseException, TracebackType] | tuple[None, None, None]
@@ -46,26 +41,6 @@ Application = Callable[[Environ, Callable[..., Any]], Iterable[bytes]]
 _MAX_CAUSES = 8
 
 _NOTHING, _DONE = State.NOTHING, State.DONE
-
-
-def load_application(share: VhostShare, log: SiteLog) -> Application:
-    """Import the application of `share`: "module:attr", attr may have dots; from its root, python_path and virtualenv.
-
-    Sets its environment. Raises whatever the import raises, and VirtualenvError.
-    """
-    sys.path[:0] = [share.root, *share.python_path]
-    if share.virtualenv is not None:
-        virtualenv.activate(virtualenv.look(share.virtualenv))
-        for folder in virtualenv.unreadable():
-            log.warning("not to be read by the tenant: add it to python_path, if it is needed", folder=folder)
-    os.environ.update(share.env)
-    module, _, attribute = (share.application or "").partition(":")
-    application: Any = import_module(module)
-    for name in (attribute or "application").split("."):
-        application = getattr(application, name)
-    if not callable(application):
-        raise TypeError(f"{share.application} is not callable")
-    return application  # type: ignore[no-any-return]  # whatever is callable may be one
 
 
 class WsgiKind:

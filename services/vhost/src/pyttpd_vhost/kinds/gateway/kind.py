@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 from pyttpd_vhost.http.engine import Request
 from pyttpd_vhost.http.errors import ClientGone, RequestError
 from pyttpd_vhost.http.exchange import Exchange, State
+from pyttpd_vhost.http.paths import BadPathError
 from pyttpd_vhost.kinds.gateway.faults import BackendError, Fault, excerpt, report
 from pyttpd_vhost.kinds.gateway.variables import MetaVariables
-from pyttpd_vhost.kinds.static.paths import BadPathError
 
 if TYPE_CHECKING:
     from pyttpd_vhost.site import Site
@@ -92,7 +92,7 @@ def redirect(request: Request, location: str) -> Redirected:
     new.fields = [field for field in new.fields if field[0].lower() not in _OF_THE_BODY]
     new.length = 0
     new.expect = new.remembered = False
-    new.memo = None
+    new.memo = new.placed = None
     new.redirects = redirects
     return new
 

@@ -17,14 +17,10 @@ from __future__ import annotations
 import os
 import stat
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
-from urllib.parse import unquote_to_bytes
+from typing import NamedTuple
 
-from pyttpd_vhost.kinds.static.paths import WELL_KNOWN, BadPathError
+from pyttpd_vhost.kinds.static.paths import WELL_KNOWN
 from pyttpd_vhost.openat2 import Root
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 
 class Script(NamedTuple):
@@ -61,11 +57,8 @@ class Scripts:
         self._root.close()
 
     def find(self, path: bytes) -> Script | Moved | None:
-        """Return what a request's `path` (below the mount, not decoded) means; None: nothing that is there.
-
-        Raises BadPathError.
-        """
-        components = normal(path)
+        """Return what a request's `path` (below the mount, normal: http/paths.py) means; None: nothing that is there."""
+        components = path[1:].split(b"/")
         at: list[bytes] = []
         for number, component in enumerate(components):
             if hidden(component, number):
@@ -75,18 +68,18 @@ class Scripts:
                 rest = components[number + 1 :]
                 return Script(b"/".join(at), b"".join([b"/" + name for name in rest]))
         else:
-            found = self._folder(components)
+            found = self._folder(path)
             if found is not None:
                 return found
         if self._rules.front and self._is_file(self._rules.front):
             return Script(self._rules.front, b"")
         return None
 
-    def _folder(self, components: Sequence[bytes]) -> Script | Moved | None:
-        slash = not components or not components[-1]
-        folder = b"/".join(components)
+    def _folder(self, path: bytes) -> Script | Moved | None:
+        slash = path[-1:] == b"/"
+        folder = path[1:]
         for name in self._rules.index:
-            script = (folder if slash else folder + b"/") + name
+            script = (folder if slash or not folder else folder + b"/") + name
             if name.endswith(self._rules.suffixes) and self._is_file(script):
                 return Script(script, b"") if slash else Moved(folder)
         return None
@@ -105,23 +98,3 @@ class Scripts:
 def hidden(component: bytes, number: int) -> bool:
     """Whether the component `number` of a path is one that nobody is shown (kinds/static/paths.py)."""
     return component[:1] == b"." and (number > 0 or component != WELL_KNOWN)
-
-
-def normal(path: bytes) -> list[bytes]:
-    """Return a path's components, decoded; the last one is empty if a slash was at the end. Raises BadPathError."""
-    if b"%" in path:
-        path = unquote_to_bytes(path)
-    if path[:1] != b"/" or b"\0" in path:
-        raise BadPathError
-    components = path[1:].split(b"/")
-    kept: list[bytes] = []
-    for component in components:
-        if component == b"..":
-            if not kept:
-                raise BadPathError
-            kept.pop()
-        elif component not in (b"", b"."):
-            kept.append(component)
-    if kept and components[-1] in (b"", b".", b".."):
-        kept.append(b"")
-    return kept

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from pyttpd_vhost.http.engine import Request
 from pyttpd_vhost.http.exchange import Exchange
+from pyttpd_vhost.http.paths import BadPathError, normal
 from pyttpd_vhost.http.response import STATUS
 from pyttpd_vhost.kinds.gateway.backends import Backend
 from pyttpd_vhost.kinds.gateway.bodies import Source, source
@@ -27,7 +28,7 @@ from pyttpd_vhost.kinds.gateway.faults import BackendError, Fault
 from pyttpd_vhost.kinds.gateway.kind import GatewayKind
 from pyttpd_vhost.kinds.gateway.relay import Codec, Relay, Wires
 from pyttpd_vhost.kinds.gateway.scripts import Moved, Rules, Script, Scripts
-from pyttpd_vhost.kinds.static.paths import BadPathError, location
+from pyttpd_vhost.kinds.static.paths import location
 
 if TYPE_CHECKING:
     from pyttpd_vhost.site import Site
@@ -108,12 +109,13 @@ class SocketKind(GatewayKind):
         if "\0" in variables["PATH_INFO"]:
             raise BadPathError
         if self._scripts is not None:
-            match self._scripts.find(request.path):
+            placed = request.placed
+            match self._scripts.find(normal(request.path) if placed is None else placed.info):
                 case Script(path, info):
                     self._of_script(variables, path, info)
                 case Moved(path):
                     fields, content = self.site.page(
-                        301, [("Location", self.path + location(path, request.query))]
+                        301, [("Location", location(request.mount, path, request.query))]
                     )
                     exchange.respond(STATUS[301], 301, fields, content)
                     return ""

@@ -78,7 +78,11 @@ class Variables:
         variables["REQUEST_METHOD"] = request.method
         target = variables["REQUEST_URI"] = request.target.decode("latin-1")
         path = request.path
-        if b"%" in path:
+        placed = request.placed
+        if placed is not None:
+            variables["SCRIPT_NAME"] = placed.mount
+            variables["PATH_INFO"] = placed.info.decode("latin-1")
+        elif b"%" in path:
             variables["PATH_INFO"] = unquote_to_bytes(path).decode("latin-1")
         elif len(path) != len(target):
             variables["PATH_INFO"] = path.decode("latin-1")

@@ -28,7 +28,7 @@ from pyttpd_vhost.kinds.static.negotiation import SUFFIXES, choose
 from pyttpd_vhost.openat2 import Root, identity, settled
 
 if TYPE_CHECKING:
-    from pyttpd.config.shares import StaticSettings
+    from pyttpd.config.kinds import StaticOptions
 
     from pyttpd_vhost.kinds.static.patterns import CacheControl
     from pyttpd_vhost.media import ContentTypes
@@ -175,13 +175,13 @@ class Folder:
     """The files below a root, as the settings want them. Has no state: any thread may load."""
 
     def __init__(
-        self, root: Root, settings: StaticSettings, types: ContentTypes, cache_control: CacheControl
+        self, root: Root, options: StaticOptions, types: ContentTypes, cache_control: CacheControl
     ) -> None:
         self._root = root
         self._types = types
         self._cache_control = cache_control
-        self._index = [os.fsencode(name) for name in settings.index]
-        self._codings = [(coding, SUFFIXES[coding]) for coding in settings.precompressed]
+        self._index = [os.fsencode(name) for name in options.index]
+        self._codings = [(coding, SUFFIXES[coding]) for coding in options.precompressed]
         self._packed = tuple([suffix for _, suffix in self._codings])
 
     def load(self, path: bytes) -> Entry:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 from pyttpd_vhost.http.engine import Request
 from pyttpd_vhost.http.errors import ClientGone
 from pyttpd_vhost.http.exchange import Exchange
+from pyttpd_vhost.http.paths import BadPathError, normal
 from pyttpd_vhost.http.response import STATUS, Fields, Prepared
 from pyttpd_vhost.http.stream import Part
 from pyttpd_vhost.kinds.static import ranges
@@ -33,13 +34,15 @@ from pyttpd_vhost.kinds.static.files import (
     NotAFileError,
     Representation,
 )
-from pyttpd_vhost.kinds.static.paths import BadPathError, location, relative
+from pyttpd_vhost.kinds.static.paths import location, relative
 from pyttpd_vhost.kinds.static.patterns import CacheControl
 from pyttpd_vhost.media import ContentTypes
 from pyttpd_vhost.openat2 import Root
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from pyttpd.config.kinds import StaticOptions
 
     from pyttpd_vhost.site import Site
 
@@ -58,19 +61,18 @@ LISTING = Fields(
 class StaticKind:
     """Serves the files below one directory. Any thread may ask it."""
 
-    def __init__(self, root: str, site: Site) -> None:
-        settings = site.share.static
+    def __init__(self, options: StaticOptions, site: Site) -> None:
         self._site = site
-        self._root = Root(root, symlinks=settings.symlinks)
+        self._root = Root(options.root, symlinks=options.symlinks)
         self._render: Callable[[Root, bytes, int], bytes] | None = None
-        if settings.listing:
+        if options.listing:
             # imported here, and once for all workers: most sites have none
             from pyttpd_vhost.kinds.static.listing import render
 
             self._render = render
-        types = ContentTypes(settings.types, settings.charset)
-        self._folder = Folder(self._root, settings, types, CacheControl(settings.cache_control))
-        self._cache = Cache(self._root, settings.cache, site)
+        types = ContentTypes(options.types, options.charset)
+        self._folder = Folder(self._root, options, types, CacheControl(options.cache_control))
+        self._cache = Cache(self._root, options.cache, site)
 
     def close(self) -> None:
         """Give all descriptors back (tests; a worker's end with it)."""
@@ -87,7 +89,8 @@ class StaticKind:
         if request.method not in ("GET", "HEAD"):
             self._other(request, exchange)
             return
-        entry = self._cache.get(request.path)
+        path = request.path if request.placed is None else request.placed.info
+        entry = self._cache.get(path)
         if entry is None:
             try:
                 entry = self._find(request, exchange)
@@ -98,7 +101,7 @@ class StaticKind:
                 return
             if entry is None:
                 return
-            self._cache.put(request.path, entry)
+            self._cache.put(path, entry)
         self._answer(entry, request, exchange)
 
     # What isn't a file
@@ -128,20 +131,24 @@ class StaticKind:
 
     def _find(self, request: Request, exchange: Exchange) -> Entry | None:
         """Return what the path leads to; None: it was answered. Raises OSError."""
+        placed = request.placed
         try:
-            path = relative(request.path)
+            path = relative(normal(request.path) if placed is None else placed.info)
         except BadPathError:
             self._page(exchange, 400)
             return None
         if path is None:
             self._page(exchange, 404)
             return None
+        if placed is not None and not placed.info:  # the mount's own folder, without its slash
+            self._page(exchange, 301, [("Location", location(placed.mount, b"", request.query))])
+            return None
         if path and path[-1:] != b"/":
             try:
                 return self._folder.load(path)
             except NotAFileError as error:
                 if error.folder:
-                    self._page(exchange, 301, [("Location", location(path, request.query))])
+                    self._page(exchange, 301, [("Location", location(request.mount, path, request.query))])
                 else:
                     self._page(exchange, 404)
                 return None

@@ -1,0 +1,176 @@
+"""What a vhost serves, and where: its mounts, and the options of each kind.
+
+A kind is declared here once: a frozen dataclass of its options, with a check for each, in `KINDS`. schema.py says the
+same to people (`KIND_TABLES`), pyttpd_vhost.site makes the kind of it (`Site.load`).
+
+Rules
+  1. Options validate themselves on construction, as shares do: a worker believes nothing of what master sent.
+  2. A field has the name of its key. `root`, where a kind has it, is the mount's folder; in the configuration it may be
+     left out, and is then the vhost's.
+  3. Two mounts of one vhost never have the same path.
+
+Lean: every role process imports this module.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from pyttpd.config import checks, limits
+from pyttpd.config.checks import Check, ShareError
+
+
+class KindOptions:
+    """What all kinds' options have in common."""
+
+    __slots__ = ()
+
+    #: The kind's name.
+    kind: ClassVar[str]
+
+
+@dataclass(frozen=True, slots=True)
+class StaticOptions(KindOptions):
+    """How files below `root` are served; see the schema. `types` by suffix (".md"), `cache_control` by file name
+    pattern, the first that fits; `cache` in paths.
+    """
+
+    kind: ClassVar[str] = "static"
+
+    root: str
+    index: tuple[str, ...] = ("index.html",)
+    listing: bool = False
+    precompressed: tuple[str, ...] = limits.CODINGS
+    cache_control: Mapping[str, str] = field(default_factory=dict)
+    types: Mapping[str, str] = field(default_factory=dict)
+    charset: str = "utf-8"
+    symlinks: bool = True
+    cache: int = 1024
+
+    def __post_init__(self) -> None:
+        checks.validate(self, KINDS[self.kind].fields)
+        checks.distinct(list(self.precompressed), "precompressed")
+
+
+@dataclass(frozen=True, slots=True)
+class WsgiOptions(KindOptions):
+    """A WSGI application: "module:attribute"."""
+
+    kind: ClassVar[str] = "wsgi"
+
+    application: str
+
+    def __post_init__(self) -> None:
+        checks.validate(self, KINDS[self.kind].fields)
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One kind. `python`: its application is imported into the workers, so that what a vhost says of Python counts;
+    `runs`: it runs code of the tenant's at all.
+    """
+
+    options: type[KindOptions]
+    fields: Mapping[str, Check]
+    python: bool = False
+    runs: bool = True
+
+
+#: All kinds.
+KINDS: Mapping[str, Entry] = {
+    "static": Entry(
+        StaticOptions,
+        {
+            "root": checks.path,
+            "index": checks.tuple_of(checks.file_name, limits.MAX_INDEX_NAMES),
+            "listing": checks.flag,
+            "precompressed": checks.tuple_of(checks.choice(limits.CODINGS), len(limits.CODINGS)),
+            "cache_control": checks.table_of(
+                checks.pattern,
+                checks.or_empty(checks.matching(limits.HEADER_VALUE, "a header's value")),
+                limits.MAX_CACHE_PATTERNS,
+            ),
+            "types": checks.table_of(
+                checks.matching(limits.SUFFIX, "a file name's suffix"),
+                checks.matching(limits.MEDIA_TYPE, "a media type"),
+                limits.MAX_TYPES,
+            ),
+            "charset": checks.or_empty(checks.matching(limits.CHARSET, "a character set's name")),
+            "symlinks": checks.flag,
+            "cache": checks.integer(limits.STATIC_CACHE),
+        },
+        runs=False,
+    ),
+    "wsgi": Entry(WsgiOptions, {"application": checks.application}, python=True),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Mount:
+    """A kind below a path of a vhost: "/" is everything, "/app" is /app and what is below it."""
+
+    path: str
+    options: KindOptions
+
+    def __post_init__(self) -> None:
+        _mount_path(self.path, "path")
+        if type(self.options) is not KINDS[self.options.kind].options:
+            raise ShareError("options: must be those of a kind")
+
+    @property
+    def kind(self) -> str:
+        """The kind's name."""
+        return self.options.kind
+
+    @property
+    def prefix(self) -> str:
+        """What the paths of requests that belong here start with: SCRIPT_NAME."""
+        return "" if self.path == "/" else self.path
+
+
+def path_problem(path: str) -> str | None:
+    """Say why `path` can't be a mount's, in words for the operator; None if it can."""
+    if not path.startswith("/"):
+        return 'must start with "/"'
+    if len(path.encode()) > limits.MAX_MOUNT_PATH:
+        return f"must be at most {limits.MAX_MOUNT_PATH} bytes"
+    if "%" in path:
+        return 'must be written as it is, without "%"'
+    if not path.isprintable() or not limits.NOT_IN_MOUNT_PATH.isdisjoint(path):
+        return 'must not have blanks, "?", "#" or a backslash in it'
+    segments = path[1:].split("/")
+    if path != "/" and not segments[-1]:
+        return "must not end in a slash"
+    if path != "/" and not {"", ".", ".."}.isdisjoint(segments):
+        return 'must not have "//", "/./" or "/../" in it'
+    return None
+
+
+def _mount_path(value: object, where: str) -> str:
+    if not isinstance(value, str) or path_problem(checks.text(value, where)) is not None:
+        raise ShareError(f"{where}: must be a path in normal form, decoded")
+    return value
+
+
+def _mount(value: object, where: str) -> Mount:
+    if isinstance(value, Mount):
+        return value
+    if not isinstance(value, dict) or value.keys() != {"path", "kind", "options"}:
+        raise ShareError(f"{where}: must be objects of path, kind and options")
+    kind = value["kind"]
+    entry = KINDS.get(kind) if isinstance(kind, str) else None
+    if entry is None:
+        raise ShareError(f"{where}: must be of a known kind")
+    options: Any = checks.from_object(entry.options, entry.fields, value["options"], where)
+    return Mount(value["path"], options)
+
+
+def mounts(value: object, where: str) -> tuple[Mount, ...]:
+    """Check all mounts of a vhost (see checks.py)."""
+    found: tuple[Mount, ...] = checks.tuple_of(_mount, limits.MAX_MOUNTS)(value, where)
+    if not found:
+        raise ShareError(f"{where}: must be one at least")
+    checks.distinct([mount.path for mount in found], where)
+    return found
