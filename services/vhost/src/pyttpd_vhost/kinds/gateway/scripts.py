@@ -57,7 +57,7 @@ class Scripts:
         self._root.close()
 
     def find(self, path: bytes) -> Script | Moved | None:
-        """Return what a request's `path` (below the mount, normal: http/paths.py) means; None: nothing that is there."""
+        """Return what a request's `path` (below the mount, normal: http/paths.py) means; None: nothing is there."""
         components = path[1:].split(b"/")
         at: list[bytes] = []
         for number, component in enumerate(components):
