@@ -100,6 +100,8 @@ def main(argv: list[str] | None = None) -> None:
     copy_stdlib(out, leave_out=(*NOT_IN_ANY, *lean))
     install_locked(arguments.source, arguments.role, out / SITE)
     install_own(arguments.source, arguments.role, out / SITE)
+    if arguments.role == "master":
+        write_command(out)
     if arguments.whole_stdlib:
         shutil.copytree("/usr/share/zoneinfo", out / "usr/share/zoneinfo", symlinks=True)
     copy_shared_objects(out)
@@ -168,6 +170,15 @@ def install_own(source: Path, role: str, site: Path) -> None:
     shutil.rmtree(site / "bin", ignore_errors=True)
     for note in site.glob("*.dist-info/direct_url.json"):
         note.unlink()
+
+
+def write_command(out: Path) -> None:
+    """Put /usr/bin/pyttpd where master is, so that it can be asked: `docker compose exec master pyttpd reload`."""
+    program = out / "usr/bin/pyttpd"
+    program.write_text(
+        "#!/usr/bin/python3 -I\nimport sys\n\nfrom pyttpd import admin\n\nsys.exit(admin.main(sys.argv[1:]))\n"
+    )
+    program.chmod(0o755)
 
 
 def pip(*arguments: str) -> None:

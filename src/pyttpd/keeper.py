@@ -30,6 +30,7 @@ from typing import NoReturn
 from pyttpd import privileges
 from pyttpd.health import HealthFile
 from pyttpd.log import LEVELS, Log
+from pyttpd.office import Office
 
 #: The role says that it is alive so often (s) ...
 BEAT_INTERVAL = 1.0
@@ -78,6 +79,8 @@ class Keeper:
     health: HealthFile
     grace: float
     max_age: float
+    #: Where the role asks for what it has no right to any more.
+    office: Office | None = None
     #: SIGHUP is the role's own affair.
     forwards_hup: bool = False
     #: Whoever is started now succeeds somebody because that was asked for.
@@ -115,9 +118,13 @@ class Keeper:
             self._start_at = None
             self.renewing = False
             self._start(now)
+        sources = [] if self.office is None else self.office.sources()
         try:
             ready, _, _ = select.select(
-                [wake, *(child.beat for child in self.children if not child.deaf)], [], [], self._wait(now)
+                [wake, *(child.beat for child in self.children if not child.deaf), *sources],
+                [],
+                [],
+                self._wait(now),
             )
         except InterruptedError:
             ready = []
@@ -130,6 +137,8 @@ class Keeper:
         for child in self.children:
             if child.beat in ready:
                 self._listen(child, now)
+        if self.office is not None:
+            self.office.turn(ready, now)
         self._reap(now)
         self._watch(now)
         self._tell()
@@ -152,6 +161,7 @@ class Keeper:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, _LEAVE)
             return
         ours, theirs = socket.socketpair()
+        desk = None if self.office is None else self.office.before_fork()
         keeper = os.getpid()
         pid = os.fork()
         if pid == 0:
@@ -164,9 +174,13 @@ class Keeper:
             ours.close()
             for child in self.children:
                 child.beat.close()
+            if self.office is not None and desk is not None:
+                self.office.in_child(desk)
             self._run_role(theirs, keeper)
         theirs.close()
         ours.setblocking(False)
+        if self.office is not None and desk is not None:
+            self.office.forked(pid, desk)
         life = self.max_age * random.uniform(1 - AGE_JITTER, 1) if self.max_age else float("inf")
         self.children.append(Child(pid, ours, now, now, now + life))
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _LEAVE)
@@ -219,7 +233,9 @@ class Keeper:
     def _gone(self, child: Child, code: int, now: float) -> None:
         self.children.remove(child)
         child.beat.close()
-        self._end_strays(keep={c.pid for c in self.children})
+        if self.office is not None:
+            self.office.gone(child.pid)
+        self._end_strays(keep={c.pid for c in self.children} | self._readers)
         if self._signals or (child.asked_at is not None and self.children):
             return
         reason = f"signal {-code}" if code < 0 else f"status {code}"
@@ -236,6 +252,10 @@ class Keeper:
             old.dies_at = max(old.dies_at, now + delay)
             if self.renewing:
                 old.renew_at = now + delay
+
+    @property
+    def _readers(self) -> set[int]:
+        return set() if self.office is None else self.office.pids
 
     def _end_strays(self, keep: set[int] | frozenset[int] = frozenset()) -> None:
         """Kill what dead role processes have left behind: as the subreaper (or PID 1) we have become its parent."""

@@ -57,6 +57,7 @@ LEFT = "left"
 _KINDS = {
     Directory.INIT: Kind.INIT,
     Directory.MASTER: Kind.MASTER,
+    Directory.ADMIN: Kind.ADMIN,
     Directory.ROUTE: Kind.ROUTE,
     Directory.VHOST: Kind.VHOST,
 }
@@ -78,6 +79,8 @@ class Caller:
 
     uid: int | None
     door: Door | None
+    #: Where people come in; empty elsewhere.
+    groups: frozenset[int] = frozenset()
 
     def __str__(self) -> str:
         return (
@@ -176,7 +179,8 @@ class Entrance:
             self._log.error("cannot accept a peer", directory=self._directory.value, error=error.strerror)
             return
         try:
-            caller = Caller(peercred.peer(sock).uid, None)
+            groups = peercred.groups(sock) if self._directory is Directory.ADMIN else frozenset()
+            caller = Caller(peercred.peer(sock).uid, None, groups)
         except OSError:
             sock.close()
             return

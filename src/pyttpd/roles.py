@@ -26,6 +26,7 @@ class Channel(enum.Enum):
 
     INIT = "init"
     MASTER = "master"
+    ADMIN = "admin"
     ROUTE = "route"
     VHOST = "vhost"
 
@@ -44,7 +45,7 @@ class RoleRow:
 
 ROLES: dict[Role, RoleRow] = {
     Role.INIT: RoleRow(0, 0, (Channel.INIT,), ()),
-    Role.MASTER: RoleRow(10001, 1, (Channel.MASTER,), (Channel.INIT,)),
+    Role.MASTER: RoleRow(10001, 1, (Channel.MASTER, Channel.ADMIN), (Channel.INIT,)),
     Role.UMASTER: RoleRow(10002, 2, (Channel.ROUTE, Channel.VHOST), (Channel.INIT, Channel.MASTER)),
     Role.LISTENER: RoleRow(10010, 3, (), (Channel.INIT, Channel.MASTER, Channel.ROUTE)),
     Role.VHOST: RoleRow(20001, None, (), (Channel.MASTER, Channel.VHOST)),

@@ -30,6 +30,7 @@ from pyttpd.confine.landlock import SCOPE_ABI
 from pyttpd.health import DEFAULT_FILE, HealthFile
 from pyttpd.log import Log
 from pyttpd.loop import Budget, Loop
+from pyttpd.office import Counter, Desk, Office
 from pyttpd.rendezvous import BACKLOG, SOCKET_NAME, Caller, Door, Entrance, Link
 from pyttpd.roles import ROLES, Role, binder_of
 from pyttpd.roles import Channel as Directory
@@ -79,6 +80,7 @@ class Options:
     grace: float = DEFAULT_GRACE
     max_age: float = DEFAULT_MAX_AGE
     die_with: int = 0
+    runner: int = -1
     doors: tuple[Door, ...] = ()
     plain: bool = False
     take_back: bool = False
@@ -130,6 +132,7 @@ def parse(role: Role, arguments: list[str]) -> Options:
         default=0.0 if role is Role.INIT else DEFAULT_MAX_AGE,
         help="seconds until the role's process is replaced; 0: never",
     )
+    parser.add_argument("--runner", type=int, default=-1, help=argparse.SUPPRESS)
     parser.add_argument("--die-with", type=int, default=0, help=argparse.SUPPRESS)
     parser.add_argument(
         "--door", dest="doors", type=_door, action="append", default=[], help=argparse.SUPPRESS
@@ -239,8 +242,11 @@ class Service:
     draining: bool = False
     #: Another process of this role serves until we are ready, because somebody has asked for us.
     renewing: bool = False
+    #: Where we ask our keeper, if our role has anything to ask for.
+    counter: Counter | None = None
     _on_drain: list[Callable[[], None]] = field(default_factory=list)
     _sockets: dict[tuple[str, str], socket.socket] = field(default_factory=dict)
+    _scraped: metrics.Server | None = None
     _links: dict[Directory, Link] = field(default_factory=dict)
     _report: confine.Report | None = None
     _when_sealed: list[Callable[[], None]] = field(default_factory=list)
@@ -404,29 +410,46 @@ class Service:
         return link
 
     def fetch_sockets(
-        self, collect: metrics.Collect, on_listener: Callable[[str, socket.socket], None]
+        self,
+        collect: metrics.Collect,
+        on_listener: Callable[[str, socket.socket], None],
+        *,
+        on_withdrawn: Callable[[str, socket.socket], None] = lambda _name, sock: sock.close(),
+        on_other: Callable[[Channel, Message], None] | None = None,
+        on_lost: Callable[[str], None] = lambda _reason: None,
     ) -> None:
         """Ask init for our sockets: metrics are served at once, listeners are given to on_listener(name, socket).
 
         The link stays, so that an init that is replaced finds us: it gives us what it could bind anew and asks us for
-        the rest, which we hold. A socket that we have already is not taken twice.
+        the rest, which we hold. A socket that we have already is not taken twice; one that isn't ours any more (init
+        doesn't name it, or gives us another one) is given to on_withdrawn. What else init says is on_other's.
         """
+        named: set[tuple[str, str]] = set()
 
         def on_message(channel: Channel, message: Message, fd: int | None) -> None:
             match message:
                 case Wanted(use, name):
+                    named.add((use, name))
                     held = self._sockets.get((use, name))
                     if held is not None and held.fileno() >= 0:
                         channel.send(Return(use, name), held.fileno())
                 case Socket(use, name):
                     assert fd is not None
-                    self._take_socket(use, name, fd, collect, on_listener)
-                case SocketsEnd(total) if total != len(self._sockets):
-                    self.log.warning(
-                        "init gave another number of sockets", count=total, known=len(self._sockets)
-                    )
+                    named.add((use, name))
+                    self._take_socket(use, name, fd, collect, on_listener, on_withdrawn)
+                case SocketsEnd(total):
+                    if total != len(named):
+                        self.log.warning("init gave another number of sockets", count=total, known=len(named))
+                    for key in self._sockets.keys() - named:
+                        self._withdraw(key, on_withdrawn)
+                    named.clear()
+                case _ if on_other is not None:
+                    on_other(channel, message)
 
-        self.link(Directory.INIT, on_open=_no_open, on_message=on_message, on_lost=_no_lost).start()
+        def on_open(_channel: Channel, _welcome: Welcome) -> None:
+            named.clear()
+
+        self.link(Directory.INIT, on_open=on_open, on_message=on_message, on_lost=on_lost).start()
 
     def _take_socket(
         self,
@@ -435,19 +458,32 @@ class Service:
         fd: int,
         collect: metrics.Collect,
         on_listener: Callable[[str, socket.socket], None],
+        on_withdrawn: Callable[[str, socket.socket], None],
     ) -> None:
         held = self._sockets.get((use, name))
-        if held is not None and held.fileno() >= 0 and os.path.sameopenfile(held.fileno(), fd):
-            os.close(fd)
-            return
-        if (use, name) not in self._sockets and len(self._sockets) >= MAX_SOCKETS:
+        if held is not None and held.fileno() >= 0:
+            if os.path.sameopenfile(held.fileno(), fd):
+                os.close(fd)
+                return
+            self._withdraw((use, name), on_withdrawn)
+        if len(self._sockets) >= MAX_SOCKETS:
             os.close(fd)
             raise RemoteProtocolError("too-many", f"more than {MAX_SOCKETS} sockets")
         sock = self._sockets[use, name] = socket.socket(fileno=fd)
         if use == "metrics":
-            metrics.Server(self.loop, sock, collect)
+            self._scraped = metrics.Server(self.loop, sock, collect)
         else:
             on_listener(name, sock)
+
+    def _withdraw(self, key: tuple[str, str], on_withdrawn: Callable[[str, socket.socket], None]) -> None:
+        """A socket isn't ours any more."""
+        use, name = key
+        sock = self._sockets.pop(key)
+        if use != "metrics":
+            on_withdrawn(name, sock)
+        elif self._scraped is not None:
+            self._scraped.close()
+            self._scraped = None
 
     def fetch_shares(self, on_share: OnShare, on_renew: Callable[[], None] | None = None) -> Subscription:
         """Ask master for our shares of the configuration: see `pyttpd.subscription`."""
@@ -504,6 +540,7 @@ class Program:
     role: Role
     serve: Callable[[Service], None]
     prepare: Callable[[Options, Log], None] = lambda _options, _log: None
+    desk: Desk | None = None
 
 
 def main(program: Program, arguments: list[str]) -> int:
@@ -534,11 +571,27 @@ def main(program: Program, arguments: list[str]) -> int:
         return 2
 
     def serve(beat: socket.socket) -> None:
-        program.serve(Service(role, options, bound, beat, log, renewing=keep.renewing))
+        service = Service(role, options, bound, beat, log, renewing=keep.renewing)
+        if office is not None and office.theirs is not None:
+            service.counter = Counter(service.loop, office.theirs)
+        program.serve(service)
 
     gc.collect()
     gc.freeze()
-    keep = keeper.Keeper(serve, log, HealthFile(options.health_file), options.grace, options.max_age)
+    runner = None
+    if options.runner >= 0:
+        runner = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, fileno=options.runner)
+        runner.setblocking(False)
+    office = None if program.desk is None else Office(program.desk, log, runner)
+    keep = keeper.Keeper(
+        serve,
+        log,
+        HealthFile(options.health_file),
+        options.grace,
+        options.max_age,
+        office=office,
+        forwards_hup=role is Role.MASTER,
+    )
     try:
         return keep.run()
     finally:

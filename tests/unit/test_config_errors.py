@@ -601,7 +601,10 @@ CASES: dict[str, tuple[str, list[str]]] = {
         LISTEN + '[log]\nlevel = "\\u001b[31mred\\u202e"\n["\\u001b]0;title\\u0007"]\n',
         [
             ':4: [log] level: must be "debug", "info", "warning" or "error", not the text "[31mred"',
-            ": ]0;title: unknown table; known here: include, runtime_dir, grace, [log], [metrics], [listen], [vhost]",
+            (
+                ": ]0;title: unknown table; known here: include, runtime_dir, admin_gid, grace, [log], [metrics], "
+                "[listen], [vhost]"
+            ),
         ],
     ),
     "include": (

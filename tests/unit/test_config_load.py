@@ -37,6 +37,7 @@ ROOT = Path(__file__).parents[2]
 FULL = """
 include = "conf.d/*.toml"
 runtime_dir = "run"
+admin_gid = 4
 grace = 5
 
 [log]
@@ -387,8 +388,8 @@ def test_where_things_are_written(folder: Path) -> None:
     _, locate = load_located(folder)
     file, line = locate(("vhost", "shop", "root"))
     assert (file, line) == (str(folder / "conf.d" / "shop.toml"), 7)
-    assert locate(("log", "level")) == (str(folder / "pyttpd.toml"), 7)
-    assert locate(("grace",)) == (str(folder / "pyttpd.toml"), 4)
+    assert locate(("log", "level")) == (str(folder / "pyttpd.toml"), 8)
+    assert locate(("grace",)) == (str(folder / "pyttpd.toml"), 5)
 
 
 def test_a_folder_is_included_with_its_files(tmp_path: Path) -> None:

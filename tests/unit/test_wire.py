@@ -47,11 +47,21 @@ CASES: list[tuple[m.Message, int, bool, bytes]] = [
     (m.SocketsEnd(2), 11, False, u32(2)),
     (m.Wanted("listen", "http"), 12, False, b"\0\0\0\0" + name(b"http")),
     (m.Return("metrics", "http"), 13, True, b"\x01\0\0\0" + name(b"http")),
+    (m.Prepare(DIGEST), 14, False, DIGEST),
+    (m.Prepared(DIGEST), 15, False, DIGEST),
+    (m.Unprepared("cannot listen"), 16, False, b"cannot listen"),
+    (m.Commit(DIGEST), 17, False, DIGEST),
+    (m.Abort(), 18, False, b""),
+    (m.Holds(DIGEST), 19, False, DIGEST),
     (m.Share(7, "share", 1000, DIGEST), 20, True, u64(7) + b"\0\0\0\0" + u32(1000) + DIGEST),
     (m.Share(2**64 - 1, "map", 0, DIGEST), 20, True, u64(2**64 - 1) + b"\x01\0\0\0" + u32(0) + DIGEST),
     (m.ShareOk(7), 21, False, u64(7)),
     (m.ShareFailed(7, "ImportError: no"), 22, False, u64(7) + b"ImportError: no"),
     (m.Renew(), 23, False, b""),
+    (m.Command("reload", ""), 24, False, bytes(68)),
+    (m.Command("plan", "blog"), 24, False, b"\x01\0\0\0" + name(b"blog")),
+    (m.Told("reading"), 25, False, b"reading"),
+    (m.Answer("failed", 9, DIGEST), 26, True, b"\x01\0\0\0" + u32(9) + DIGEST),
     (m.Route(ID, V4, "a.example"), 30, True, RAW_V4 + b"a.example"),
     (m.Route(ID, V6, ""), 30, True, RAW_V6),
     (m.Route(ID, V6, "[2001:db8::1]"), 30, True, RAW_V6 + b"[2001:db8::1]"),
@@ -83,7 +93,7 @@ CASES: list[tuple[m.Message, int, bool, bytes]] = [
 ]
 IDS = [f"{type(message).__name__}-{number}" for number, (message, *_) in enumerate(CASES)]
 #: Of these the body may have any length up to a limit, so that a shorter or longer one is another valid message.
-ELASTIC = (m.Goodbye, m.ShareFailed, m.Failed, m.Detail, m.Route, m.Dispatch, m.Pass)
+ELASTIC = (m.Goodbye, m.Unprepared, m.Told, m.ShareFailed, m.Failed, m.Detail, m.Route, m.Dispatch, m.Pass)
 
 
 def frame(
@@ -135,7 +145,7 @@ def test_every_shorter_body_of_honest_length_is_refused_or_another_message(
         data = frame(code, int(descriptor), body[:end], id_)
         if isinstance(message, ELASTIC) and (
             end >= (8 if isinstance(message, m.ShareFailed) else m.CLIENT_SIZE)
-            or isinstance(message, m.Goodbye | m.Failed | m.Detail)
+            or isinstance(message, m.Goodbye | m.Unprepared | m.Told | m.Failed | m.Detail)
         ):
             assert m.encode(m.decode(data)) == data
         elif isinstance(message, m.Settled) and end and end % 8 == 0:
@@ -300,6 +310,7 @@ AUTHORITIES = st.from_regex(r"[a-z0-9_.\[\]:-]{0,255}", fullmatch=True)
 TEXTS = st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=200)
 U16, U32, U64 = (st.integers(0, 2**bits - 1) for bits in (16, 32, 64))
 CLIENTS = st.builds(m.Client, st.ip_addresses().map(str), U16)
+DIGESTS = st.binary(min_size=32, max_size=32)
 ROUND_TRIPS: dict[m.MessageType, st.SearchStrategy[m.Message]] = {
     m.Hello: st.tuples(st.sampled_from(m.ROLE_NAMES), NAMES, st.integers(1, 255), st.integers(1, 255)).map(
         lambda t: m.Hello(t[0], t[1], min(t[2:]), max(t[2:]))
@@ -310,12 +321,21 @@ ROUND_TRIPS: dict[m.MessageType, st.SearchStrategy[m.Message]] = {
     m.Wanted: st.builds(m.Wanted, st.sampled_from(m.SOCKET_USES), NAMES),
     m.Return: st.builds(m.Return, st.sampled_from(m.SOCKET_USES), NAMES),
     m.SocketsEnd: st.builds(m.SocketsEnd, U32),
+    m.Prepare: st.builds(m.Prepare, DIGESTS),
+    m.Prepared: st.builds(m.Prepared, DIGESTS),
+    m.Unprepared: st.builds(m.Unprepared, TEXTS),
+    m.Commit: st.builds(m.Commit, DIGESTS),
+    m.Abort: st.just(m.Abort()),
+    m.Holds: st.builds(m.Holds, DIGESTS),
     m.Share: st.builds(
         m.Share, U64, st.sampled_from(m.SHARE_PARTS), U32, st.binary(min_size=32, max_size=32)
     ),
     m.ShareOk: st.builds(m.ShareOk, U64),
     m.ShareFailed: st.builds(m.ShareFailed, U64, TEXTS),
     m.Renew: st.just(m.Renew()),
+    m.Command: st.builds(m.Command, st.sampled_from(m.VERBS), st.just("") | NAMES),
+    m.Told: st.builds(m.Told, TEXTS),
+    m.Answer: st.builds(m.Answer, st.sampled_from(m.OUTCOMES), U32, DIGESTS),
     m.Route: st.builds(m.Route, U64, CLIENTS, AUTHORITIES),
     m.Settled: st.builds(m.Settled, st.lists(U64, min_size=1, max_size=m.MAX_BATCH).map(tuple)),
     m.Refuse: st.builds(m.Refuse, U64, st.integers(400, 599)),

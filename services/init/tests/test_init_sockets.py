@@ -76,7 +76,7 @@ class Bank:
     def _clear(self) -> None:
         for channel in list(self.init._channels):
             channel.close()
-        for sock in (*self.entrances, *self.init._sockets.values()):
+        for sock in (*self.entrances, *self.init.held.sockets.values()):
             sock.close()
 
     def come(self, role: str, name: str = "", hello: m.Hello | None = None) -> Visitor:
@@ -109,7 +109,8 @@ def test_each_gets_its_own_sockets(bank: Bank) -> None:
         sock.detach()
     for role in ("master", "umaster"):
         visitor = bank.asked(bank.come(role))
-        assert visitor.record.messages == [m.Socket("metrics", role), m.SocketsEnd(1)]
+        holds = [m.Holds(bytes.fromhex(bank.init.held.digest))] if role == "master" else []
+        assert visitor.record.messages == [*holds, m.Socket("metrics", role), m.SocketsEnd(1)]
     assert (bank.init._answered, bank.init._refused) == (3, 0)
 
 
@@ -138,7 +139,7 @@ def test_a_new_init_gets_back_what_it_would_have_bound(
 ) -> None:
     held = bank.asked(bank.come("listener", "http")).record.fds
     # The old init is gone, and with it all sockets that nobody else has.
-    for sock in bank.init._sockets.values():
+    for sock in bank.init.held.sockets.values():
         sock.close()
     with stage() as on:
         new = Bank(on, tmp_path, monkeypatch, take_back=True)
@@ -183,8 +184,8 @@ def test_no_configuration_or_a_wrong_one_is_said(tmp_path: Path) -> None:
 
 
 def test_how_full_the_accept_queues_are(bank: Bank) -> None:
-    queues = AcceptQueues(list(bank.init._sockets))
-    plan = next(plan for plan in bank.init._sockets if plan.use == "listen" and plan.name == "http")
+    queues = AcceptQueues(list(bank.init.held.sockets))
+    plan = next(plan for plan in bank.init.held.sockets if plan.use == "listen" and plan.name == "http")
     try:
         with socket.create_connection((plan.host, plan.port)):
             found = {name: (waiting, most) for name, waiting, most in queues.read()}
@@ -226,7 +227,7 @@ def test_a_snapshot_that_does_not_fit_or_is_half_written_leaves_the_one_before()
 def test_ipv6_is_ipv6_alone(bank: Bank) -> None:
     from dataclasses import replace
 
-    plan = replace(next(iter(bank.init._sockets)), host="::1", port=0)
+    plan = replace(next(iter(bank.init.held.sockets)), host="::1", port=0)
     assert str(plan).startswith("[::1]:")
     try:
         sock = bind(plan)

@@ -58,7 +58,7 @@ class Office:
         on.stack.callback(self._clear)
 
     def _clear(self) -> None:
-        for channel in list(self.master._channels):
+        for channel in self.master.registry.channels():
             channel.close()
         for sock, _ in self.master._entrance._sources:
             sock.close()
@@ -101,7 +101,7 @@ def test_what_is_in_force_is_counted(office: Office) -> None:
     visitor = office.come("vhost", "a")
     office.shares(visitor, 1)
     visitor.send(m.ShareOk(visitor.record.of(m.Share)[0].generation))
-    office.on.until(lambda: office.master._in_force)
+    office.on.until(lambda: office.master.registry.in_force)
     samples = {
         (sample.name, *sample.labels.values()): sample.value
         for family in office.master._collect()

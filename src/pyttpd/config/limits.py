@@ -109,6 +109,8 @@ STATIC_CACHE = Range(0, 65536)
 # --- numbers ------------------------------------------------------------------------------------------------
 GENERATION = Range(1, 2**63 - 1)
 GRACE = Range(0, 3600)
+#: Any group but root's.
+ADMIN_GID = Range(1, MAX_UID)
 PORT = Range(1, 65535)
 #: Eleven ports are counted from here; below 1024 init would need its privilege for metrics too.
 BASE_PORT = Range(1024, 65535 - TENANT_METRICS_OFFSET)

@@ -866,6 +866,7 @@ def _build(tree: _Tree, reader: _Reader, generation: int) -> Config:
         digest=reader.digest,
         runtime_dir=top["runtime_dir"],
         grace=top["grace"],
+        admin_gid=top["admin_gid"],
         log=LogSettings(**tree.single["log"].values),
         metrics=metrics,
         listeners=(*listeners, _metrics_listener(metrics)),

@@ -141,6 +141,7 @@ class Config:
     metrics: MetricsSettings
     listeners: tuple[Listener, ...]
     vhosts: tuple[Vhost, ...]
+    admin_gid: int | None = None
     _listeners: dict[str, Listener] = field(init=False, repr=False, compare=False)
     _vhosts: dict[str, Vhost] = field(init=False, repr=False, compare=False)
     _foreign: dict[str, list[str]] = field(init=False, repr=False, compare=False)

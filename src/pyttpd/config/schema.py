@@ -94,6 +94,16 @@ SCHEMA = Table(
             "unless it is set, in $XDG_RUNTIME_DIR/pyttpd, or /tmp/pyttpd-UID without that.",
             example='"/run/pyttpd"',
         ),
+        Key(
+            "admin_gid",
+            Kind.INTEGER,
+            None,
+            "Members of this group may reload the configuration and applications, as root may (`pyttpd reload`).",
+            "gid",
+            limits.ADMIN_GID,
+            default_text="nobody but root",
+            example="4",
+        ),
         seconds(
             "grace",
             30.0,

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pyttpd.config.changes import compare
 from pyttpd.config.errors import ConfigErrors
 from pyttpd.config.loader import load
 from pyttpd.config.model import Config
 from pyttpd.log import Log
+from pyttpd.office import Outcome
 from pyttpd.service import StartError
 
 
@@ -22,3 +24,12 @@ def read(path: str, log: Log) -> Config:
         raise StartError(f"{path}: {wrong}; see `pyttpd check`") from None
     log.level, log.format = config.log.level, config.log.format
     return config
+
+
+def read_again(path: str, old: Config) -> Outcome:
+    """Return what the configuration is now, and what that changes of `old`; or all that is wrong with it."""
+    try:
+        config = load(path, generation=old.generation + 1)
+    except ConfigErrors as errors:
+        return Outcome("", tuple(str(error) for error in errors.errors), errors.count)
+    return Outcome(config.digest, (), 0, config, compare(old, config))

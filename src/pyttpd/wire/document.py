@@ -61,6 +61,7 @@ _AUTHORITY = Field(
 _REASON = Field("reason", "text", None, "0 to 200 bytes of printable ASCII, for the log")
 _NUMBER = _u32("number", "the worker, as its supervisor counts them")
 _GENERATION = Field("generation", "u64", 8, "of the configuration")
+_CONFIGURATION = Field("digest", "32 bytes", 32, "SHA-256 of the configuration's files")
 _SOCKET = (_choice("use", m.SOCKET_USES), _padding(3), _NAME)
 
 #: Each message's body, field after field.
@@ -82,6 +83,12 @@ LAYOUT: dict[m.MessageType, tuple[Field, ...]] = {
     m.SocketsEnd: (_u32("total", "how many Sockets there were"),),
     m.Wanted: _SOCKET,
     m.Return: _SOCKET,
+    m.Prepare: (_CONFIGURATION,),
+    m.Prepared: (_CONFIGURATION,),
+    m.Unprepared: (_REASON,),
+    m.Commit: (_CONFIGURATION,),
+    m.Abort: (),
+    m.Holds: (_CONFIGURATION,),
     m.Share: (
         _GENERATION,
         _choice("part", m.SHARE_PARTS),
@@ -92,6 +99,18 @@ LAYOUT: dict[m.MessageType, tuple[Field, ...]] = {
     m.ShareOk: (_GENERATION,),
     m.ShareFailed: (_GENERATION, _REASON),
     m.Renew: (),
+    m.Command: (
+        _choice("verb", m.VERBS),
+        _padding(3),
+        Field("name", "name", 64, "a vhost, or nothing: the configuration as a whole"),
+    ),
+    m.Told: (Field("text", "text", None, "0 to 200 bytes of printable ASCII, for the log and the operator"),),
+    m.Answer: (
+        _choice("outcome", m.OUTCOMES),
+        _padding(3),
+        _u32("size", "of the memfd, in bytes"),
+        Field("digest", "32 bytes", 32, "SHA-256 of the memfd's content"),
+    ),
     m.Route: (_CLIENT, _AUTHORITY),
     m.Settled: (Field("ids", "u64, 1 to 64 times", None, "the connections, by the ids of who offered them"),),
     m.Refuse: (Field("status", "u16", 2, "400 to 599"),),
@@ -133,6 +152,8 @@ def ends(kind: Kind) -> tuple[str, str]:
     if kind in _PAIRS:
         return _PAIRS[kind]
     channel = Channel(kind.value)
+    if channel is Channel.ADMIN:
+        return "operator", binder_of(channel).value
     connectors = [role.value for role, row in ROLES.items() if channel in row.connects]
     return ", ".join(connectors), binder_of(channel).value
 

@@ -157,6 +157,46 @@ class Return(NamedTuple):
     name: str
 
 
+class Prepare(NamedTuple):
+    """master asks init to read the configuration again and, if it is the one with this digest, to bind what is new
+    in it.
+    """
+
+    digest: bytes
+
+
+class Prepared(NamedTuple):
+    """init has read the configuration with this digest, and everything new in it is bound. Nobody else sees that
+    yet.
+    """
+
+    digest: bytes
+
+
+class Unprepared(NamedTuple):
+    """init can't: the first line of why. Nothing has changed."""
+
+    reason: str
+
+
+class Commit(NamedTuple):
+    """The configuration with this digest, which init has prepared, is in force: new sockets are handed out, others
+    end.
+    """
+
+    digest: bytes
+
+
+class Abort(NamedTuple):
+    """It isn't to be: what init has prepared, it closes."""
+
+
+class Holds(NamedTuple):
+    """init's configuration has this digest. Said to master, first of all and whenever it changes."""
+
+    digest: bytes
+
+
 class Share(NamedTuple):
     """master's share of the configuration for this role, as a sealed memfd of `size` bytes; `part` is "share"
     or "map".
@@ -183,6 +223,29 @@ class ShareFailed(NamedTuple):
 
 class Renew(NamedTuple):
     """master asks a tenant's supervisor for a successor with new processes: its application may have changed."""
+
+
+class Command(NamedTuple):
+    """An operator asks: "reload" the configuration, or the application of vhost `name`; "plan" only says what a reload
+    would change.
+    """
+
+    verb: str
+    name: str
+
+
+class Told(NamedTuple):
+    """How what was asked for goes on: one line for the operator."""
+
+    text: str
+
+
+class Answer(NamedTuple):
+    """What came of it, for the operator: "done" or "failed", and lines of text as a sealed memfd of `size` bytes."""
+
+    outcome: str
+    size: int
+    digest: bytes
 
 
 class Route(NamedTuple):
@@ -337,10 +400,19 @@ Message: TypeAlias = (
     | SocketsEnd
     | Wanted
     | Return
+    | Prepare
+    | Prepared
+    | Unprepared
+    | Commit
+    | Abort
+    | Holds
     | Share
     | ShareOk
     | ShareFailed
     | Renew
+    | Command
+    | Told
+    | Answer
     | Route
     | Settled
     | Refuse
@@ -430,10 +502,15 @@ SOCKET_USES = ("listen", "metrics")
 SHARE_PARTS = ("share", "map")
 WORK = ("requests", "metrics")
 STANDINGS = ("open", "failing")
+VERBS = ("reload", "plan")
+OUTCOMES = ("done", "failed")
 
 _HELLO = struct.Struct(f"!BBBx{NAME_SIZE}s")
 _WELCOME = struct.Struct("!BxxxI")
 _SOCKET = struct.Struct(f"!Bxxx{NAME_SIZE}s")
+_DIGEST = struct.Struct("!32s")
+_COMMAND = struct.Struct(f"!Bxxx{NAME_SIZE}s")
+_ANSWER = struct.Struct("!BxxxI32s")
 _SHARE = struct.Struct("!QBxxxI32s")
 _WORKER = struct.Struct("!IBxxx")
 _STANDING = struct.Struct("!Bxxx")
@@ -475,6 +552,20 @@ def _unpack_share_failed(body: bytes) -> ShareFailed:
         raise RemoteProtocolError("bad-length", f"{len(body)} bytes, {_U64.size} at least")
     (generation,) = _U64.unpack_from(body)
     return ShareFailed(generation, _unpack_text(body[_U64.size :]))
+
+
+def _unpack_command(body: bytes) -> Command:
+    verb, name = _exactly(body, _COMMAND)
+    return Command(_one_of(verb, VERBS), _unpack_name(name) if name.rstrip(b"\0") else "")
+
+
+def _unpack_answer(body: bytes) -> Answer:
+    outcome, size, digest = _exactly(body, _ANSWER)
+    return Answer(_one_of(outcome, OUTCOMES), size, digest)
+
+
+def _pack_digest(message: Prepare | Prepared | Commit | Holds) -> bytes:
+    return _DIGEST.pack(message.digest)
 
 
 def _pack_socket(message: Socket | Wanted | Return) -> bytes:
@@ -530,6 +621,12 @@ MESSAGES: tuple[Row, ...] = (
     Row(11, SocketsEnd, lambda m: _U32.pack(m.total), lambda _, b: SocketsEnd(*_exactly(b, _U32))),
     Row(12, Wanted, _pack_socket, lambda _, b: Wanted(*_unpack_socket(b))),
     Row(13, Return, _pack_socket, lambda _, b: Return(*_unpack_socket(b)), DescriptorKind.LISTENER),
+    Row(14, Prepare, _pack_digest, lambda _, b: Prepare(*_exactly(b, _DIGEST))),
+    Row(15, Prepared, _pack_digest, lambda _, b: Prepared(*_exactly(b, _DIGEST))),
+    Row(16, Unprepared, lambda m: _pack_text(m.reason), lambda _, b: Unprepared(_unpack_text(b))),
+    Row(17, Commit, _pack_digest, lambda _, b: Commit(*_exactly(b, _DIGEST))),
+    Row(18, Abort, _nothing, lambda _, b: _bodyless(b, Abort())),
+    Row(19, Holds, _pack_digest, lambda _, b: Holds(*_exactly(b, _DIGEST))),
     Row(
         20,
         Share,
@@ -545,6 +642,20 @@ MESSAGES: tuple[Row, ...] = (
         lambda _, b: _unpack_share_failed(b),
     ),
     Row(23, Renew, _nothing, lambda _, b: _bodyless(b, Renew())),
+    Row(
+        24,
+        Command,
+        lambda m: _COMMAND.pack(VERBS.index(m.verb), _pack_name(m.name) if m.name else b""),
+        lambda _, b: _unpack_command(b),
+    ),
+    Row(25, Told, lambda m: _pack_text(m.text), lambda _, b: Told(_unpack_text(b))),
+    Row(
+        26,
+        Answer,
+        lambda m: _ANSWER.pack(OUTCOMES.index(m.outcome), m.size, m.digest),
+        lambda _, b: _unpack_answer(b),
+        DescriptorKind.MEMFD,
+    ),
     Row(30, Route, _pack_offer, lambda i, b: Route(i, *_unpack_offer(b)), DescriptorKind.CONNECTION, True),
     Row(31, Settled, lambda m: struct.pack(f"!{len(m.ids)}Q", *m.ids), lambda _, b: _unpack_settled(b)),
     Row(32, Refuse, lambda m: _U16.pack(m.status), _unpack_refuse, None, True),

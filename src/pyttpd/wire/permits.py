@@ -19,10 +19,11 @@ from pyttpd.wire import messages as m
 
 
 class Kind(enum.Enum):
-    """The kinds of channel. The first four are `pyttpd.roles.Channel`'s directories, the others socketpairs."""
+    """The kinds of channel. The first five are `pyttpd.roles.Channel`'s directories, the others socketpairs."""
 
     INIT = "init"
     MASTER = "master"
+    ADMIN = "admin"
     ROUTE = "route"
     VHOST = "vhost"
     WORKER = "worker"
@@ -50,9 +51,22 @@ _O, _L = Phase.OPEN, Phase.LEAVING
 
 PERMITS: dict[tuple[Kind, Side, Phase], Permits] = {
     (Kind.INIT, Side.CONNECTOR, Phase.HELLO): {m.Hello: _O},
-    (Kind.INIT, Side.CONNECTOR, Phase.OPEN): {m.Return: _O},
+    (Kind.INIT, Side.CONNECTOR, Phase.OPEN): {
+        m.Return: _O,
+        m.Prepare: _O,
+        m.Commit: _O,
+        m.Abort: _O,
+    },
     (Kind.INIT, Side.BINDER, Phase.HELLO): {m.Welcome: _O},
-    (Kind.INIT, Side.BINDER, Phase.OPEN): {m.Socket: _O, m.SocketsEnd: _O, m.Wanted: _O, m.Goodbye: _L},
+    (Kind.INIT, Side.BINDER, Phase.OPEN): {
+        m.Socket: _O,
+        m.SocketsEnd: _O,
+        m.Wanted: _O,
+        m.Holds: _O,
+        m.Prepared: _O,
+        m.Unprepared: _O,
+        m.Goodbye: _L,
+    },
     (Kind.INIT, Side.BINDER, Phase.LEAVING): {},
     #
     (Kind.MASTER, Side.CONNECTOR, Phase.HELLO): {m.Hello: _O},
@@ -60,6 +74,12 @@ PERMITS: dict[tuple[Kind, Side, Phase], Permits] = {
     (Kind.MASTER, Side.BINDER, Phase.HELLO): {m.Welcome: _O},
     (Kind.MASTER, Side.BINDER, Phase.OPEN): {m.Share: _O, m.Renew: _O, m.Goodbye: _L},
     (Kind.MASTER, Side.BINDER, Phase.LEAVING): {},
+    #
+    (Kind.ADMIN, Side.CONNECTOR, Phase.HELLO): {m.Hello: _O},
+    (Kind.ADMIN, Side.CONNECTOR, Phase.OPEN): {m.Command: _O},
+    (Kind.ADMIN, Side.BINDER, Phase.HELLO): {m.Welcome: _O},
+    (Kind.ADMIN, Side.BINDER, Phase.OPEN): {m.Told: _O, m.Answer: _O, m.Goodbye: _L},
+    (Kind.ADMIN, Side.BINDER, Phase.LEAVING): {},
     #
     (Kind.ROUTE, Side.CONNECTOR, Phase.HELLO): {m.Hello: _O},
     (Kind.ROUTE, Side.CONNECTOR, Phase.OPEN): {m.Route: _O, m.Goodbye: _L},

@@ -1,4 +1,4 @@
-"""`pyttpd`, the operator's command: check, run, routes, status, top, schema, version.
+"""`pyttpd`, the operator's command: check, run, reload, routes, status, top, schema, version.
 
 Exit status: 0 all is well; 1 it is not (an invalid configuration, a host that nobody gets, a role that is down); 2
 wrong usage. What is wrong goes to standard error, one line each.
@@ -17,8 +17,8 @@ from typing import NoReturn
 
 import click
 
-from pyttpd import __version__
-from pyttpd.config import json_schema
+from pyttpd import __version__, admin
+from pyttpd.config import json_schema, limits
 from pyttpd.config.errors import ConfigErrors, printable
 from pyttpd.config.filesystem import check_filesystem
 from pyttpd.config.limits import BASE_PORT
@@ -123,6 +123,51 @@ def run(file: str) -> None:
         os.execv(sys.executable, program)
     except OSError as error:
         raise click.ClickException(f"can't start {sys.executable}: {error.strerror}") from None
+
+
+@cli.command(
+    short_help="Put the changed configuration in force, or a tenant's new code.",
+    epilog=_examples(
+        "pyttpd reload --dry-run                  what would change?",
+        "pyttpd reload                            put it in force",
+        "pyttpd reload blog                       new processes for one vhost: its code has changed",
+        "docker compose exec master pyttpd reload with compose: the same, in master's container",
+    ),
+)
+@click.argument("vhost", required=False, default="")
+@click.option("--dry-run", is_flag=True, help="Only say what would change, and what that takes.")
+@click.option("--quiet", "-q", is_flag=True, help="Only say what came of it.")
+@click.option(
+    "--runtime-dir", default="", help="Where the tree's channels are.  [default: /run/pyttpd, or yours]"
+)
+@click.option("--config", "file", type=_CONFIG, help="Take the place from this configuration instead.")
+@click.pass_context
+def reload(
+    context: click.Context, vhost: str, dry_run: bool, quiet: bool, runtime_dir: str, file: str | None
+) -> None:
+    """Put the changed configuration in force, without losing a connection; or, with VHOST, start that tenant's
+    processes anew, since its code has changed.
+
+    Everything is read and validated first: if anything is wrong with it, all of it is told, and nothing changes. A
+    tenant whose table hasn't changed isn't touched. Code that doesn't load leaves the old serving. Exit status: 0
+    done; 1 refused, or not everything serves by it; 2 wrong usage; 3 nobody could be asked. Takes root, or the
+    group admin_gid.
+    """
+    if vhost and dry_run:
+        raise click.UsageError("--dry-run is for the configuration", context)
+    if vhost and limits.NAME.fullmatch(vhost) is None:
+        raise click.UsageError("that is not a vhost's name", context)
+    if file is not None:
+        if runtime_dir:
+            raise click.UsageError("--runtime-dir and --config exclude each other", context)
+        try:
+            runtime_dir = load(file).runtime_dir
+        except ConfigErrors as errors:
+            _tell_errors(errors, file)
+            context.exit(1)
+        if os.geteuid():
+            runtime_dir = admin.user_directory(runtime_dir)
+    context.exit(admin.command(runtime_dir, vhost, dry_run=dry_run, quiet=quiet))
 
 
 @cli.command(

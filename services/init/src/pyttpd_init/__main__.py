@@ -12,4 +12,4 @@ if "--plain" in sys.argv[1:]:
 
     sys.exit(plain.main(sys.argv[1:]))
 init = Init()
-sys.exit(service.main(service.Program(Role.INIT, init.serve, init.prepare), sys.argv[1:]))
+sys.exit(service.main(service.Program(Role.INIT, init.serve, init.prepare, init.held), sys.argv[1:]))

@@ -24,13 +24,28 @@ from pyttpd.channel import Channel
 from pyttpd.config import startup
 from pyttpd.log import Log
 from pyttpd.loop import READ, Loop
+from pyttpd.office import Outcome
 from pyttpd.rendezvous import Caller
 from pyttpd.roles import UNPRIVILEGED_INIT_UID
 from pyttpd.roles import Channel as Directory
 from pyttpd.service import Options, Service, StartError
 from pyttpd.wire.errors import RemoteProtocolError
-from pyttpd.wire.messages import Hello, Message, Return, Socket, SocketsEnd, Wanted
+from pyttpd.wire.messages import (
+    Abort,
+    Commit,
+    Hello,
+    Holds,
+    Message,
+    Prepare,
+    Prepared,
+    Return,
+    Socket,
+    SocketsEnd,
+    Unprepared,
+    Wanted,
+)
 
+from pyttpd_init.holding import Holding
 from pyttpd_init.queues import AcceptQueues
 from pyttpd_init.sockets import AddressInUse, Plan, bind, is_planned, netns_cookie, plans
 
@@ -83,15 +98,20 @@ class Init:
     """The role. prepare() binds in the keeper, serve() answers in the role's own process."""
 
     def __init__(self) -> None:
-        self._plans: list[Plan] = []
-        self._sockets: dict[Plan, socket.socket] = {}
+        self.held = Holding()
+        #: What master has had prepared, and by which channel; and whether who is being let in was ours once.
+        self._prepared = ""
+        self._asker: Channel | None = None
+        self._was_ours = False
 
     def prepare(self, options: Options, log: Log) -> None:
         config = startup.read(options.config, log)
-        self._plans = plans(config)
-        for plan in self._plans:
+        held = self.held
+        held.path, held.log = options.config, log
+        held.digest, held.plans = config.digest, plans(config)
+        for plan in held.plans:
             try:
-                self._sockets[plan] = bind(plan)
+                held.sockets[plan] = bind(plan)
             except AddressInUse as error:
                 if not options.take_back or plan.role == "init":
                     raise
@@ -105,10 +125,10 @@ class Init:
         self._page = Page()
         self._answered = self._refused = 0
         self._channels: set[Channel] = set()
-        for plan in self._plans:
-            if plan not in self._sockets:
+        for plan in self.held.plans:
+            if plan not in self.held.sockets:
                 with contextlib.suppress(StartError):
-                    self._sockets[plan] = bind(plan)
+                    self.held.sockets[plan] = bind(plan)
         with socket.socket() as any_socket:
             self._cookie = netns_cookie(any_socket)
         self._start_metrics_child()
@@ -117,7 +137,7 @@ class Init:
             Directory.INIT, credits=0, authorise=self._authorise, on_open=self._on_open
         )
         entrance.open()
-        if len(self._sockets) < len(self._plans):
+        if len(self.held.sockets) < len(self.held.plans):
             service.loop.call_later(TAKE_BACK_TIMEOUT, self._give_up)
         service.loop.after_turn.append(self._publish)  # the heartbeat makes a turn every second
         self._tell_ready()
@@ -125,39 +145,44 @@ class Init:
 
     def _give_up(self) -> None:
         """Nobody brings back what is missing: who had it may have died with it. Then a new try can bind it."""
-        missing = [str(plan) for plan in self._plans if plan not in self._sockets]
+        missing = [str(plan) for plan in self.held.plans if plan not in self.held.sockets]
         if missing:
             self._service.log.warning("sockets are not brought back: tried anew", missing=", ".join(missing))
             self._service.leave()
 
     def _tell_ready(self) -> None:
-        if len(self._sockets) == len(self._plans):
+        if len(self.held.sockets) == len(self.held.plans):
             self._service.ready()
 
     # ---- handing sockets out ----
 
     def _of(self, role: str, name: str) -> list[Plan]:
-        return [plan for plan in self._plans if (plan.role, plan.name) == (role, name)]
+        return [plan for plan in self.held.plans if (plan.role, plan.name) == (role, name)]
 
     def _authorise(self, caller: Caller, hello: Hello) -> bool:
         name = "" if hello.name == hello.role else hello.name
-        theirs = self._of(hello.role, hello.name)
-        if (
-            hello.role != "init"
-            and theirs
-            and all(caller.is_a(hello.role, name, plan.uid) for plan in theirs)
-        ):
-            return True
+        former = [plan for plan in self.held.former if (plan.role, plan.name) == (hello.role, hello.name)]
+        for theirs, once in ((self._of(hello.role, hello.name), False), (former, True)):
+            if (
+                hello.role != "init"
+                and theirs
+                and all(caller.is_a(hello.role, name, plan.uid) for plan in theirs)
+            ):
+                self._was_ours = once
+                return True
         self._refused += 1
         return False
 
     def _on_open(self, channel: Channel, hello: Hello) -> None:
         channel.on_message = self._from_peer
-        channel.on_close = lambda channel, _: self._channels.discard(channel)
+        channel.on_close = self._peer_gone
         self._channels.add(channel)
-        theirs = self._of(hello.role, hello.name)
+        if hello.role == "master":
+            channel.send(Holds(bytes.fromhex(self.held.digest)))
+        # Whose sockets have been given to somebody else, or are closed, hears that it has none any more.
+        theirs = [] if self._was_ours else self._of(hello.role, hello.name)
         for plan in theirs:
-            sock = self._sockets.get(plan)
+            sock = self.held.sockets.get(plan)
             # A new channel has room for its few sockets: if they can't be sent it is closed again already.
             if sock is None:
                 channel.send(Wanted(plan.use, plan.name))
@@ -171,6 +196,56 @@ class Init:
             case Return(use, name):
                 assert fd is not None
                 self._take_back(channel, use, name, socket.socket(fileno=fd))
+            case _ if channel.peer != "master":
+                raise RemoteProtocolError("not-permitted", f"{type(message).__name__} from {channel.peer}")
+            case Prepare(digest):
+                self._read_again(channel, digest)
+            case Commit(digest):
+                self._commit(channel, digest)
+            case Abort():
+                self._abort()
+
+    def _peer_gone(self, channel: Channel, _: str) -> None:
+        self._channels.discard(channel)
+        if channel is self._asker:
+            self._abort()  # master has died before it could say so
+
+    # ---- another configuration ----
+
+    def _read_again(self, channel: Channel, digest: bytes) -> None:
+        """Have the configuration read, and what is new in it bound, if it is the one that master has."""
+        self._abort()
+        self._asker = channel
+        counter = self._service.counter
+        assert counter is not None
+
+        def answer(outcome: Outcome) -> None:
+            if outcome.errors:
+                channel.send(Unprepared(outcome.errors[0]))
+            elif outcome.digest != digest.hex():
+                assert counter is not None
+                counter.drop()
+                channel.send(Unprepared("the files have been changed since master has read them"))
+            else:
+                self._prepared = outcome.digest
+                channel.send(Prepared(digest))
+
+        counter.prepare(answer)
+
+    def _commit(self, channel: Channel, digest: bytes) -> None:
+        if not self._prepared or self._prepared != digest.hex():
+            raise RemoteProtocolError("bad-field", "a configuration that was never prepared")
+        assert self._service.counter is not None
+        self._prepared = ""
+        self._asker = None
+        self._service.counter.adopt()
+        self._service.renew()
+
+    def _abort(self) -> None:
+        if self._asker is not None and self._service.counter is not None:
+            self._service.counter.drop()
+        self._asker = None
+        self._prepared = ""
 
     def _take_back(self, channel: Channel, use: str, name: str, sock: socket.socket) -> None:
         """Keep a socket that our predecessor had given to this role, if it is what we would have bound ourselves.
@@ -186,10 +261,10 @@ class Init:
                 "descriptors", f"a socket brought back that isn't the {use} socket of {name}"
             )
         plan = plans_of_peer[0]
-        if plan in self._sockets:
+        if plan in self.held.sockets:
             sock.close()
             return
-        self._sockets[plan] = sock
+        self.held.sockets[plan] = sock
         self._service.log.info("socket taken back", socket=plan)
         self._tell_ready()
 
@@ -211,9 +286,9 @@ class Init:
         self._service.loop.add(pidfd, READ, lambda _: self._service.leave())
 
     def _serve_metrics(self, parent: int) -> None:
-        own = next(plan for plan in self._plans if plan.role == "init")
-        queues = AcceptQueues(self._plans)
-        for plan, sock in self._sockets.items():
+        own = next(plan for plan in self.held.plans if plan.role == "init")
+        queues = AcceptQueues(self.held.plans)
+        for plan, sock in self.held.sockets.items():
             if plan is not own:
                 sock.close()
         self._service.beat.close()
@@ -232,7 +307,7 @@ class Init:
         confine.confine(confine.role_policy(allow_connect=False))
         loop = Loop()
         loop.add(parents_end, READ, lambda _: loop.stop())
-        metrics.Server(loop, self._sockets[own], lambda: self._collect(queues))
+        metrics.Server(loop, self.held.sockets[own], lambda: self._collect(queues))
         loop.run()
 
     def _publish(self) -> None:

@@ -29,7 +29,7 @@ import sys
 import time
 from dataclasses import dataclass, field
 
-from pyttpd import health, privileges, service
+from pyttpd import admin, health, privileges, service
 from pyttpd.address import Address
 from pyttpd.config import startup
 from pyttpd.config.model import Config, Vhost
@@ -38,6 +38,7 @@ from pyttpd.log import Log
 from pyttpd.loop import soft_descriptor_limit
 from pyttpd.rendezvous import SOCKET_NAME, Door
 from pyttpd.roles import ROLES, Role
+from pyttpd.roles import Channel as Directory
 from pyttpd.service import Options, StartError, door_argument
 
 from pyttpd_init import egress, gate, namespaces
@@ -216,6 +217,9 @@ class Runner:
                         self._directory(directory.value, row.uid, row.uid)
                     del role
                 self._children += gates(self._children)
+            else:
+                # People come by path; who they are, their uid says.
+                self._directory(Directory.ADMIN.value, os.geteuid(), os.getegid())
             self._directory("health", os.geteuid(), os.getegid())
             for child in self._children:
                 self._directory(f"health/{child}", *self._owner(child))
@@ -599,19 +603,13 @@ def _inside(path: str, folder: str) -> bool:
 
 
 def user_directory(configured: str) -> str:
-    """Return an ordinary user's runtime_dir: what is configured, unless that is the default, which only root
-    can make.
-    """
-    if configured != service.DEFAULT_RUNTIME_DIR:
-        return configured
-    base = os.environ.get("XDG_RUNTIME_DIR", "")
-    if base.startswith("/") and os.access(base, os.W_OK):
-        return f"{base}/pyttpd"
-    path = f"/tmp/pyttpd-{os.geteuid()}"
-    os.makedirs(path, 0o700, exist_ok=True)
-    found = os.lstat(path)
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o022:
-        raise StartError(f"{path} belongs to somebody else; set runtime_dir")
+    """Return an ordinary user's runtime_dir (`pyttpd.admin.user_directory`), made if it is one below /tmp."""
+    path = admin.user_directory(configured)
+    if path == f"/tmp/pyttpd-{os.geteuid()}":
+        os.makedirs(path, 0o700, exist_ok=True)
+        found = os.lstat(path)
+        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o022:
+            raise StartError(f"{path} belongs to somebody else; set runtime_dir")
     return path
 
 

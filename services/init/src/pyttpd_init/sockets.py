@@ -36,6 +36,10 @@ class Plan:
     port: int
     backlog: int
 
+    @property
+    def address(self) -> tuple[str, int]:
+        return self.host, self.port
+
     def __str__(self) -> str:
         host = f"[{self.host}]" if ":" in self.host else self.host
         owner = self.role if self.name == self.role else f"{self.role} {self.name}"

@@ -64,6 +64,8 @@ _LINGER_CHUNK = 65536
 #: it may have its end, or has doubled: 60 KB take half a millisecond, and a client may send byte by byte.
 CHEAP_HEAD = 1024
 _HEAD_END = b"\n\r\n"
+#: A socket that isn't ours any more is accepted from for so long (s): who has begun to connect comes through.
+WITHDRAW_AFTER = 1.0
 #: When draining, a connection that still hasn't sent its head is closed after so long (s).
 DRAIN_HEAD_TIMEOUT = 1.0
 SWEEP_INTERVAL = 0.25
@@ -161,7 +163,7 @@ class Listener:
         )
         self._budget.on_free.append(self._accept_again)
         service.on_drain(self._drain)
-        service.fetch_sockets(self._collect, self._on_listener)
+        service.fetch_sockets(self._collect, self._on_listener, on_withdrawn=self._on_withdrawn)
         service.fetch_shares(self._on_share)
         self._loop.call_later(SWEEP_INTERVAL, self._sweep)
 
@@ -195,6 +197,22 @@ class Listener:
             self._loop.add(sock.fileno(), READ, lambda _: self._accept(sock))
         else:
             self._accept_again()
+
+    def _on_withdrawn(self, name: str, sock: socket.socket) -> None:
+        """The socket isn't ours any more; nobody is let in any more where it is closed for all. Who is, is served."""
+        self._log.info("a socket is withdrawn: what has come on it is accepted", name=name)
+        self._loop.call_later(WITHDRAW_AFTER, lambda: self._close_listener(sock))
+
+    def _close_listener(self, sock: socket.socket) -> None:
+        if self._accepting and self._share is not None:
+            self._accept(sock)
+        self._loop.remove(sock.fileno())
+        self._sockets.remove(sock)
+        sock.close()
+        if not self._sockets and not self._service.draining:
+            self._accepting = False
+            self._service.not_ready()
+            self._log.warning("no socket is left: this listener isn't configured any more, and can go")
 
     def _accept_again(self) -> None:
         if self._accepting or self._share is None or not self._sealed or self._service.draining:

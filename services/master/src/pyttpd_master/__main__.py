@@ -8,4 +8,4 @@ from pyttpd.roles import Role
 from pyttpd_master.master import Master
 
 master = Master()
-sys.exit(service.main(service.Program(Role.MASTER, master.serve, master.prepare), sys.argv[1:]))
+sys.exit(service.main(service.Program(Role.MASTER, master.serve, master.prepare, master.desk), sys.argv[1:]))

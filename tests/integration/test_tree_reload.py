@@ -1,0 +1,147 @@
+"""`pyttpd reload` on a whole tree: what changes, what doesn't, and what clients notice of it, which is nothing."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+
+import pytest
+
+from support.tree import APPLICATION, Tree, free_port
+
+Plant = Callable[..., Tree]
+BOTH = pytest.mark.parametrize(
+    "ordinary",
+    [pytest.param(False, id="as-root", marks=pytest.mark.root), pytest.param(True, id="ordinary-user")],
+)
+
+
+def reload(tree: Tree, *arguments: str) -> tuple[int, str]:
+    """Run `pyttpd reload` for `tree`; return its exit status and what it has printed."""
+    command = [
+        sys.executable,
+        "-I",
+        "-m",
+        "pyttpd.admin",
+        "reload",
+        "--runtime-dir",
+        str(tree.folder / "run"),
+    ]
+    done = subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=100)
+    return done.returncode, done.stdout + done.stderr
+
+
+def change(tree: Tree, old: str, new: str) -> None:
+    file = tree.folder / "pyttpd.toml"
+    text = file.read_text()
+    assert old in text
+    file.write_text(text.replace(old, new))
+
+
+def pids(tree: Tree) -> dict[str, list[int]]:
+    return {name: tree.pids("vhost", name) for name in ("static", "wsgi")}
+
+
+@BOTH
+def test_only_what_has_changed_is_touched(plant: Plant, ordinary: bool) -> None:
+    tree = plant(ordinary=ordinary)
+    before = pids(tree)
+    assert reload(tree) == (0, tree_says(1))
+    change(tree, 'hosts = ["wsgi.localhost"]', 'hosts = ["wsgi.localhost", "new.localhost"]')
+    status, text = reload(tree, "--dry-run")
+    assert (status, tree.get("new.localhost").status) == (0, 421)
+    assert "~ [vhost.wsgi]: new workers\n    hosts: wsgi.localhost -> wsgi.localhost, new.localhost\n" in text
+    status, text = reload(tree)
+    assert status == 0, text
+    assert "generation 2 is in force" in text
+    assert tree.get("new.localhost", "/x").body == b"/x"
+    tree.wait_for(lambda: len(set(pids(tree)["wsgi"]) & set(before["wsgi"])) == 1)  # the keeper
+    assert pids(tree)["static"] == before["static"]
+    assert tree.samples("master")["pyttpd_master_generation",] == 2
+    assert not [key for key in tree.samples("master") if key[0] == "pyttpd_master_waiting_seconds"]
+
+
+def tree_says(generation: int) -> str:
+    return f"nothing has changed: generation {generation} is in force\nreading the configuration\n"
+
+
+@BOTH
+def test_a_bad_configuration_changes_nothing_and_all_errors_are_told(plant: Plant, ordinary: bool) -> None:
+    tree = plant(ordinary=ordinary)
+    tree.expect("reload refused")
+    good = (tree.folder / "pyttpd.toml").read_text()
+    change(tree, "uid = 20001", "uid = 20002\nrooot = 3")
+    for arguments in ((), ("--dry-run",)):
+        status, text = reload(tree, *arguments)
+        assert status == 1
+        assert "uid" in text and "rooot" in text
+        assert text.splitlines()[-1] == "nothing has changed" or "nothing has changed" in text
+    (tree.folder / "pyttpd.toml").write_text(good)
+    assert reload(tree) == (0, tree_says(1))
+
+
+@BOTH
+def test_a_listener_moves_while_clients_wait_in_its_queue(plant: Plant, ordinary: bool) -> None:
+    tree = plant(ordinary=ordinary)
+    old, new = tree.port, free_port()
+    taken = socket.create_server(("127.0.0.1", 0))
+    tree.expect("reload refused")
+    with taken:
+        change(tree, f"127.0.0.1:{old}", f"127.0.0.1:{taken.getsockname()[1]}")
+        status, text = reload(tree)
+        assert (status, "Address already in use" in text) == (1, True)
+        assert tree.get("static.localhost").status == 200
+        change(tree, f"127.0.0.1:{taken.getsockname()[1]}", f"127.0.0.1:{new}")
+    with tree.connect() as waits:  # and says nothing yet
+        status, text = reload(tree)
+        assert (status, "a new port" in text) == (0, True), text
+        tree.port = new
+        tree.wait_for(lambda: tree.get("static.localhost").status == 200)
+        waits.sendall(b"GET / HTTP/1.1\r\nHost: static.localhost\r\nConnection: close\r\n\r\n")
+        assert waits.recv(4096).startswith(b"HTTP/1.1 200")
+
+    def is_closed() -> bool:
+        with socket.socket() as client:
+            client.settimeout(10)
+            return client.connect_ex(("127.0.0.1", old)) == errno.ECONNREFUSED
+
+    tree.wait_for(is_closed)
+
+
+@pytest.mark.root
+def test_a_vhosts_code_anew(plant: Plant) -> None:
+    tree = plant()
+    tree.expect("application", "given up")
+    before = pids(tree)
+    application = tree.folder / "application/app.py"
+    application.write_text("raise RuntimeError('not this time')\n")
+    status, text = reload(tree, "wsgi")
+    assert status == 1
+    assert "not this time" in text
+    assert "what served before goes on" in text
+    assert tree.get("wsgi.localhost", "/x").body == b"/x"
+    application.write_text(APPLICATION.replace('environ["PATH_INFO"]', '"new"'))
+    status, text = reload(tree, "wsgi")
+    assert (status, "serves with new processes" in text) == (0, True), text
+    assert tree.get("wsgi.localhost").body == b"new"
+    assert pids(tree)["static"] == before["static"]
+    assert reload(tree, "nobody")[0] == 1
+    assert reload(tree, "No Name")[0] == 2
+
+
+@pytest.mark.root
+def test_master_is_killed_and_a_signal_reloads(plant: Plant) -> None:
+    """What is in force is what master's keeper holds, whatever is in the files by then."""
+    tree = plant()
+    tree.expect("died")
+    change(tree, "[vhost.static]", "[vhost.renamed]")
+    keeper, role = sorted(tree.pids("master"), key=lambda pid: os.getpgid(pid) != pid)
+    os.kill(role, signal.SIGKILL)
+    tree.wait_for(lambda: tree.pids("master") != [keeper, role] and len(tree.pids("master")) == 2)
+    tree.wait_for(lambda: tree.samples("master")["pyttpd_master_generation",] == 1)
+    assert tree.get("static.localhost").status == 200
