@@ -309,10 +309,22 @@ class Relay:
     # ---- the answer ----
 
     def _read(self) -> None:
+        """Take what the application says. Before its answer begins, twice: its end is often there already, and then the
+        client gets a length, or is told of a wrong one.
+        """
+        pieces: list[bytes] = []
+        for _ in range(1 if self._answer is not None else 2):
+            if not self._read_some(pieces) or self.ended:
+                break
+        if pieces:
+            self._say(pieces[0] if len(pieces) == 1 else b"".join(pieces))
+
+    def _read_some(self, pieces: list[bytes]) -> bool:
+        """Add to `pieces` of the answer. False: there is nothing to read."""
         try:
             data = os.read(self._wires.reading, READ)
         except BlockingIOError:
-            return
+            return False
         except OSError:
             data = b""  # ECONNRESET: it has closed without reading all of the request
         if data:
@@ -320,7 +332,6 @@ class Relay:
             said = self._codec.receive(data)
         else:
             said = self._codec.closed()
-        pieces = []
         for what, piece in said:
             if what == Said.OUTPUT:
                 pieces.append(piece)
@@ -328,8 +339,7 @@ class Relay:
                 self._errors.feed(piece)
             else:
                 self.ended = True
-        if pieces:
-            self._say(pieces[0] if len(pieces) == 1 else b"".join(pieces))
+        return True
 
     def _read_errors(self) -> None:
         try:
