@@ -54,6 +54,21 @@ def test_counters_outlive_their_worker_and_gauges_do_not() -> None:
     assert board.total([])[:COUNTERS] == total[:COUNTERS]
 
 
+def test_cells_are_kept_as_counters_are() -> None:
+    board = Scoreboard(3, cells=3)
+    dead, alive = board.take(), board.take()
+    board.write_cells(dead, 7, {0: 1, 2: 5})
+    board.write_cells(alive, 8, {2: 2**64 - 1})
+    assert board.cells([(dead, 7), (alive, 8)]) == [1, 0, 5 + MAX_NUMBER]
+    assert board.cells([(dead, 9)]) == [0, 0, 0]  # somebody else's
+    board.give_back(dead, 7)
+    assert board.cells([]) == [1, 0, 5]
+    assert board.take() == dead
+    assert board.cells([(dead, 0)]) == [1, 0, 5]
+    board.give_back(dead, 9)
+    assert board.cells([]) == [1, 0, 5]
+
+
 def test_late_news_of_a_predecessor_is_no_row() -> None:
     board = Scoreboard(1)
     slot = board.take()

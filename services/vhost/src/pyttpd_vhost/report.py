@@ -11,8 +11,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from pyttpd import metrics
+from pyttpd.config.kinds import Mount
 
 from pyttpd_vhost.evictor import Counts
+from pyttpd_vhost.kinds.gateway.faults import ASKED, REASONS
 from pyttpd_vhost.nursery import Nursery
 from pyttpd_vhost.policy import Notes, State
 from pyttpd_vhost.processes import WorkerChild
@@ -29,6 +31,7 @@ class Pool:
 
     name: str
     mode: str
+    mounts: tuple[Mount, ...]
     workers: list[WorkerChild]
     board: Scoreboard
     nursery: Nursery
@@ -103,6 +106,7 @@ def _labelled(pool: Pool) -> Iterator[metrics.Metric]:
         for label, count in sorted(counts.items()):
             family.add_metric([pool.name, label], count)
         yield family
+    yield _faults(pool)
     lost = counter("pyttpd_vhost_log_lines_lost", "Lines that are in no log.", labels=["vhost", "log"])
     for log, count in pool.lost:
         lost.add_metric([pool.name, log], count)
@@ -116,6 +120,21 @@ def _labelled(pool: Pool) -> Iterator[metrics.Metric]:
     ):
         oldest.add_metric([pool.name, process], max(0.0, pool.now - born))
     yield oldest
+
+
+def _faults(pool: Pool) -> metrics.Metric:
+    """Return the faults of applications in other processes. A mount of another kind has none to tell of."""
+    family = metrics.CounterMetricFamily(
+        "pyttpd_vhost_backend_errors",
+        "Requests whose application, in another process, failed.",
+        labels=["vhost", "mount", "reason"],
+    )
+    cells = pool.board.cells([(worker.slot, worker.number) for worker in pool.workers])
+    for number, mount in enumerate(pool.mounts):
+        if mount.kind in ASKED:
+            for index, reason in enumerate(REASONS, number * len(REASONS)):
+                family.add_metric([pool.name, mount.path, reason], cells[index])
+    return family
 
 
 def _memory(pool: Pool) -> int:

@@ -7,6 +7,8 @@ Rules
   2. The supervisor believes none of it beyond its use as numbers for people, and for decisions that harm nobody but the
      tenant itself. Every number is bounded where it is read, every text made printable.
   3. What a worker had counted when it ended is added to the totals, so counters survive their worker.
+  4. Beside its row each worker has cells: counters whose number the configuration decides (faults by mount and reason).
+     The same rules hold for them; a worker that has nothing to count there never touches them.
 """
 
 from __future__ import annotations
@@ -72,11 +74,15 @@ def printable(raw: bytes) -> str:
 
 
 class Scoreboard:
-    """`slots` rows in an anonymous shared mapping, made before the workers are forked."""
+    """`slots` rows, with `cells` counters beside each, in anonymous shared mappings, made before anything is forked."""
 
-    def __init__(self, slots: int) -> None:
+    def __init__(self, slots: int, *, cells: int = 0) -> None:
         self._map = mmap.mmap(-1, slots * ROW.size)
         self._ended = [0] * COUNTERS
+        # the worker's number, and then its cells
+        self._cells_of = struct.Struct(f"@{1 + cells}Q")
+        self._cells = mmap.mmap(-1, slots * self._cells_of.size)
+        self._cells_ended = [0] * cells
         self.free = list(range(slots - 1, -1, -1))
 
     def write(self, slot: int, row: Row) -> None:
@@ -89,17 +95,37 @@ class Scoreboard:
         row = Row._make([*[min(value, MAX_NUMBER) for value in numbers], host, path])
         return row if row.number == number else Row()
 
+    def write_cells(self, slot: int, number: int, cells: dict[int, int]) -> None:
+        """For the slot's worker: what it has counted in some of its cells; the others are 0."""
+        values = [cells.get(cell, 0) for cell in range(len(self._cells_ended))]
+        self._cells_of.pack_into(self._cells, slot * self._cells_of.size, number, *values)
+
+    def _read_cells(self, slot: int, number: int) -> list[int]:
+        owner, *values = self._cells_of.unpack_from(self._cells, slot * self._cells_of.size)
+        return [min(value, MAX_NUMBER) for value in values] if owner == number else [0] * len(values)
+
+    def cells(self, slots: list[tuple[int, int]]) -> list[int]:
+        """Return the sums of all cells, as `total` does."""
+        rows = [self._cells_ended, *[self._read_cells(slot, number) for slot, number in slots]]
+        return [sum(values) for values in zip(*rows, strict=True)]
+
     def take(self) -> int:
         """Return a free slot, empty. Raises IndexError when there is none."""
         slot = self.free.pop()
-        self.write(slot, Row())
+        self._clear(slot)
         return slot
+
+    def _clear(self, slot: int) -> None:
+        self.write(slot, Row())
+        self.write_cells(slot, 0, {})
 
     def give_back(self, slot: int, number: int) -> None:
         """The slot's worker has ended: keep what it counted."""
         for index, value in enumerate(self.read(slot, number)[:COUNTERS]):
             self._ended[index] += int(value)
-        self.write(slot, Row())
+        for index, value in enumerate(self._read_cells(slot, number)):
+            self._cells_ended[index] += value
+        self._clear(slot)
         self.free.append(slot)
 
     def total(self, slots: list[tuple[int, int]]) -> Row:

@@ -52,12 +52,8 @@ class Stats:
         self.gone = 0  # clients that left, or were left, before their answer was sent
         self.errors = 0  # faults of the application
         self.bytes_sent = 0
-        #: Faults of applications in other processes: by mount, then as in gateway/faults.py.
-        self.faults: dict[tuple[int, int], int] = {}
-
-    def count_fault(self, mount: int, cell: int) -> None:
-        """Count one more."""
-        self.faults[mount, cell] = self.faults.get((mount, cell), 0) + 1
+        #: Faults of applications in other processes, by the scoreboard's cells (kinds/gateway/faults.py).
+        self.faults: dict[int, int] = {}
 
     @property
     def requests(self) -> int:

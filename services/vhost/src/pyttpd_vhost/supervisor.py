@@ -30,6 +30,7 @@ from typing import NoReturn
 from pyttpd import confine, privileges
 from pyttpd.address import Address, parse
 from pyttpd.channel import Channel
+from pyttpd.config.kinds import Mount
 from pyttpd.config.shares import VhostShare
 from pyttpd.rendezvous import LEFT
 from pyttpd.roles import Channel as Directory
@@ -61,6 +62,7 @@ from pyttpd_vhost.commons import Commons
 from pyttpd_vhost.evictor import BEAT_LIMIT, LOAD_TIMEOUT, SPAWN_TIMEOUT, Evictor
 from pyttpd_vhost.execution.host import Execution
 from pyttpd_vhost.inquest import Inquest
+from pyttpd_vhost.kinds.gateway.faults import REASONS
 from pyttpd_vhost.logs import Logs
 from pyttpd_vhost.nursery import Nursery
 from pyttpd_vhost.observer import Observer
@@ -122,7 +124,7 @@ class Supervisor:
         self._logs = Logs(service)
         self._inquest = Inquest(service.loop, lambda: self._logs.slow, send_signal)
         self._share: VhostShare | None = None
-        self._share_memory(rows=1, limit=0)
+        self._share_memory(rows=1, limit=0, mounts=())
         self._stress = Stress()
         self._workers: dict[int, WorkerChild] = {}
         self._next_number = 0  # which is the metrics' worker's
@@ -161,7 +163,7 @@ class Supervisor:
             self._share = share
             self._service.log_as(share.log)
             rows = 2 * share.pool.max_workers + SPARE_ROWS
-            self._share_memory(rows, limit=share.http.max_connections_per_client)
+            self._share_memory(rows, limit=share.http.max_connections_per_client, mounts=share.mounts)
             # Who succeeds somebody shows first that the application loads, also where it could sleep.
             self._notes = policy.first_notes(share.pool, self._loop.now, least=int(self._service.renewing))
             self._logs.open(share)
@@ -192,9 +194,9 @@ class Supervisor:
             )
         return not shut
 
-    def _share_memory(self, rows: int, *, limit: int) -> None:
+    def _share_memory(self, rows: int, *, limit: int, mounts: tuple[Mount, ...]) -> None:
         """Make what workers share with us; before anything is forked."""
-        self._board = Scoreboard(rows)
+        self._board = Scoreboard(rows, cells=len(mounts) * len(REASONS))
         self._commons = Commons(rows, limit=limit)
         self._observer = Observer(self._board)
 
@@ -647,6 +649,7 @@ class Supervisor:
         return report.Pool(
             self._share.name,
             self._share.pool.mode,
+            self._share.mounts,
             list(self._workers.values()),
             self._board,
             self._nursery,

@@ -776,6 +776,16 @@ class Worker(Loop):
             last_path=last.target[:PATH_SIZE] if last is not None else b"",
         )
         self._scoreboard.write(self._slot, row)
+        self._count_faults()
+
+    def _count_faults(self) -> None:
+        """Write what we know of faults of applications in other processes, if there were any."""
+        cells: dict[int, int] = {}
+        for site in self._crew.sites:
+            for cell, count in site.stats.faults.copy().items():  # its thread adds to it
+                cells[cell] = cells.get(cell, 0) + count
+        if cells:
+            self._scoreboard.write_cells(self._slot, self._number, cells)
 
 
 def _peak_memory() -> int:

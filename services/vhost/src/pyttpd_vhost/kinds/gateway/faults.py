@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Fault(enum.Enum):
-    """The reasons, with their statuses. The order is the metric's cells' (`Stats.faults`)."""
+    """The reasons, with their statuses. In this order each mount's are counted (`Stats.faults`)."""
 
     UNREACHABLE = "unreachable", 503  # nobody listens at its socket, or nobody can be started
     FULL = "full", 503  # it takes nobody more
@@ -34,8 +34,9 @@ class Fault(enum.Enum):
 
 #: The metric's label values.
 REASONS = tuple(fault.reason for fault in Fault)
-#: Where each is counted.
-CELLS = {fault: cell for cell, fault in enumerate(Fault)}
+#: The kinds whose applications have them.
+ASKED = frozenset({"cgi", "fastcgi", "scgi", "handoff"})
+_CELLS = {fault: cell for cell, fault in enumerate(Fault)}
 
 #: What is shown of an application's words in a log line.
 _MAX_EXCERPT = 80
@@ -59,7 +60,8 @@ def report(exchange: Exchange, mount: int, path: str, error: BackendError) -> No
     """Count and log the fault of the application at `path`, the vhost's mount number `mount`; answer its client."""
     site, request = exchange.site, exchange.request
     site.stats.errors += 1
-    site.stats.count_fault(mount, CELLS[error.fault])
+    cell = mount * len(_CELLS) + _CELLS[error.fault]
+    site.stats.faults[cell] = site.stats.faults.get(cell, 0) + 1
     site.log.warning(
         "application failed",
         mount=path or "/",
