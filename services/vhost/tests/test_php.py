@@ -68,7 +68,7 @@ def site(tmp_path: Path) -> Path:
 def serve_php(
     serve: Serve, path: str, root: Path, http: Any = None, share: Any = None, **settings: Any
 ) -> Server:
-    made: dict[str, Any] = {"scripts": (".php",), "index": ("index.php",), **settings}
+    made: dict[str, Any] = {"scripts": (".php",), "index": ("index.php", "index.html"), **settings}
     return serve(
         kind=lambda site: FastcgiKind(Settings(path, str(root), **made), site), share=share, **(http or {})
     )
@@ -150,6 +150,9 @@ def test_paths(serve: Serve, php: Php, site: Path, tmp_path: Path) -> None:
         (site / name).parent.mkdir(exist_ok=True)
         (site / name).write_text(f"<?php echo '{name} ', $_SERVER['PATH_INFO'] ?? '';")
     (site / "image.jpg").write_text("<?php echo 'an image that runs';")
+    for name in ("config.php~", "config.php.bak", "PAGE.PHP", ".htaccess", "plain/index.html"):
+        (site / name).parent.mkdir(exist_ok=True)
+        (site / name).write_text("plain")
     (tmp_path / "outside.php").write_text("<?php echo 'outside';")
     (site / "out").symlink_to(tmp_path)
     (site / "link.php").symlink_to("page.php")
@@ -166,7 +169,12 @@ def test_paths(serve: Serve, php: Php, site: Path, tmp_path: Path) -> None:
         "/dir.php/inner.php/a": "dir.php/inner.php /a",
         "/link.php": "page.php ",
         "/image.jpg/x.php": 404,
-        "/image.jpg": 404,
+        "/image.jpg": "<?php echo 'an image that runs';",
+        "/config.php~": 404,
+        "/config.php.bak": 404,
+        "/PAGE.PHP": 404,
+        "/plain/": "plain",
+        "/.htaccess": 404,
         "/image.jpg%00.php": 400,
         "/page.php%00": 400,
         "/missing.php": 404,
@@ -174,7 +182,6 @@ def test_paths(serve: Serve, php: Php, site: Path, tmp_path: Path) -> None:
         "/out/outside.php": 404,
         "/../outside.php": 400,
         "/%2e%2e/outside.php": 400,
-        "/PAGE.PHP": 404,
         "/page.php.": 404,
         "/page.phps": 404,
         "/nothing/": 404,
@@ -182,8 +189,21 @@ def test_paths(serve: Serve, php: Php, site: Path, tmp_path: Path) -> None:
     for target, expected in cases.items():
         answer = ask(server, target=target)
         assert (answer.body.decode() if answer.status == 200 else answer.status) == expected, target
-    moved = ask(server, target="/folder?a=b")
-    assert (moved.status, moved["location"]) == (301, "/folder/?a=b")
+    for folder in ("folder", "plain"):
+        moved = ask(server, target=f"/{folder}?a=b")
+        assert (moved.status, moved["location"]) == (301, f"/{folder}/?a=b")
+    assert ask(server, "POST", "/image.jpg", b"x").status == 405
+
+
+def test_a_script_becomes_a_file_and_a_file_a_script(serve: Serve, php: Php, site: Path) -> None:
+    """Also for heads that are remembered."""
+    server = serve_php(serve, php(), site)
+    for _ in range(2):
+        (site / "index.php").write_text("<?php echo 'script';")
+        assert [ask(server).body for _ in range(4)] == [b"script"] * 4
+        (site / "index.php").unlink()
+        (site / "index.html").write_text("file")
+        assert [ask(server).body for _ in range(4)] == [b"file"] * 4
 
 
 def test_front_controller(serve: Serve, php: Php, site: Path) -> None:

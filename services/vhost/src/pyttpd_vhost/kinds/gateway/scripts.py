@@ -8,6 +8,8 @@ Rules
   PATH_INFO such names mean nothing and are left alone.
 - A folder's script is the first of the `index` names that is there; a folder without a slash at its end is redirected
   to the one with it, or relative links would lead elsewhere.
+- What is no script, but another file, may be sent as it is (`files`); never one whose name could be a script's that
+  somebody has put aside ("config.php~", "index.php.bak", "INDEX.PHP"): its text is a secret.
 - Whatever else is asked for leads to the front controller, if there is one: a script that reads REQUEST_URI. It has no
   PATH_INFO then, as with nginx's `try_files` and Apache's FallbackResource.
 """
@@ -30,6 +32,10 @@ class Script(NamedTuple):
     info: bytes
 
 
+class File(NamedTuple):
+    """Nothing to run: a file, or a folder with one of the `index` names, for the kind static."""
+
+
 class Moved(NamedTuple):
     """A folder that was asked for without the slash: its path."""
 
@@ -38,11 +44,14 @@ class Moved(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """`suffixes`: of scripts, with their dots; `index`: names; `front`: the front controller, "" for none."""
+    """`suffixes`: of scripts, with their dots; `index`: names; `front`: the front controller, "" for none; `files`:
+    whether other files may be sent.
+    """
 
     suffixes: tuple[bytes, ...]
     index: tuple[bytes, ...]
     front: bytes = b""
+    files: bool = False
 
 
 class Scripts:
@@ -56,7 +65,7 @@ class Scripts:
         """Give the descriptor back."""
         self._root.close()
 
-    def find(self, path: bytes) -> Script | Moved | None:
+    def find(self, path: bytes) -> Script | File | Moved | None:
         """Return what a request's `path` (below the mount, normal: http/paths.py) means; None: nothing is there."""
         components = path[1:].split(b"/")
         at: list[bytes] = []
@@ -71,17 +80,26 @@ class Scripts:
             found = self._folder(path)
             if found is not None:
                 return found
+            if self._rules.files and self._may_be_sent(components[-1]) and self._is_file(path[1:]):
+                return File()
         if self._rules.front and self._is_file(self._rules.front):
             return Script(self._rules.front, b"")
         return None
 
-    def _folder(self, path: bytes) -> Script | Moved | None:
+    def _may_be_sent(self, name: bytes) -> bool:
+        lower = name.lower()
+        return not any(suffix.lower() in lower for suffix in self._rules.suffixes)
+
+    def _folder(self, path: bytes) -> Script | File | Moved | None:
         slash = path[-1:] == b"/"
         folder = path[1:]
         for name in self._rules.index:
             script = (folder if slash or not folder else folder + b"/") + name
-            if name.endswith(self._rules.suffixes) and self._is_file(script):
-                return Script(script, b"") if slash else Moved(folder)
+            runs = name.endswith(self._rules.suffixes)
+            if (runs or (self._rules.files and self._may_be_sent(name))) and self._is_file(script):
+                if not slash:
+                    return Moved(folder)
+                return Script(script, b"") if runs else File()
         return None
 
     def _is_file(self, path: bytes) -> bool:

@@ -17,6 +17,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
+from pyttpd.config.kinds import StaticOptions
+
 from pyttpd_vhost.http.engine import Request
 from pyttpd_vhost.http.exchange import Exchange
 from pyttpd_vhost.http.paths import BadPathError, normal
@@ -27,10 +29,11 @@ from pyttpd_vhost.kinds.gateway.errors import Errors
 from pyttpd_vhost.kinds.gateway.faults import BackendError, Fault
 from pyttpd_vhost.kinds.gateway.kind import GatewayKind
 from pyttpd_vhost.kinds.gateway.relay import Codec, Relay, Wires
-from pyttpd_vhost.kinds.gateway.scripts import Moved, Rules, Script, Scripts
+from pyttpd_vhost.kinds.gateway.scripts import File, Moved, Rules, Script, Scripts
 from pyttpd_vhost.kinds.static.paths import location
 
 if TYPE_CHECKING:
+    from pyttpd_vhost.kinds.static import StaticKind
     from pyttpd_vhost.site import Site
 
 #: Methods whose requests may be made twice (RFC 9110 section 9.2.2).
@@ -46,7 +49,7 @@ class Conversation(Codec, Protocol):
 @dataclass(frozen=True, slots=True)
 class Settings:
     """How an application is asked. `socket`: its path; `root`: its folder; `scripts`: suffixes of scripts below it,
-    none if the application is one program for all paths; times in seconds.
+    none if the application is one program for all paths; `files`: whether other files below it are sent; times in s.
     """
 
     socket: str
@@ -54,6 +57,7 @@ class Settings:
     scripts: tuple[str, ...] = ()
     index: tuple[str, ...] = ()
     front_controller: str = ""
+    files: bool = True
     params: Mapping[str, str] = field(default_factory=dict)
     connect_timeout: float = 5.0
     read_timeout: float = 60.0
@@ -72,13 +76,20 @@ class SocketKind(GatewayKind):
         self._settings = settings
         self._backend = Backend(settings.socket, keep=settings.keep, connect_timeout=settings.connect_timeout)
         self._scripts: Scripts | None = None
+        self._files: StaticKind | None = None
         if settings.scripts:
             rules = Rules(
                 tuple(suffix.encode() for suffix in settings.scripts),
                 tuple(name.encode() for name in settings.index),
                 settings.front_controller.encode(),
+                files=settings.files,
             )
             self._scripts = Scripts(settings.root, rules)
+            if settings.files:
+                from pyttpd_vhost.kinds.static import StaticKind
+
+                names = tuple(name for name in settings.index if not name.endswith(settings.scripts))
+                self._files = StaticKind(StaticOptions(settings.root, index=names), site)
         self._params = {
             "DOCUMENT_ROOT": settings.root,
             # php-cgi wants to know that a server has sent it here and no browser
@@ -91,6 +102,8 @@ class SocketKind(GatewayKind):
         self._backend.close()
         if self._scripts is not None:
             self._scripts.close()
+        if self._files is not None:
+            self._files.close()
 
     @abstractmethod
     def conversation(self) -> Conversation:
@@ -105,23 +118,16 @@ class SocketKind(GatewayKind):
 
     def ask(self, request: Request, exchange: Exchange) -> str:
         """See `GatewayKind.ask`."""
-        variables = self.variables.of(request, exchange)
-        if "\0" in variables["PATH_INFO"]:
+        if b"\0" in request.path_info:
             raise BadPathError
-        if self._scripts is not None:
-            placed = request.placed
-            match self._scripts.find(normal(request.path) if placed is None else placed.info):
-                case Script(path, info):
-                    self._of_script(variables, path, info)
-                case Moved(path):
-                    fields, content = self.site.page(
-                        301, [("Location", location(request.mount, path, request.query))]
-                    )
-                    exchange.respond(STATUS[301], 301, fields, content)
-                    return ""
-                case None:
-                    exchange.fail(404)
-                    return ""
+        script = None
+        if self._scripts is not None and request.path != b"*":
+            script = self._find(self._scripts, request, exchange)
+            if script is None:
+                return ""
+        variables = self.variables.of(request, exchange)
+        if script is not None:
+            self._of_script(variables, script)
         variables.update(self._params)
         body = source(exchange)
         try:
@@ -131,12 +137,31 @@ class SocketKind(GatewayKind):
         finally:
             body.close()
 
-    def _of_script(self, variables: dict[str, str], path: bytes, info: bytes) -> None:
-        name = path.decode("latin-1")
+    def _find(self, scripts: Scripts, request: Request, exchange: Exchange) -> Script | None:
+        """Return the script that the path means; None: it means something else, which is answered."""
+        placed = request.placed
+        match scripts.find(normal(request.path) if placed is None else placed.info):
+            case Script() as script:
+                return script
+            case File():
+                assert self._files is not None
+                if type(request.memo) is dict:
+                    request.memo = None  # a script's, which has become a file
+                self._files.handle(request, exchange)
+            case Moved(path):
+                headers = [("Location", location(request.mount, path, request.query))]
+                fields, content = self.site.page(301, headers)
+                exchange.respond(STATUS[301], 301, fields, content)
+            case None:
+                exchange.fail(404)
+        return None
+
+    def _of_script(self, variables: dict[str, str], script: Script) -> None:
+        name = script.path.decode("latin-1")
         root = self._settings.root.rstrip("/")
-        variables["SCRIPT_NAME"] = f"{self.path}/{name}"
+        variables["SCRIPT_NAME"] += f"/{name}"
         variables["SCRIPT_FILENAME"] = f"{root}/{name}"
-        rest = variables["PATH_INFO"] = info.decode("latin-1")
+        rest = variables["PATH_INFO"] = script.info.decode("latin-1")
         if rest:
             variables["PATH_TRANSLATED"] = root + rest
 

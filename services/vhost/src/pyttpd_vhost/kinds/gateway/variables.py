@@ -167,7 +167,7 @@ class MetaVariables(Variables):
         """
         variables: dict[str, str]
         if request.remembered:
-            if request.memo is None:
+            if type(request.memo) is not dict:  # a file's, which has become a script
                 request.memo = self.of_head(request)
             variables = request.memo.copy()
         else:
