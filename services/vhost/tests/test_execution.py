@@ -9,82 +9,23 @@ import os
 import select
 import signal
 import socket
-import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pyttpd.confine.kernel import set_no_new_privs
 from pyttpd.confine.landlock import SCOPE_ABI, kernel_abi
-from pyttpd.log import Log
 
 from pyttpd_vhost.execution import frames, reaper, service
-from pyttpd_vhost.execution.client import Client, Limits, Spawned, SpawnError
+from pyttpd_vhost.execution.client import Client, Limits, SpawnError
 from pyttpd_vhost.execution.frames import Cause, Refusal
-from pyttpd_vhost.execution.host import Door
-from pyttpd_vhost.execution.service import ExecService
 from pyttpd_vhost.execution.tally import Tally
-from pyttpd_vhost.processes import keep_only
 
-PYTHON = sys.executable
-PATIENCE = 30.0
+from .programs import PATIENCE, Running, alive, python, read_all, shell, wait_for
+
 scoped = pytest.mark.skipif(kernel_abi() < SCOPE_ABI, reason="the kernel has no domains that keep signals")
-
-
-class Running:
-    """An exec service in a process of its own, without the tenant's locks (tests/integration has those)."""
-
-    def __init__(self, backends: dict[int, str] | None = None, *, one_uid: bool = False) -> None:
-        self.own, self.tenants = Door(), Door()
-        self.tally = Tally()
-        self.client = Client(self.tenants.asks)
-        self._backends = backends or {}
-        self._one_uid = one_uid
-        self.control: socket.socket | None = None
-        self.pid = 0
-
-    def start(self) -> None:
-        self.control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self.pid = os.fork()
-        if self.pid == 0:
-            status = 1
-            try:
-                doors = (self.own.serves, self.tenants.serves)
-                keep_only(theirs.fileno(), *(door.fileno() for door in doors))
-                set_no_new_privs()
-                ExecService(
-                    "test",
-                    theirs,
-                    doors,
-                    self.tally,
-                    Log("vhost", "test", write=lambda _: None),
-                    one_uid=self._one_uid,
-                    backends=self._backends,
-                ).loop.run()
-                status = 0
-            finally:
-                os._exit(status)
-        theirs.close()
-
-    def stop(self) -> None:
-        if self.control is not None:
-            self.control.close()
-            os.waitpid(self.pid, 0)
-            self.control = None
-
-    def kill(self) -> None:
-        os.kill(self.pid, signal.SIGKILL)
-        self.stop()
-
-    def close(self) -> None:
-        self.stop()
-        self.own.close()
-        self.tenants.close()
-        self.tally.close()
 
 
 @pytest.fixture
@@ -93,39 +34,6 @@ def running() -> Iterator[Running]:
     made.start()
     yield made
     made.close()
-
-
-def wait_for(condition: Callable[[], Any], what: str) -> Any:
-    end = time.monotonic() + PATIENCE
-    while not (found := condition()):
-        assert time.monotonic() < end, what
-        time.sleep(0.01)
-    return found
-
-
-def read_all(fd: int) -> bytes:
-    data = b""
-    while True:
-        assert select.select([fd], [], [], PATIENCE)[0], "nothing more comes"
-        piece = os.read(fd, 65536)
-        if not piece:
-            return data
-        data += piece
-
-
-def alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-    except OSError:
-        return False
-
-
-def shell(running: Running, script: str, **options: Any) -> Spawned:
-    return running.client.spawn(["/bin/sh", "-c", script], {"PATH": "/usr/bin:/bin"}, "/", **options)
-
-
-def python(running: Running, script: str, *arguments: str, **options: Any) -> Spawned:
-    return running.client.spawn([PYTHON, "-I", "-S", "-c", script, *arguments], {}, "/", **options)
 
 
 # ---- what a program gets ----
@@ -574,7 +482,7 @@ def test_a_requester_that_does_not_read_holds_nobody_up(running: Running) -> Non
 
 def test_connections_to_configured_backends_only(tmp_path: Path) -> None:
     path = str(tmp_path / "backend.sock")
-    running = Running({3: path, 4: str(tmp_path / "none.sock")})
+    running = Running({3: (socket.SOCK_STREAM, path), 4: (socket.SOCK_STREAM, str(tmp_path / "none.sock"))})
     running.start()
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
@@ -595,7 +503,7 @@ def test_connections_to_configured_backends_only(tmp_path: Path) -> None:
 
 def test_what_is_started_may_not_connect_where_a_uid_says_nothing(tmp_path: Path) -> None:
     path = str(tmp_path / "backend.sock")
-    running = Running({0: path}, one_uid=True)
+    running = Running({0: (socket.SOCK_STREAM, path)}, one_uid=True)
     running.start()
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:

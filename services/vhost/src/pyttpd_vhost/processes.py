@@ -155,3 +155,13 @@ def end_family(roots: list[int], rounds: int = 64) -> int:
     for pid in family:
         send_signal(pid, signal.SIGKILL)
     return len(family)
+
+
+def family(pid: int, most: int) -> list[int]:
+    """Return `pid` and what is below it, up to `most` processes."""
+    found = [pid]
+    for each in found:
+        if len(found) >= most:
+            break
+        found += list(below(each))[: most - len(found)]
+    return found

@@ -112,12 +112,12 @@ def main(
     printed: int,
     tmp: str,
     one_uid: bool,
-    backends: Mapping[int, str],
+    backends: Mapping[int, tuple[int, str]],
 ) -> NoReturn:
     """Be the exec service of `share`; ends with the process.
 
     doors: the supervisor's and the tenant's. printed: the pipe of what the tenant's processes print. backends: the
-    sockets of mounts, for workers that may not connect themselves.
+    sockets of mounts (type and path), for workers that may not connect themselves.
     """
     status = 1
     try:
@@ -148,7 +148,7 @@ class ExecService:
         log: Log,
         *,
         one_uid: bool,
-        backends: Mapping[int, str],
+        backends: Mapping[int, tuple[int, str]],
     ) -> None:
         self.loop = Loop()
         self._log = log
@@ -289,11 +289,11 @@ class ExecService:
             pass  # it is gone, or doesn't read: nobody misses it
 
     def _connect(self, mount: int, reply: socket.socket) -> None:
-        path = self._backends.get(mount)
-        if path is None:
+        kind, path = self._backends.get(mount, (0, ""))
+        if not path:
             self._say(reply, Refused(Refusal.BACKEND, 0, "that mount has no socket"))
             return
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+        with socket.socket(socket.AF_UNIX, kind) as sock:
             sock.settimeout(_CONNECT_TIMEOUT)
             try:
                 sock.connect(path)

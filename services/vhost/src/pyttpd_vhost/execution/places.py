@@ -1,0 +1,192 @@
+"""Where the sockets of application processes are, and how a worker gets to them.
+
+Rules
+  1. Nobody who is confined may listen(2). So a supervisor makes the listening sockets before it is, as many as a vhost
+     may need, of each type; once it knows its share it gives back what that doesn't need.
+  2. They lie in the tenant's own folder for temporary files, under names that hold the supervisor's pid: while a
+     supervisor is succeeded by another, each one's workers find its own processes. Whoever can write there is the
+     tenant. The name itself is bound and removed, and nothing below it, so that no link can lead us elsewhere.
+  3. What a supervisor that was killed has left is removed by the next one.
+  4. A worker connects by path. Where it may connect to nothing (an ordinary user's tree: one uid for all), the exec
+     service does it for it, and to nothing but what the configuration names.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from pyttpd_vhost.execution.client import Client
+    from pyttpd_vhost.execution.usage import Usage
+
+#: Mounts of one vhost that may have processes of their own, of each type of socket: every one is at least one process.
+MAX_POOLS: Final = 16
+#: Connections that wait for an application (nginx and PHP-FPM use 511; the kernel cuts it to net.core.somaxconn).
+BACKLOG: Final = 511
+#: Short: sun_path has 108 bytes, and the folder may lie deep.
+_NAME: Final = ".pyttpd-{pid}-{number}"
+_NAMED: Final = re.compile(r"\.pyttpd-([1-9][0-9]{0,9})-[0-9]{1,2}")
+_TYPES: Final = (socket.SOCK_STREAM, socket.SOCK_SEQPACKET)
+
+
+class Listeners:
+    """The listening sockets of one supervisor, made by `make`. Owns them, and their names."""
+
+    def __init__(self) -> None:
+        self._free: dict[int, list[tuple[socket.socket, str]]] = {kind: [] for kind in _TYPES}
+        self._used: list[tuple[socket.socket, str]] = []
+        #: Why there are none, or fewer than there should be.
+        self.problem = ""
+
+    @classmethod
+    def make(cls, tmp: str) -> Listeners:
+        """Make them in the folder `tmp`. Where that can't be done, `problem` says why, for who needs one."""
+        made = cls()
+        try:
+            _sweep(tmp)
+            for number in range(len(_TYPES) * MAX_POOLS):
+                kind = _TYPES[number // MAX_POOLS]
+                made._free[kind].append(
+                    _listen(kind, f"{tmp}/{_NAME.format(pid=os.getpid(), number=number)}")
+                )
+        except OSError as error:
+            made.problem = f"{tmp}: {error.strerror or error}"
+        return made
+
+    def take(self, kind: int) -> tuple[socket.socket, str] | None:
+        """Return a socket of type `kind` and its path; it stays ours. None: there is none left."""
+        if not self._free[kind]:
+            return None
+        self._used.append(self._free[kind].pop(0))
+        return self._used[-1]
+
+    def release(self) -> None:
+        """Give back what wasn't taken."""
+        for free in self._free.values():
+            _remove(free)
+
+    def close(self) -> None:
+        """Give back all of them."""
+        self.release()
+        _remove(self._used)
+
+
+def _listen(kind: int, path: str) -> tuple[socket.socket, str]:
+    sock = socket.socket(socket.AF_UNIX, kind)
+    # The tenant's own uid, and nobody else: where that isn't its alone, the folder's mode has to do.
+    previous = os.umask(0o177)
+    try:
+        sock.bind(path)
+        sock.listen(BACKLOG)
+    except OSError:
+        sock.close()
+        raise
+    finally:
+        os.umask(previous)
+    return sock, path
+
+
+def _remove(sockets: list[tuple[socket.socket, str]]) -> None:
+    for sock, path in sockets:
+        sock.close()
+        _unlink(path)
+    sockets.clear()
+
+
+def _unlink(path: str) -> None:
+    try:
+        os.unlink(path)
+    except OSError:
+        pass  # the tenant may have done so
+
+
+def _sweep(tmp: str) -> None:
+    """Remove what a supervisor has left that is there no more (or was us, in a container's life before)."""
+    for name in os.listdir(tmp):
+        found = _NAMED.fullmatch(name)
+        if found is not None and (int(found[1]) == os.getpid() or not _lives(int(found[1]))):
+            _unlink(f"{tmp}/{name}")
+
+
+def _lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError as error:
+        return error.errno == errno.EPERM
+    return True
+
+
+class Backend:
+    """An application's socket as a worker sees it. `mount` is its mount's index in the share, `pool` the number of its
+    processes in `usage`; None: somebody else runs them.
+    """
+
+    __slots__ = ("_client", "_usage", "kind", "mount", "path", "pool", "row")
+
+    def __init__(
+        self,
+        mount: int,
+        path: str,
+        *,
+        kind: int = socket.SOCK_STREAM,
+        pool: int | None = None,
+        usage: Usage | None = None,
+        client: Client | None = None,
+    ) -> None:
+        self.mount = mount
+        self.path = path
+        self.kind = kind
+        self.pool = pool
+        #: The worker's row in `usage`, once it has one.
+        self.row = -1
+        self._usage = usage
+        self._client = client
+
+    def connect(self, within: float) -> socket.socket:
+        """Return a new connection (blocking), waiting up to `within` s for a place in the backlog. Raises OSError."""
+        if self._client is not None:
+            from pyttpd_vhost.execution.client import SpawnError
+
+            try:
+                return self._client.connect(self.mount, patience=within)
+            except SpawnError as error:
+                raise OSError(error.code or errno.ECONNREFUSED, str(error)) from None
+        sock = socket.socket(socket.AF_UNIX, self.kind)
+        try:
+            sock.settimeout(within)
+            sock.connect(self.path)
+            sock.settimeout(None)
+        except BaseException:
+            sock.close()
+            raise
+        return sock
+
+    @property
+    def serving(self) -> int | None:
+        """How many processes serve; None if nobody knows (they aren't ours)."""
+        return self._usage.serving(self.pool) if self._usage is not None and self.pool is not None else None
+
+    @property
+    def fails(self) -> bool:
+        """Whether its processes end as soon as they live: nobody need wait for one."""
+        return self._usage is not None and self.pool is not None and self._usage.fails(self.pool)
+
+    @contextmanager
+    def request(self) -> Iterator[None]:
+        """A request is with the application for the time of this block."""
+        if self._usage is None or self.pool is None or self.row < 0:
+            yield
+            return
+        self._usage.begin(self.row, self.pool)
+        try:
+            yield
+        finally:
+            self._usage.end(self.row, self.pool)
