@@ -18,7 +18,7 @@ from pyttpd_vhost.backoff import YOUNG_DEATHS
 from pyttpd_vhost.execution import manager as module
 from pyttpd_vhost.execution.client import Client
 from pyttpd_vhost.execution.manager import Application, Manager, Pool
-from pyttpd_vhost.execution.places import Backend, Listeners
+from pyttpd_vhost.execution.places import Listeners, Place
 from pyttpd_vhost.execution.usage import Usage
 from pyttpd_vhost.policy import State
 
@@ -67,7 +67,7 @@ class Plant:
         os.set_blocking(self.reader, False)
         self.directory = str(tmp_path)
         self.manager: Any = None
-        self.backends: list[Backend] = []
+        self.backends: list[Place] = []
 
     def start(self, *applications: tuple[list[str], PoolSettings], grace: float = 5.0) -> Pool:
         made = []
@@ -75,7 +75,7 @@ class Plant:
             taken = self.listeners.take(socket.SOCK_STREAM)
             assert taken is not None
             sock, path = taken
-            backend = Backend(number, path, pool=number, usage=self.usage)
+            backend = Place(number, path, pool=number, usage=self.usage)
             backend.row = 0
             self.backends.append(backend)
             made.append(
@@ -424,7 +424,16 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
 
 def test_connecting_says_why_not(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
-        Backend(0, str(tmp_path / "none")).connect(1.0)
+        Place(0, str(tmp_path / "none")).connect(1.0)
+
+
+def test_a_full_backlog_is_waited_for_and_no_longer(tmp_path: Path) -> None:
+    path = str(tmp_path / "full")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+        listener.bind(path)
+        listener.listen(0)
+        with Place(0, path).connect(1.0), pytest.raises(BlockingIOError):
+            Place(0, path).connect(0.1)
 
 
 def test_through_the_exec_service(tmp_path: Path) -> None:
@@ -432,7 +441,7 @@ def test_through_the_exec_service(tmp_path: Path) -> None:
     running = Running({0: (socket.SOCK_SEQPACKET, path)})
     running.start()
     try:
-        backend = Backend(0, path, client=running.client)
+        backend = Place(0, path, client=running.client)
         with pytest.raises(FileNotFoundError):
             backend.connect(PATIENCE)
         with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:

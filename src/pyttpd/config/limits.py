@@ -106,6 +106,13 @@ ERROR_STATUS = re.compile(r"[45](?:[0-9]{2}|xx)")
 #: Paths kept with their open files and heads in one process: a descriptor, or at most 32 KiB, each.
 STATIC_CACHE = Range(0, 65536)
 
+# --- programs -----------------------------------------------------------------------------------------------
+#: A command of a mount: the program and its arguments, and the bytes of one. What is longer belongs into a file.
+MAX_COMMAND = 64
+MAX_ARGUMENT = 4096
+#: Mounts of one vhost that have processes of their own: their sockets are made before anything is known of the vhost.
+MAX_COMMANDS = 16
+
 # --- numbers ------------------------------------------------------------------------------------------------
 GENERATION = Range(1, 2**63 - 1)
 GRACE = Range(0, 3600)

@@ -15,7 +15,9 @@ from pyttpd.config import limits
 from pyttpd.config.errors import printable
 from pyttpd.roles import METRICS_LISTENER, METRICS_LISTENER_OFFSET, ROLES, TENANT_METRICS_OFFSET, Role
 
+from pyttpd_ctl import processes
 from pyttpd_ctl.output import show_lines, show_table
+from pyttpd_ctl.processes import MountStatus, number
 from pyttpd_ctl.scrape import MAX_TENANT_BYTES, Outcome, Scrape, scrape
 
 if TYPE_CHECKING:
@@ -80,6 +82,7 @@ class TenantStatus:
     size: int | None = None
     oldest: float | None = None
     failure: Failure | None = None
+    mounts: tuple[MountStatus, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +95,11 @@ class Status:
     @property
     def up(self) -> bool:
         """Whether everything that should be there is."""
-        return all(role.up for role in self.roles) and all(tenant.up for tenant in self.tenants)
+        return (
+            all(role.up for role in self.roles)
+            and all(tenant.up for tenant in self.tenants)
+            and all(mount.up for tenant in self.tenants for mount in tenant.mounts)
+        )
 
     @property
     def found(self) -> bool:
@@ -231,6 +238,7 @@ def _tenant_row(
         size=_whole(answer.total("pyttpd_vhost_pool_size")),
         oldest=answer.total("pyttpd_vhost_oldest_seconds", lambda labels: labels.get("process") == "worker"),
         failure=failure,
+        mounts=processes.mounts(answer),
     )
 
 
@@ -255,11 +263,6 @@ def _failure(answer: Scrape) -> Failure:
         number(said.get("ago")),
         number(said.get("retry_in")),
     )
-
-
-def number(value: object) -> float:
-    """Return a number that a tenant says, 0 if it is none."""
-    return float(value) if isinstance(value, int | float) and abs(value) < 1e15 else 0.0
 
 
 def _numbers(role: Role, answer: Scrape) -> tuple[int | None, int | None, int | None]:
@@ -340,6 +343,8 @@ def show(tree: Status) -> None:
             for row in tree.tenants
         ],
     )
+    if mounts := [each for row in tree.tenants for each in processes.cells(row.name, row.mounts)]:
+        show_table("Application processes", processes.HEADINGS, mounts)
     for row in tree.tenants:
         if row.failure is not None:
             show_lines(

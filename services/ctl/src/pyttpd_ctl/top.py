@@ -1,4 +1,4 @@
-"""`pyttpd top`: the workers of a running tree, live, busiest first.
+"""`pyttpd top`: the workers and application processes of a running tree, live, busiest first.
 
 Rules
   1. Everything comes from the tenants' metrics (the lines for us in them): a tenant writes what it likes there, so
@@ -37,7 +37,7 @@ _FRAME = 8
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One worker, as its tenant tells. Times in seconds, memory in bytes; rate in requests, cpu in shares of a
+    """One worker or application process, as its tenant tells. Times in seconds, memory in bytes; rate in requests, cpu in shares of a
     second.
     """
 
@@ -55,6 +55,13 @@ class Row:
     at: str
     rate: float = 0.0
     cpu: float = 0.0
+    #: Where it belongs to, if it is an application process and no worker.
+    mount: str = ""
+
+    @property
+    def key(self) -> tuple[str, str, int]:
+        """Which it is, from one look to the next."""
+        return self.tenant, self.mount, self.number
 
 
 #: What one can sort by: key, heading, and how; the largest comes first, but for names.
@@ -82,11 +89,11 @@ def look(host: str, base_port: int, before: View | None = None) -> View:
     answers: dict[str, Scrape] = {}
     tree = status(host, base_port, answers)
     view = View(tree, taken=time.monotonic())
-    known = {(row.tenant, row.number): row for row in before.rows} if before is not None else {}
+    known = {row.key: row for row in before.rows} if before is not None else {}
     span = view.taken - before.taken if before is not None else 0.0
     for tenant, answer in answers.items():
-        for row in workers(tenant, answer):
-            view.rows.append(_with_rates(row, known.get((row.tenant, row.number)), span))
+        for row in (*workers(tenant, answer), *processes(tenant, answer)):
+            view.rows.append(_with_rates(row, known.get(row.key), span))
     return view
 
 
@@ -111,6 +118,28 @@ def workers(tenant: str, answer: Scrape) -> Iterator[Row]:
         )
 
 
+def processes(tenant: str, answer: Scrape) -> Iterator[Row]:
+    """Yield the application processes that a tenant tells of."""
+    for said in answer.notes.get("process", ()):
+        mount, kind = (printable(str(said.get(key, "")), 60) for key in ("mount", "kind"))
+        due = printable(str(said.get("due", "")), 16)
+        yield Row(
+            tenant,
+            int(number(said.get("number"))),
+            int(number(said.get("pid"))),
+            printable(str(said.get("state", "")), 16) + (f" ({due})" if due else ""),
+            number(said.get("age")),
+            number(said.get("requests")),
+            0.0,
+            0.0,
+            0.0,
+            number(said.get("memory")),
+            number(said.get("cpu")),
+            f"{kind} at {mount}",
+            mount=mount or "/",
+        )
+
+
 def _with_rates(row: Row, before: Row | None, span: float) -> Row:
     if before is None or span <= 0:
         return row
@@ -123,7 +152,7 @@ def _with_rates(row: Row, before: Row | None, span: float) -> Row:
 def arrange(rows: list[Row], sort: str, *, reverse: bool = False) -> list[Row]:
     """Return the rows in the order of `sort`, a key of SORTS; equals by tenant and number."""
     chosen = SORTS[sort][1]
-    return sorted(sorted(rows, key=lambda row: (row.tenant, row.number)), key=chosen, reverse=reverse)
+    return sorted(sorted(rows, key=lambda row: row.key), key=chosen, reverse=reverse)
 
 
 def size(value: float) -> str:
@@ -142,8 +171,8 @@ def render(view: View, sort: str, *, height: int, reverse: bool = False) -> Grou
     ill = [tenant.name for tenant in tenants if not tenant.up]
     waiting = sum(tenant.queue or 0 for tenant in tenants)
     title = (
-        f"pyttpd: {len(tenants)} tenants, {serving} serving, {len(view.rows)} workers, "
-        f"{sum(row.rate for row in view.rows):,.0f} requests/s, {waiting} connections wait"
+        f"pyttpd: {len(tenants)} tenants, {serving} serving, {len(view.rows)} processes, "
+        f"{sum(row.rate for row in view.rows if not row.mount):,.0f} requests/s, {waiting} connections wait"
     )
     room = max(1, height - _FRAME)
     shown = arrange(view.rows, sort, reverse=reverse)[:room]
@@ -166,14 +195,14 @@ def render(view: View, sort: str, *, height: int, reverse: bool = False) -> Grou
         [
             (
                 row.tenant,
-                str(row.number),
+                f"p{row.number}" if row.mount else str(row.number),
                 str(row.pid),
                 row.state,
                 duration(row.age),
                 f"{row.requests:,.0f}",
                 f"{row.rate:,.0f}",
-                f"{row.connections:.0f}",
-                f"{row.busy_threads:.0f}/{row.threads:.0f}",
+                "-" if row.mount else f"{row.connections:.0f}",
+                "-" if row.mount else f"{row.busy_threads:.0f}/{row.threads:.0f}",
                 f"{100 * row.cpu:.0f}%",
                 size(row.memory),
                 row.at[:60],

@@ -30,6 +30,7 @@ from pyttpd.wire.permits import Kind, Side
 from pyttpd_vhost import inquest, worker
 from pyttpd_vhost.access import ACCESS_LOGS
 from pyttpd_vhost.commons import Commons
+from pyttpd_vhost.execution.programs import Equipment
 from pyttpd_vhost.output import redirect
 from pyttpd_vhost.scoreboard import Scoreboard
 from pyttpd_vhost.site import Site
@@ -54,12 +55,12 @@ def main(
     tmp: str,
     one_uid: bool,
     told: str = "",
-    door: socket.socket | None = None,
+    equipment: Equipment,
 ) -> NoReturn:
     """Be the prototype of `share`, whose standard output goes to the pipe `printed`; ends with the process.
 
     `entries` is the socket of the access log, -1 if there is none; tracebacks are written to `tracebacks` when the
-    supervisor asks; `told` is why the prototype before has failed; `door` is where programs are asked for (execution).
+    supervisor asks; `told` is why the prototype before has failed; `equipment`: what programs take.
     """
     status = 1
     try:
@@ -69,7 +70,7 @@ def main(
         privileges.set_process_name(f"p:{share.name}")
         prototype = Prototype(share, control, scoreboard, commons, entries, log)
         prototype.confine(tmp, one_uid=one_uid)
-        prototype.open(door)
+        equipment.equip(prototype.site)
         prototype.load(told)
         prototype.loop.run()
         status = 0
@@ -134,21 +135,14 @@ class Prototype:
             on_message=self._on_message,
             on_close=lambda _channel, _reason: self.loop.stop(),
         )
-        self._site = Site(share, log, commons)
+        self.site = Site(share, log, commons)
         if entries >= 0:
             sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, fileno=entries)
-            self._site.access = ACCESS_LOGS[share.logs.access_log](share.name, sock)
+            self.site.access = ACCESS_LOGS[share.logs.access_log](share.name, sock)
 
     def confine(self, tmp: str, *, one_uid: bool) -> None:
         """Lock this process, and so all that comes of it, before the tenant's code is seen."""
         confine_tenant(self._share, self._log, tmp, one_uid=one_uid)
-
-    def open(self, door: socket.socket | None) -> None:
-        """Let the tenant's processes ask for programs, if any is ever wanted."""
-        if door is not None:
-            from pyttpd_vhost.execution.client import Client
-
-            self._site.programs = Client(door)
 
     def load(self, told: str) -> None:
         """Import the application, unless each worker is to do that, and tell the supervisor; if that fails, say why,
@@ -157,7 +151,7 @@ class Prototype:
         share = self._share
         os.chdir(share.root)
         if share.preload:
-            load(self._site, self._log, self._control.send, told)
+            load(self.site, self._log, self._control.send, told)
             if (threads := threading.enumerate()[1:]) and share.python:
                 names = ", ".join(thread.name for thread in threads)
                 self._log.warning(
@@ -232,12 +226,14 @@ class Prototype:
             self.loop.close()
             self._control.close()
             privileges.set_process_name(f"w{number}:{self._share.name}")
-            self._site.clients = self._site.commons.clients(slot)
-            if self._site.access is not None:
-                self._site.access.worker = number
-            process = worker.Worker(self._site, sock, self._scoreboard, slot, number, self._log)
+            self.site.clients = self.site.commons.clients(slot)
+            if self.site.access is not None:
+                self.site.access.worker = number
+            for place in self.site.places.values():
+                place.row = slot
+            process = worker.Worker(self.site, sock, self._scoreboard, slot, number, self._log)
             if not self._share.preload:
-                load(self._site, self._log, process.tell)
+                load(self.site, self._log, process.tell)
             process.run()
             status = 0
         except BaseException as error:  # noqa: BLE001 - the process ends here, whatever it was
@@ -247,6 +243,6 @@ class Prototype:
                 for message in last_words(reason, text):
                     process.tell(message)
         finally:
-            self._site.finish()
+            self.site.finish()
             sys.stdout.flush()
             os._exit(status)

@@ -14,6 +14,8 @@ from pyttpd import metrics
 from pyttpd.config.kinds import Mount
 
 from pyttpd_vhost.evictor import Counts
+from pyttpd_vhost.execution import told
+from pyttpd_vhost.execution.programs import Programs
 from pyttpd_vhost.kinds.gateway.faults import ASKED, REASONS
 from pyttpd_vhost.nursery import Nursery
 from pyttpd_vhost.policy import Notes, State
@@ -39,6 +41,7 @@ class Pool:
     notes: Notes
     stress: Stress
     lost: tuple[tuple[str, int], ...]
+    programs: Programs
     waiting: int
     limits: int
     failing: bool
@@ -83,6 +86,7 @@ def collect(pool: Pool) -> Iterable[metrics.Metric]:
         metric.add_metric([pool.name], value)
         yield metric
     yield from _labelled(pool)
+    yield from told.collect(pool.name, pool.programs)
     spawn = metrics.HistogramMetricFamily(
         "pyttpd_vhost_worker_spawn_seconds", "From the order to the worker that serves.", labels=["vhost"]
     )
@@ -167,6 +171,7 @@ def notes(pool: Pool) -> Iterator[str]:
                 "retry_in": round(pool.nursery.retry_in(pool.now), 1),
             }
         )
+    yield from told.notes(pool.programs, pool.now)
     for worker in pool.workers[:MAX_TOLD]:
         row = pool.board.read(worker.slot, worker.number)
         yield "pyttpd worker " + json.dumps(

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from pyttpd_vhost.access import AccessLog
     from pyttpd_vhost.commons import Clients
     from pyttpd_vhost.execution.client import Client
+    from pyttpd_vhost.execution.places import Place
     from pyttpd_vhost.http.engine import Engine
     from pyttpd_vhost.kinds.base import Kind
 
@@ -82,6 +83,7 @@ class Site:
         "kind",
         "log",
         "page",
+        "places",
         "programs",
         "proxies",
         "requests_per_connection",
@@ -110,6 +112,8 @@ class Site:
         self.turn: object = None
         #: Where programs are asked for; None: no mount of this tenant's runs any.
         self.programs: Client | None = None
+        #: The sockets of mounts that are asked over one, by the mount's path.
+        self.places: dict[str, Place] = {}
         self.kind: Kind
         #: Takes a status, and header fields; returns the fields and the body of an error's answer.
         self.page: Callable[..., tuple[Fields, bytes]] = plain_page

@@ -56,11 +56,12 @@ from pyttpd.wire.messages import (
 )
 from pyttpd.wire.permits import Kind, Side
 
-from pyttpd_vhost import execution, inquest, policy, prototype, report
+from pyttpd_vhost import inquest, policy, prototype, report
 from pyttpd_vhost.backoff import STABLE_AFTER
 from pyttpd_vhost.commons import Commons
 from pyttpd_vhost.evictor import BEAT_LIMIT, LOAD_TIMEOUT, SPAWN_TIMEOUT, Evictor
-from pyttpd_vhost.execution.host import Execution
+from pyttpd_vhost.execution.places import Listeners
+from pyttpd_vhost.execution.programs import Programs
 from pyttpd_vhost.inquest import Inquest
 from pyttpd_vhost.kinds.gateway.faults import REASONS
 from pyttpd_vhost.logs import Logs
@@ -109,15 +110,16 @@ def stage_one_policy(tmp: str, reach: tuple[Address, ...] = ()) -> confine.Polic
 def serve(service: Service) -> None:
     """Run a vhost's supervisor in this process."""
     privileges.adopt_orphans()
+    listeners = Listeners.make(service.options.tmp)  # afterwards nobody may listen
     service.confine(stage_one_policy(service.options.tmp, service.options.allow))
-    Supervisor(service)
+    Supervisor(service, listeners)
     service.run()
 
 
 class Supervisor:
     """The role."""
 
-    def __init__(self, service: Service) -> None:
+    def __init__(self, service: Service, listeners: Listeners) -> None:
         self._service = service
         self._loop = service.loop
         self._log = service.log
@@ -129,7 +131,7 @@ class Supervisor:
         self._workers: dict[int, WorkerChild] = {}
         self._next_number = 0  # which is the metrics' worker's
         self._nursery = Nursery(self._be_prototype, lambda sock: self._channel(sock, "prototype", 0))
-        self._execution: Execution | None = None
+        self._programs = Programs(service, listeners)
         self._evictor = Evictor(service.log, self._bury, scoped=service.signals_scoped)
         self._notes = Notes(0)
         self._waiting = 0
@@ -167,8 +169,7 @@ class Supervisor:
             # Who succeeds somebody shows first that the application loads, also where it could sleep.
             self._notes = policy.first_notes(share.pool, self._loop.now, least=int(self._service.renewing))
             self._logs.open(share)
-            if execution.wanted(share):
-                self._execution = Execution(self._service, share, self._logs.printed)
+            self._programs.open(share, self._logs.printed, rows)
             self._link.start()
             if self._was_started_for(share):
                 self._service.when_sealed(self._begin)
@@ -226,8 +227,7 @@ class Supervisor:
             self._evictor.clear_strays(self._known(), now)
             self._weigh_stress(now)
             if not self._service.draining:
-                if self._execution is not None:
-                    self._execution.look(now)
+                self._programs.look(now)
                 self._follow_policy(share, now)
                 self._tell_how_it_stands(share, now)
         elif share is not None and self._nursery.crash_loop():
@@ -364,9 +364,7 @@ class Supervisor:
         known = {worker.pid for worker in self._workers.values() if worker.pid} | self._scrapes.pids
         if self._nursery.prototype is not None:
             known.add(self._nursery.prototype.pid)
-        if self._execution is not None:
-            known.add(self._execution.pid)
-        return known
+        return known | self._programs.pids
 
     # ---- the prototype ----
 
@@ -391,14 +389,8 @@ class Supervisor:
         """In the forked child."""
         assert self._share is not None
         entries = self._logs.entries
-        door = None if self._execution is None else self._execution.door
-        wanted = (
-            control.fileno(),
-            self._logs.printed,
-            entries,
-            self._inquest.fd,
-            -1 if door is None else door.fileno(),
-        )
+        equipment = self._programs.equipment
+        wanted = (control.fileno(), self._logs.printed, entries, self._inquest.fd, *equipment.fds)
         keep_only(*(fd for fd in wanted if fd >= 0))
         options = self._service.options
         prototype.main(
@@ -413,7 +405,7 @@ class Supervisor:
             tmp=options.tmp,
             one_uid=options.one_uid,
             told="" if self._nursery.failure is None else self._nursery.failure.reason,
-            door=door,
+            equipment=equipment,
         )
 
     def _from_prototype(self, channel: Channel, message: Message, _: int | None) -> None:
@@ -541,6 +533,7 @@ class Supervisor:
         self._inquest.forget(worker.pid)
         self._board.give_back(worker.slot, worker.number)
         self._commons.clear(worker.slot)
+        self._programs.clear(worker.slot)
         self._evictor.counts.add_exit(reason)
         if self._umaster is not None:
             self._umaster.send(Gone(worker.number))
@@ -561,9 +554,7 @@ class Supervisor:
                 self._prototype_gone(self._nursery.prototype, code)
             elif pid in self._scrapes.pids:
                 self._scrapes.done(pid)
-            elif self._execution is not None and pid == self._execution.pid:
-                self._execution.gone(code, time.monotonic())
-            else:
+            elif not self._programs.gone(pid, code):
                 self._reaped(pid, code)
 
     def _reaped(self, pid: int, code: int) -> None:
@@ -657,6 +648,7 @@ class Supervisor:
             self._notes,
             self._stress,
             tuple(self._logs.lost()),
+            self._programs,
             self._waiting,
             self._limits_reached,
             self._failing,
@@ -675,10 +667,11 @@ class Supervisor:
 
     def _leave_when_empty(self) -> None:
         if self._service.draining and not any(worker.pid for worker in self._workers.values()):
+            if not self._programs.leave(self._leave_when_empty):
+                return
             if self._nursery.prototype is not None:
                 self._evictor.kill_prototype(self._nursery.prototype)
-            if self._execution is not None:
-                self._execution.close()
+            self._programs.close()
             self._evictor.leave_nobody()
             self._link.close()
             self._logs.finish()

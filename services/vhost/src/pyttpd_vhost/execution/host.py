@@ -13,6 +13,7 @@ import os
 import signal
 import socket
 import time
+from collections.abc import Mapping
 from typing import NoReturn
 
 from pyttpd.channel import Channel
@@ -42,13 +43,22 @@ class Door:
         self.asks.close()
 
 
-class Execution:
-    """See the module's text. `printed` is the descriptor that the tenant's processes print to."""
+class Host:
+    """See the module's text. `printed` is the descriptor that the tenant's processes print to; `backends`: the sockets
+    that may be asked for.
+    """
 
-    def __init__(self, service: Service, share: VhostShare, printed: int) -> None:
+    def __init__(
+        self,
+        service: Service,
+        share: VhostShare,
+        printed: int,
+        backends: Mapping[int, tuple[int, str]],
+    ) -> None:
         self._service = service
         self._share = share
         self._printed = printed
+        self._backends = backends
         self._own, self._tenants = Door(), Door()
         self._control: Channel | None = None
         self._backoff = Backoff()
@@ -121,7 +131,7 @@ class Execution:
             printed=self._printed,
             tmp=options.tmp,
             one_uid=options.one_uid,
-            backends={},
+            backends=self._backends,
         )
 
     def _hear(self, _: Channel, message: Message, __: int | None) -> None:
@@ -151,6 +161,8 @@ class Execution:
     def close(self) -> None:
         """End the service, and all that it has started; whoever still asks finds nobody."""
         self.kill()
+        if self._control is not None:
+            self._control.close()
         self._own.close()
         self._tenants.close()
         self.tally.close()

@@ -17,21 +17,25 @@ import errno
 import os
 import re
 import socket
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
+
+from pyttpd.config.limits import MAX_COMMANDS
 
 if TYPE_CHECKING:
     from pyttpd_vhost.execution.client import Client
     from pyttpd_vhost.execution.usage import Usage
 
-#: Mounts of one vhost that may have processes of their own, of each type of socket: every one is at least one process.
-MAX_POOLS: Final = 16
 #: Connections that wait for an application (nginx and PHP-FPM use 511; the kernel cuts it to net.core.somaxconn).
 BACKLOG: Final = 511
 #: Short: sun_path has 108 bytes, and the folder may lie deep.
 _NAME: Final = ".pyttpd-{pid}-{number}"
 _NAMED: Final = re.compile(r"\.pyttpd-([1-9][0-9]{0,9})-[0-9]{1,2}")
+#: struct timeval.
+_TIMEVAL: Final = struct.Struct("@ll")
+_FOR_EVER: Final = _TIMEVAL.pack(0, 0)
 _TYPES: Final = (socket.SOCK_STREAM, socket.SOCK_SEQPACKET)
 
 
@@ -50,8 +54,8 @@ class Listeners:
         made = cls()
         try:
             _sweep(tmp)
-            for number in range(len(_TYPES) * MAX_POOLS):
-                kind = _TYPES[number // MAX_POOLS]
+            for number in range(len(_TYPES) * MAX_COMMANDS):
+                kind = _TYPES[number // MAX_COMMANDS]
                 made._free[kind].append(
                     _listen(kind, f"{tmp}/{_NAME.format(pid=os.getpid(), number=number)}")
                 )
@@ -124,7 +128,7 @@ def _lives(pid: int) -> bool:
     return True
 
 
-class Backend:
+class Place:
     """An application's socket as a worker sees it. `mount` is its mount's index in the share, `pool` the number of its
     processes in `usage`; None: somebody else runs them.
     """
@@ -151,7 +155,9 @@ class Backend:
         self._client = client
 
     def connect(self, within: float) -> socket.socket:
-        """Return a new connection (blocking), waiting up to `within` s for a place in the backlog. Raises OSError."""
+        """Return a new connection (blocking), waiting up to `within` s for a place in the backlog. Raises OSError:
+        EAGAIN if none was free.
+        """
         if self._client is not None:
             from pyttpd_vhost.execution.client import SpawnError
 
@@ -161,9 +167,12 @@ class Backend:
                 raise OSError(error.code or errno.ECONNREFUSED, str(error)) from None
         sock = socket.socket(socket.AF_UNIX, self.kind)
         try:
-            sock.settimeout(within)
+            # Not settimeout(): a socket that doesn't block is told at once that the backlog is full (unix(7)).
+            seconds, rest = divmod(within, 1.0)
+            waits = _TIMEVAL.pack(int(seconds), max(1, int(rest * 1e6)))
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, waits)
             sock.connect(self.path)
-            sock.settimeout(None)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _FOR_EVER)
         except BaseException:
             sock.close()
             raise

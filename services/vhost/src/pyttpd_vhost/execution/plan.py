@@ -1,0 +1,113 @@
+"""What of a tenant's share asks for programs: which mounts have processes of their own, and which only a socket.
+
+Rules
+  1. Made from the share alone, so that supervisor, exec service and workers come to the same: pools are numbered in the
+     order of their mounts.
+  2. A mount without a `command` has no processes of ours; one with a `socket` is asked there.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from pyttpd.config.processes import ProcessOptions
+from pyttpd.config.shares import PoolSettings, VhostShare
+
+from pyttpd_vhost.execution.manager import Application
+from pyttpd_vhost.tenant import KEPT_ENVIRONMENT
+
+if TYPE_CHECKING:
+    from pyttpd_vhost.execution.places import Listeners
+
+#: The kinds that ask for a program for each request.
+RUN_BY_REQUEST: Final = ("cgi",)
+#: Of a kind's socket: whole packets where the kind passes descriptors, else bytes.
+_SOCKET_TYPES: Final = {"handoff": socket.SOCK_SEQPACKET}
+#: Where programs are looked for if the supervisor wasn't told.
+_PATH: Final = "/usr/local/bin:/usr/bin:/bin"
+
+
+@dataclass(frozen=True, slots=True)
+class Backend:
+    """A mount that is asked over a socket. `path`: of the socket, "" if there is none; `pool`: its processes' number in
+    the tables, None if somebody else runs them.
+    """
+
+    mount: int
+    name: str
+    kind: int
+    path: str
+    pool: int | None
+
+
+def wanted(share: VhostShare) -> bool:
+    """Whether anything of the tenant's asks for a program to be run."""
+    return any(mount.kind in RUN_BY_REQUEST or _command(mount.options) for mount in share.mounts)
+
+
+def plan(share: VhostShare, listeners: Listeners, tmp: str) -> tuple[list[Application], list[Backend], list[str]]:
+    """Return the applications, in the order of their numbers, all backends, and the mounts for which no socket is left.
+
+    Takes the listening sockets from `listeners`, which keeps them.
+    """
+    applications: list[Application] = []
+    backends: list[Backend] = []
+    without: list[str] = []
+    for index, mount in enumerate(share.mounts):
+        kind = _SOCKET_TYPES.get(mount.kind, socket.SOCK_STREAM)
+        command = _command(mount.options)
+        if not command:
+            if path := getattr(mount.options, "socket", None):
+                backends.append(Backend(index, mount.path, kind, path, None))
+            continue
+        taken = listeners.take(kind)
+        if taken is None:
+            without.append(mount.path)
+            continue
+        sock, path = taken
+        backends.append(Backend(index, mount.path, kind, path, len(applications)))
+        options = mount.options
+        assert isinstance(options, ProcessOptions)
+        applications.append(
+            Application(
+                mount.path,
+                mount.kind,
+                command,
+                getattr(options, "root", None) or share.root,
+                environment(share, tmp),
+                settings(options),
+                sock.fileno(),
+            )
+        )
+    return applications, backends, without
+
+
+def _command(options: object) -> tuple[str, ...]:
+    return options.command if isinstance(options, ProcessOptions) else ()
+
+
+def settings(options: ProcessOptions) -> PoolSettings:
+    """Return the options in the words of the policy."""
+    return PoolSettings(
+        max_workers=options.processes,
+        mode=options.mode,
+        min_spare=options.min_spare,
+        max_spare=options.max_spare,
+        idle_timeout=options.idle_timeout,
+        max_requests=options.max_requests,
+        max_age=options.max_age,
+        max_memory=options.max_memory,
+    )
+
+
+def environment(share: VhostShare, tmp: str) -> dict[str, str]:
+    """Return the variables of an application process: what the prototype has as well, and the tenant's own."""
+    kept = {key: os.environ[key] for key in KEPT_ENVIRONMENT if key in os.environ}
+    path = kept.get("PATH") or _PATH
+    if share.virtualenv:
+        kept["VIRTUAL_ENV"] = share.virtualenv
+        path = f"{share.virtualenv}/bin:{path}"
+    return kept | {"PATH": path, "HOME": share.root, "TMPDIR": tmp} | share.env
