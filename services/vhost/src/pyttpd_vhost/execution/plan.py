@@ -48,7 +48,9 @@ def wanted(share: VhostShare) -> bool:
     return any(mount.kind in RUN_BY_REQUEST or _command(mount.options) for mount in share.mounts)
 
 
-def plan(share: VhostShare, listeners: Listeners, tmp: str) -> tuple[list[Application], list[Backend], list[str]]:
+def plan(
+    share: VhostShare, listeners: Listeners, tmp: str
+) -> tuple[list[Application], list[Backend], list[str]]:
     """Return the applications, in the order of their numbers, all backends, and the mounts for which no socket is left.
 
     Takes the listening sockets from `listeners`, which keeps them.

@@ -8,8 +8,8 @@ from typing import Final
 
 from pyttpd import metrics
 
-from pyttpd_vhost.execution.programs import Programs
 from pyttpd_vhost.execution.manager import Process
+from pyttpd_vhost.execution.programs import Programs
 from pyttpd_vhost.policy import State
 
 #: Processes that are told of one by one: beside the workers' lines our tools read no more than these.
