@@ -579,7 +579,7 @@ WORKERS = (
 
 
 def worker_row(tenant: str, number: int, **values: float) -> Row:
-    return Row(tenant, number, 1, "serving", 0.0, 0, 0, 1, 0, 0, 0.0, "", **values)
+    return Row(tenant, number, 1, "serving", 0.0, 0, 0, 1, 0, 0, 0.0, "", **values)  # type: ignore[arg-type]
 
 
 def screen(view: View, sort: str = "c", height: int = 40, *, reverse: bool = False) -> str:

@@ -36,6 +36,7 @@ class Kind(enum.Enum):
     CACHE_CONTROL = "a table of file name patterns, each with a value of Cache-Control"
     TYPES = "a table of file name suffixes, each with a media type"
     CHARSET = "the name of a character set"
+    COMMAND = "a list of texts: a program and its arguments"
     ERROR_PAGES = "a table of statuses, each with a file below the root"
 
 

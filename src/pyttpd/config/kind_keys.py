@@ -6,10 +6,12 @@ To add a kind: its rows here, its options in kinds.py, its case in pyttpd_vhost.
 from __future__ import annotations
 
 from pyttpd.config import limits
-from pyttpd.config.keys import REQUIRED, Key, Kind, Table, count
+from pyttpd.config.keys import REQUIRED, Key, Kind, Table, count, seconds
 from pyttpd.config.kinds import StaticOptions
+from pyttpd.config.processes import ProcessOptions
 
 _STATIC = StaticOptions("/")
+_PROCESSES = ProcessOptions()
 
 APPLICATION = Key(
     "application",
@@ -24,6 +26,69 @@ SHORTHAND = (APPLICATION,)
 
 #: Keys that a mount may have, and a vhost without mounts has not, or has for itself.
 MOUNT_ONLY = ("root",)
+
+#: For kinds whose applications are processes of their own. In step with: processes.py.
+PROCESS_KEYS = (
+    Key(
+        "command",
+        Kind.COMMAND,
+        (),
+        "The program that serves, and its arguments: it is started with the socket that it is to accept from as its "
+        "standard input. No shell takes it apart.",
+        default_text="none: somebody else runs it",
+        example='["php-cgi"]',
+    ),
+    count(
+        "processes",
+        _PROCESSES.processes,
+        "How many processes of it there are; with the other modes, at most.",
+        limits.WORKERS,
+        "processes",
+    ),
+    Key(
+        "mode",
+        Kind.CHOICE,
+        _PROCESSES.mode,
+        "static: always so many; dynamic: as many as the requests take, with some free; ondemand: none until a request "
+        "comes.",
+        choices=limits.POOL_MODES,
+    ),
+    count(
+        "min_spare",
+        _PROCESSES.min_spare,
+        "dynamic: so many are kept without work, for what comes next.",
+        limits.SPARE,
+        "processes",
+    ),
+    count(
+        "max_spare",
+        _PROCESSES.max_spare,
+        "dynamic: with more than so many without work, those idle for idle_timeout leave; 0: min_spare + 3.",
+        limits.SPARE,
+        "processes",
+    ),
+    seconds(
+        "idle_timeout",
+        _PROCESSES.idle_timeout,
+        "How long a process that isn't needed may be without work before it leaves (dynamic, ondemand).",
+        limits.AGE,
+    ),
+    count(
+        "max_requests",
+        _PROCESSES.max_requests,
+        "A process is replaced after so many requests; 0: never.",
+        limits.COUNT,
+        "requests",
+    ),
+    seconds("max_age", _PROCESSES.max_age, "A process is replaced at this age; 0: never.", limits.AGE),
+    count(
+        "max_memory",
+        _PROCESSES.max_memory,
+        "A process is replaced when it and what it has forked have so much memory; 0: no limit.",
+        limits.MEMORY,
+        "bytes",
+    ),
+)
 
 #: Each kind's own keys: in the table of its mount; in [vhost.NAME.KIND] where the vhost has no mounts (those in
 #: SHORTHAND: in the vhost's table). In step with: kinds.py.

@@ -1,5 +1,5 @@
-"""The options that all kinds have whose applications are processes of their own (fastcgi, scgi, handoff): what is started,
-how many, and when one goes. A kind's options inherit from `ProcessOptions` and add `FIELDS` to their own.
+"""The options that all kinds have whose applications are processes of their own (fastcgi, scgi, handoff): what is
+started, how many, and when one goes. A kind's options inherit from `ProcessOptions` and add `FIELDS` to their own.
 
 The words are those of a vhost's `pool` (docs/pools.md), and mean the same.
 

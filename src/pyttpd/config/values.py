@@ -388,6 +388,45 @@ def _names(key: Key, value: object, report: Report) -> object:
     return tuple(value) if valid else INVALID
 
 
+def _command(key: Key, value: object, report: Report) -> object:
+    if isinstance(value, str):
+        words = ", ".join(f'"{printable(word)}"' for word in value.split())
+        report(f"must be a list, since no shell takes it apart: [{words}]", value)
+        return INVALID
+    if not isinstance(value, list):
+        report(f"must be a list of a program and its arguments{_such_as(key)}, not {describe(value)}", None)
+        return INVALID
+    if not 0 < len(value) <= limits.MAX_COMMAND:
+        report(
+            f"must hold a program and at most {limits.MAX_COMMAND - 1} arguments, not {len(value)} texts",
+            None,
+        )
+        return INVALID
+    valid = True
+    for item in value:
+        problem = _argument_problem(item)
+        if problem:
+            report(problem, item if isinstance(item, str) else None)
+            valid = False
+    if valid and not (value[0].startswith("/") or ("/" not in value[0] and value[0])):
+        report(
+            f'"{printable(value[0])}" must be a whole path, or the name of a program that is looked for in PATH',
+            value[0],
+        )
+        valid = False
+    return tuple(value) if valid else INVALID
+
+
+def _argument_problem(item: object) -> str | None:
+    if not isinstance(item, str):
+        return f"must hold texts only, not {describe(item)}"
+    if "\0" in item:
+        return f'"{printable(item)}" has a NUL in it, which no program can be given'
+    if len(item.encode("utf-8", "surrogatepass")) > limits.MAX_ARGUMENT:
+        return f"an argument must be at most {limits.MAX_ARGUMENT} bytes"
+    return None
+
+
 def _name_of_file_problem(item: object) -> str | None:
     if not isinstance(item, str) or not item.isprintable() or not item:
         return f"must hold names of files, not {describe(item)}"
@@ -609,6 +648,7 @@ _CONVERSIONS: dict[Kind, Callable[[Key, object, Report], object]] = {
     Kind.ENV: _env,
     Kind.CHOICES: _choices,
     Kind.NAMES: _names,
+    Kind.COMMAND: _command,
     Kind.CACHE_CONTROL: _texts(_cache_rule, limits.MAX_CACHE_PATTERNS),
     Kind.TYPES: _texts(_type_rule, limits.MAX_TYPES),
     Kind.CHARSET: _charset,

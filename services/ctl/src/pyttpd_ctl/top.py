@@ -26,8 +26,9 @@ from rich.text import Text
 from pyttpd.config.errors import printable
 
 from pyttpd_ctl.output import make_table, show
+from pyttpd_ctl.processes import number
 from pyttpd_ctl.scrape import Scrape
-from pyttpd_ctl.status import Status, duration, number, status
+from pyttpd_ctl.status import Status, duration, status
 
 #: Bounds (s) of the time between two looks.
 LEAST_INTERVAL, MOST_INTERVAL = 0.2, 60.0
@@ -37,8 +38,8 @@ _FRAME = 8
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One worker or application process, as its tenant tells. Times in seconds, memory in bytes; rate in requests, cpu in shares of a
-    second.
+    """One worker or application process, as its tenant tells. Times in seconds, memory in bytes; rate in requests, cpu
+    in shares of a second.
     """
 
     tenant: str

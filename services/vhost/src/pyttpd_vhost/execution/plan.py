@@ -112,4 +112,4 @@ def environment(share: VhostShare, tmp: str) -> dict[str, str]:
     if share.virtualenv:
         kept["VIRTUAL_ENV"] = share.virtualenv
         path = f"{share.virtualenv}/bin:{path}"
-    return kept | {"PATH": path, "HOME": share.root, "TMPDIR": tmp} | share.env
+    return {**kept, "PATH": path, "HOME": share.root, "TMPDIR": tmp, **share.env}

@@ -160,7 +160,7 @@ class Programs:
     # ---- the end ----
 
     def leave(self, done: Callable[[], None]) -> bool:
-        """No request is on its way any more. Say whether no process is left; if one is, `done` is called when none is."""
+        """No request is on its way any more. Say whether no process is left; else `done` is called when none is."""
         return self._manager is None or self._manager.leave(done)
 
     def close(self) -> None:

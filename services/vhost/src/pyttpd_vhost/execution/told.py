@@ -45,7 +45,7 @@ def collect(vhost: str, programs: Programs) -> Iterator[metrics.Metric]:
     for reason, count in tally.refusals().items():
         refused.add_metric([vhost, reason], count)
     yield refused
-    yield from _of_pools(vhost, execution)
+    yield from _of_pools(vhost, programs)
 
 
 def _of_pools(vhost: str, programs: Programs) -> Iterator[metrics.Metric]:
