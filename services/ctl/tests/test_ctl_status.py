@@ -23,7 +23,7 @@ import pytest
 from click.testing import CliRunner, Result
 from rich.console import Console
 
-from pyttpd_ctl import main, top
+from pyttpd_ctl import main, processes, top
 from pyttpd_ctl import scrape as scrape_module
 from pyttpd_ctl import status as status_module
 from pyttpd_ctl.output import make_table, show_table
@@ -154,6 +154,9 @@ def tree(**changes: Behaviour | None) -> Iterator[int]:
             for offset, behaviour in behaviours.values():
                 if behaviour is not None:
                     servers.append(Server(base + offset, behaviour))
+            for offset in range(11):  # nor has anybody else one of those that are to be nobody's
+                if offset not in [taken for taken, behaviour in behaviours.values() if behaviour is not None]:
+                    socket.create_server(("127.0.0.1", base + offset)).close()
             yield base
             return
         except OSError:
@@ -720,3 +723,91 @@ def test_it_is_refreshed_and_sorted_by_keys_and_q_quits(terminal: Terminal) -> N
     assert terminal.process.wait(20) == 0
     assert termios.tcgetattr(terminal.theirs) == terminal.before
     terminal.expect(r"\x1b\[\?1049l")  # the screen from before
+
+
+# ---- application processes ----
+
+
+def note(word: str, **said: object) -> str:
+    return f"# pyttpd {word} {json.dumps(said)}\n"
+
+
+PROCESSES = note(
+    "mount",
+    mount="/php",
+    kind="fastcgi",
+    mode="dynamic",
+    size=3,
+    serving=2,
+    active=1,
+    failing=False,
+    reason="",
+    retry_in=0.0,
+) + note(
+    "process",
+    mount="/php",
+    kind="fastcgi",
+    number=7,
+    pid=4321,
+    state="serving",
+    due="memory",
+    age=61.0,
+    requests=55,
+    memory=3 << 20,
+    cpu=2.5,
+)
+FAILS = note(
+    "mount",
+    mount="/a\x1b[2J",
+    kind="scgi",
+    mode="static",
+    size=2,
+    serving=0,
+    active=4,
+    failing=True,
+    reason="/no/such: No such file or directory\n",
+    retry_in=4.2,
+)
+
+
+def test_processes_of_a_mount_are_shown() -> None:
+    said = text(about("vhost", "blog", 20001, 3700) + BLOG + PROCESSES)
+    with tree(tenants=tenants(said, text(about("vhost", "shop", 20002, 1)))) as base:
+        shown = ask(base).stdout
+        as_json = json.loads(ask(base, "--json").stdout)
+    (row,) = [line for line in shown.splitlines() if "/php" in line]
+    assert row.split() == ["blog", "/php", "fastcgi", "yes", "2", "of", "3", "1"]
+    (found,) = [tenant for tenant in as_json["tenants"] if tenant["name"] == "blog"]
+    assert found["mounts"][0]["serving"] == 2
+
+
+def test_a_mount_whose_processes_fail_is_not_well() -> None:
+    said = text(about("vhost", "blog", 20001, 3700) + BLOG + FAILS)
+    with tree(tenants=tenants(said, text(about("vhost", "shop", 20002, 1)))) as base:
+        result = ask(base)
+    assert result.exit_code == 1
+    assert "\x1b" not in result.stdout
+    (row,) = [line for line in result.stdout.splitlines() if "scgi" in line]
+    assert "no such" in row.lower()
+    assert "tried again in 4.2s" in row
+
+
+def test_processes_are_in_top() -> None:
+    answer = Scrape(Outcome.UP, notes={"process": (json.loads(PROCESSES.splitlines()[1].split(" ", 3)[3]),)})
+    (found,) = top.processes("blog", answer)
+    assert (found.pid, found.state, found.requests, found.memory) == (4321, "serving (memory)", 55, 3 << 20)
+    later = top._with_rates(found, found, 1.0)
+    assert later.rate == 0.0
+    shown = screen(View(Status((), ()), [found, worker_row("blog", 7)]))
+    (row,) = [line for line in shown.splitlines() if "fastcgi at /php" in line]
+    assert row.split()[:3] == ["blog", "p7", "4321"]
+    assert found.key != worker_row("blog", 7).key
+
+
+def test_what_a_tenant_says_of_processes_is_checked() -> None:
+    wild = {"mount": 5, "kind": "\x1b", "number": [], "pid": "x", "state": None, "age": 1e400, "size": None}
+    (found,) = top.processes("blog", Scrape(Outcome.UP, notes={"process": (wild,)}))
+    assert (found.number, found.pid, found.age) == (0, 0, 0.0)
+    (mount,) = processes.mounts(Scrape(Outcome.UP, notes={"mount": (wild,)}))
+    assert (mount.size, mount.up) == (0, True)
+    assert "\x1b" not in mount.kind + found.at
