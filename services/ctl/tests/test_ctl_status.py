@@ -224,6 +224,7 @@ def test_as_json() -> None:
         "size": None,
         "oldest": None,
         "failure": None,
+        "mounts": [],
     }
 
 
