@@ -179,6 +179,11 @@ path = "/own"
 kind = "static"
 root = "public"
 charset = "ascii"
+fallback = "@rest"
+[[vhost.shop-two.mount]]
+path = "@rest"
+kind = "wsgi"
+application = "shop:rest"
 """
 
 
@@ -279,7 +284,10 @@ def test_everything_that_can_be_written(folder: Path) -> None:
         (
             Mount("/", WsgiOptions("shop:app")),
             Mount("/bilder/größe", replace(options, root=str(folder / "conf.d" / "pictures"))),
-            Mount("/own", StaticOptions(str(folder / "conf.d" / "public"), charset="ascii")),
+            Mount(
+                "/own", StaticOptions(str(folder / "conf.d" / "public"), charset="ascii", fallback="@rest")
+            ),
+            Mount("@rest", WsgiOptions("shop:rest")),
         ),
         False,
     )

@@ -154,6 +154,17 @@ def test_types(share: Any) -> None:
         ({"mounts": ()}, "mounts: must be one at least"),
         ({"mounts": MOUNTS * 2}, "mounts: one of them is there twice"),
         ({"mounts": tuple([Mount(f"/{number}", MOUNTS[0].options) for number in range(65)])}, "mounts"),
+        ({"mounts": (Mount("@app", MOUNTS[0].options),)}, "mounts: those with a name must be a fallback"),
+        ({"mounts": (Mount("/", StaticOptions("/a", fallback="@app")),)}, "mounts: those with a name"),
+        (
+            {
+                "mounts": (
+                    Mount("/", StaticOptions("/a", fallback="@files")),
+                    Mount("@files", StaticOptions("/b")),
+                )
+            },
+            "mounts: those with a name",
+        ),
         ({"mounts": (3,)}, "mounts: must be objects"),
         ({"mounts": ({"path": "/", "kind": "wsgi"},)}, "mounts: must be objects"),
         ({"mounts": ({"path": "/", "kind": "php", "options": {}},)}, "mounts: must be of a known kind"),
@@ -219,6 +230,11 @@ def test_settings_validate_themselves() -> None:
         {"charset": "utf 8"},
         {"symlinks": None},
         {"cache": -1},
+        {"fallback": "@"},
+        {"fallback": "@App"},
+        {"fallback": "/index.html"},
+        {"fallback": "../index.html"},
+        {"fallback": None},
     ):
         with pytest.raises(ShareError, match=next(iter(wrong))):
             StaticOptions("/srv", **wrong)

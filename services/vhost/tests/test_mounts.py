@@ -17,6 +17,7 @@ from pyttpd.config.kinds import KindOptions, Mount, StaticOptions, WsgiOptions
 
 from pyttpd_vhost.http.paths import BadPathError, normal
 from pyttpd_vhost.kinds.base import Kind
+from pyttpd_vhost.kinds.static.programs import Programs
 from pyttpd_vhost.mounts import Mounts
 from pyttpd_vhost.site import Site
 
@@ -311,6 +312,190 @@ def test_the_access_log_has_what_was_sent(start: Start) -> None:
         ask(server, target)
     server.wait_closed()  # an answer is noted when it has been sent
     assert Access.targets == [b"/app//x", b"/..", b"/app"]
+
+
+FRONT = {"/": "files", "/f": "files", "@app": "app", "/api": "root"}
+
+
+def with_fallback(folder: Path, fallback: str, **options: Any) -> dict[str, Any]:
+    files = StaticOptions(str(folder / "files"), fallback=fallback, **options)
+    return {path: files if what == "files" else what for path, what in FRONT.items()}
+
+
+def test_what_is_no_file_is_asked_of_the_fallback(start: Start, folder: Path) -> None:
+    (folder / "files" / "empty").mkdir()
+    (folder / "files" / "own").mkdir()
+    (folder / "files" / "own" / "index.html").write_text("own")
+    server = start(with_fallback(folder, "@app"), error_pages={"404": "errors/404.html"})
+    with Talk(server) as client:
+        for _ in range(3):  # the third time the head is remembered
+            for target, status, body in (
+                ("/", 200, b"index"),
+                ("/a.txt", 200, b"a"),
+                ("/f/sub/b.txt", 200, b"b"),
+                ("/own/", 200, b"own"),
+                ("/own", 301, None),
+                ("/x/../a.txt", 200, b"a"),
+            ):
+                answer = client.ask(target)
+                assert answer.status == status, target
+                assert body is None or answer.body == body, target
+            for target, script_name, path_info in (
+                ("/none", "", "/none"),
+                ("/none/", "", "/none/"),
+                ("/a.txt/", "", "/a.txt/"),
+                ("/a.txt/more", "", "/a.txt/more"),
+                ("/.hidden", "", "/.hidden"),
+                ("/.well-known/x", "", "/.well-known/x"),
+                ("/empty", "", "/empty"),  # a redirect would lead to the application as well
+                ("/empty/", "", "/empty/"),
+                ("/sub", "", "/sub"),
+                ("/x//%2e/../y%20z", "", "/y z"),
+                ("/f/none?a=b", "/f", "/none"),
+                ("/f/sub/", "/f", "/sub/"),
+                ("/@app", "", "/@app"),
+                ("/%40app/x", "", "/@app/x"),
+                (f"/{'x' * 300}", "", f"/{'x' * 300}"),  # longer than a file's name may be
+            ):
+                for method in ("GET", "POST", "OPTIONS", "DELETE"):
+                    answer = client.ask(target, method)
+                    found = json.loads(answer.body)
+                    assert (found["name"], found["SCRIPT_NAME"], found["PATH_INFO"]) == (
+                        *("app", script_name, path_info),
+                    ), target
+                    assert (found["REQUEST_METHOD"], found["REQUEST_URI"]) == (method, target)
+        assert json.loads(client.ask("/api/a.txt").body)["name"] == "root"
+        assert client.ask("/a.txt", "POST").status == 405
+        assert client.ask("/a.txt", "OPTIONS")["Allow"] == "GET, HEAD, OPTIONS"
+        assert client.ask("*", "OPTIONS")["Allow"] == "GET, HEAD, OPTIONS"
+        assert client.ask("/../x").status == 400
+        answer = client.ask("/none", "HEAD")
+        assert (answer.status, answer["Content-Type"]) == (200, "application/json")
+
+
+def test_a_file_that_comes_and_goes(start: Start, folder: Path) -> None:
+    server = start(with_fallback(folder, "@app"))
+    with Talk(server) as client:
+        for _ in range(2):
+            for _ in range(3):
+                assert json.loads(client.ask("/new.txt").body)["name"] == "app"
+            (folder / "files" / "new.txt").write_text("new")
+            for _ in range(3):
+                assert client.ask("/new.txt").body == b"new"
+            (folder / "files" / "new.txt").unlink()
+
+
+def test_a_list_of_files_comes_before_the_fallback(start: Start, folder: Path) -> None:
+    server = start(with_fallback(folder, "@app", listing=True))
+    with Talk(server) as client:
+        assert b"b.txt" in client.ask("/sub/").body
+        assert client.ask("/sub")["Location"] == "/sub/"
+        assert json.loads(client.ask("/none").body)["name"] == "app"
+
+
+def test_a_body_goes_to_the_fallback(start: Start, folder: Path) -> None:
+    (folder / "mounted.py").write_text(
+        "def app(environ, start_response):\n"
+        "    body = environ['wsgi.input'].read()\n"
+        "    start_response('200 OK', [])\n"
+        "    return [body.upper()]\n"
+        "root = app\n"
+    )
+    server = start(with_fallback(folder, "@app"))
+    client = Client(server.connect())
+    for framing, body in (
+        ("Content-Length: 5", "hello"),
+        ("Transfer-Encoding: chunked", "5\r\nhello\r\n0\r\n\r\n"),
+    ):
+        client.sock.sendall(f"POST /none HTTP/1.1\r\nHost: {HOST}\r\n{framing}\r\n\r\n{body}".encode())
+        assert client.answer().body == b"HELLO"
+    client.sock.close()
+
+
+@pytest.mark.parametrize("mounted", [False, True])
+def test_a_file_instead(start: Start, folder: Path, mounted: bool) -> None:
+    """As a single-page application wants it."""
+    (folder / "files" / ".page.html").write_text("page")
+    options = StaticOptions(str(folder / "files"), fallback=".page.html")
+    server = start({"/": options, "/app": "app"} if mounted else {"/": options})
+    with Talk(server) as client:
+        for _ in range(3):
+            for target in ("/users/7", "/x/", "/sub/", "/.page.html"):
+                answer = client.ask(target)
+                assert (answer.status, answer.body) == (200, b"page"), target
+                assert answer["Content-Type"] == "text/html; charset=utf-8"
+            assert client.ask("/a.txt").body == b"a"
+        etag = client.ask("/users/7")["ETag"]
+        assert client.ask("/users/7", "POST").status == 405
+        assert client.ask("/users/7", "HEAD")["ETag"] == etag
+        # what comes later is there at once
+        (folder / "files" / "users").mkdir()
+        (folder / "files" / "users" / "7").write_text("seven")
+        assert client.ask("/users/7").body == b"seven"
+        (folder / "files" / ".page.html").unlink()
+        assert client.ask("/users/8").status == 404
+
+
+# ---- what other mounts run -----------------------------------------------------------------------------------------
+
+
+class Scripts(KindOptions):
+    """Stands for a kind that runs files."""
+
+    kind = "wsgi"
+
+    def __init__(self, root: str, scripts: tuple[str, ...] = ()) -> None:
+        self.root = root
+        self.scripts = scripts
+
+
+class Other:
+    """Stands for its mount."""
+
+    def __init__(self, options: KindOptions) -> None:
+        self.kind = options.kind
+        self.options = options
+
+
+SOURCES = [
+    *(
+        "a.php",
+        "A.PHP",
+        "a.Php",
+        "a.php.",
+        "a.php ",
+        "a.php~",
+        "a.php.bak",
+        "a.php.gz",
+        "a.php/",
+        "a.php::$DATA",
+    ),
+    *("sub/a.php", "a.phtml", "a.phar", "a.inc", "a.php5", "a.phps", "a.php.txt", "a.php\t", "a.php\xc2\xa0"),
+    *("cgi", "cgi/", "cgi/run", "cgi/sub/readme.txt"),
+]
+FILES = [
+    "a.txt",
+    "php",
+    "a.phpx",
+    "phpinfo.html",
+    "a.incl",
+    "cgi-bin.txt",
+    "sub/cgi/x",
+    "cgis/x",
+    "a.php/readme.txt",
+    "",
+]
+
+
+def test_source_code_is_no_file() -> None:
+    mounts: list[Any] = [Other(Scripts("/srv/site", (".php",))), Other(Scripts("/srv/site/cgi"))]
+    programs = Programs(mounts, "/srv/site")
+    for path in SOURCES:
+        assert programs.has(path.encode("latin-1")), path
+    for path in FILES:
+        assert not programs.has(path.encode()), path
+    nothing = Programs([Other(StaticOptions("/srv/site"))], "/srv/site")  # type: ignore[list-item]
+    assert not any(nothing.has(path.encode("latin-1")) for path in (*SOURCES, *FILES))
 
 
 def test_applications_are_prepared_once(folder: Path) -> None:

@@ -29,6 +29,7 @@ class Kind(enum.Enum):
     PATTERNS = "a file name pattern, or a list of them"
     HOSTS = "a list of host names"
     MOUNT_PATH = "a path of URLs"
+    FALLBACK = "a file below the root, or a mount's name"
     APPLICATION = "a module and the application in it"
     ENV = "a table of texts"
     CHOICES = "a list of some of a few words"

@@ -161,6 +161,15 @@ KIND_TABLES: dict[str, Table] = {
                 _STATIC.symlinks,
                 "Whether symbolic links below `root` are followed. One that leads out of it never is.",
             ),
+            Key(
+                "fallback",
+                Kind.FALLBACK,
+                _STATIC.fallback,
+                "Who is asked where no file is: `@name`, the mount of that path (a front controller); else a file "
+                "below `root` that is sent instead (a single-page application's index.html).",
+                default_text="nobody: 404",
+                example='"@app"',
+            ),
             count(
                 "cache",
                 _STATIC.cache,

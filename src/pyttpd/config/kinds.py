@@ -7,7 +7,8 @@ Rules
   1. Options validate themselves on construction, as shares do: a worker believes nothing of what master sent.
   2. A field has the name of its key. `root`, where a kind has it, is the mount's folder; in the configuration it may be
      left out, and is then the vhost's.
-  3. Two mounts of one vhost never have the same path.
+  3. Two mounts of one vhost never have the same path. One whose path is "@name" has no place among the paths: it is
+     asked by a static mount whose `fallback` it is, and by nobody else.
 
 Lean: every role process imports this module.
 """
@@ -34,7 +35,8 @@ class KindOptions:
 @dataclass(frozen=True, slots=True)
 class StaticOptions(KindOptions):
     """How files below `root` are served; see the schema. `types` by suffix (".md"), `cache_control` by file name
-    pattern, the first that fits; `cache` in paths.
+    pattern, the first that fits; `cache` in paths; `fallback`, who is asked for what isn't there: "@name", a mount;
+    else a file below `root`; "": nobody.
     """
 
     kind: ClassVar[str] = "static"
@@ -48,6 +50,7 @@ class StaticOptions(KindOptions):
     charset: str = "utf-8"
     symlinks: bool = True
     cache: int = 1024
+    fallback: str = ""
 
     def __post_init__(self) -> None:
         checks.validate(self, KINDS[self.kind].fields)
@@ -78,6 +81,12 @@ class Entry:
     runs: bool = True
 
 
+def _fallback(value: object, where: str) -> str:
+    if isinstance(value, str) and value[:1] == "@":
+        return checks.matching(limits.NAMED_MOUNT, "a mount's name or a file")(value, where)  # type: ignore[no-any-return]
+    return checks.or_empty(checks.below_root)(value, where)  # type: ignore[no-any-return]
+
+
 #: All kinds.
 KINDS: Mapping[str, Entry] = {
     "static": Entry(
@@ -100,6 +109,7 @@ KINDS: Mapping[str, Entry] = {
             "charset": checks.or_empty(checks.matching(limits.CHARSET, "a character set's name")),
             "symlinks": checks.flag,
             "cache": checks.integer(limits.STATIC_CACHE),
+            "fallback": _fallback,
         },
         runs=False,
     ),
@@ -109,7 +119,7 @@ KINDS: Mapping[str, Entry] = {
 
 @dataclass(frozen=True, slots=True)
 class Mount:
-    """A kind below a path of a vhost: "/" is everything, "/app" is /app and what is below it."""
+    """A kind below a path of a vhost: "/" is everything, "/app" is /app and what is below it, "@name" nothing."""
 
     path: str
     options: KindOptions
@@ -125,6 +135,11 @@ class Mount:
         return self.options.kind
 
     @property
+    def named(self) -> bool:
+        """Whether it is asked by another mount only."""
+        return self.path[0] == "@"
+
+    @property
     def prefix(self) -> str:
         """What the paths of requests that belong here start with: SCRIPT_NAME."""
         return "" if self.path == "/" else self.path
@@ -132,6 +147,9 @@ class Mount:
 
 def path_problem(path: str) -> str | None:
     """Say why `path` can't be a mount's, in words for the operator; None if it can."""
+    if path.startswith("@"):
+        named = limits.NAMED_MOUNT.fullmatch(path) is not None
+        return None if named else f'behind "@" there must be {limits.NAME_RULE}'
     if not path.startswith("/"):
         return 'must start with "/"'
     if len(path.encode()) > limits.MAX_MOUNT_PATH:
@@ -173,4 +191,8 @@ def mounts(value: object, where: str) -> tuple[Mount, ...]:
     if not found:
         raise ShareError(f"{where}: must be one at least")
     checks.distinct([mount.path for mount in found], where)
+    named = {mount.path for mount in found if mount.named and mount.kind != StaticOptions.kind}
+    asked = {fallback for mount in found if (fallback := getattr(mount.options, "fallback", ""))[:1] == "@"}
+    if named != asked or len(named) != len([mount for mount in found if mount.named]):
+        raise ShareError(f"{where}: those with a name must be a fallback, and a fallback must be there")
     return found

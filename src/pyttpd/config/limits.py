@@ -71,6 +71,8 @@ MAX_HOSTS_PER_VHOST = 20_000
 MAX_MOUNTS = 64
 #: Bytes of a mount's path: as long as a file's name; it is compared with each request's.
 MAX_MOUNT_PATH = 255
+#: One that is a fallback only.
+NAMED_MOUNT = re.compile(f"@{NAME.pattern}")
 #: What a path can't have in it, or would have to be encoded to be sent.
 NOT_IN_MOUNT_PATH = frozenset(" ?#\\")
 

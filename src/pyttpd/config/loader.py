@@ -706,6 +706,14 @@ def _check_kind(record: Record, errors: _Errors) -> None:
                 )
         elif key.default is REQUIRED and values.get(key.name, "") is None:
             errors.on(record, "", f"{key.name} is missing{_proposal(key)}")
+    fallback = record.tables.get(own.name, {}).get("fallback") or ""
+    if fallback[:1] == "@":
+        errors.at(
+            record.source,
+            (*record.path, own.name),
+            "fallback",
+            f'there is no mount with path = "{fallback}": write both as mounts',
+        )
     for table in record.table.tables:
         path = (*record.path, table.name)
         if table.kind not in ("", own.name) and path in record.source.lines:
@@ -729,7 +737,21 @@ def _check_mounts(record: Record, errors: _Errors) -> None:
         other = taken.setdefault(where, mount)
         if other is not mount:
             errors.on(mount, "path", f'"{printable(where)}" is there already ({other.place("path")})')
+    for mount in record.mounts:
+        where = mount.values.get("path", "")
+        if where[:1] == "@" and mount.values.get("kind") == "static":
+            errors.on(mount, "path", "is for another kind: what a static mount has no file for, no other has")
+        elif where[:1] == "@" and not any(each.values.get("fallback") == where for each in record.mounts):
+            errors.on(mount, "path", f"nobody asks {where}: it must be the fallback of a static mount")
+        _check_fallback(mount, taken, errors)
     _check_code(record, errors)
+
+
+def _check_fallback(record: Record, mounts: dict[str, Record], errors: _Errors) -> None:
+    """A fallback that is a mount must be there."""
+    fallback = record.values.get("fallback") or ""
+    if fallback[:1] == "@" and fallback not in mounts:
+        errors.on(record, "fallback", f'there is no mount with path = "{fallback}" in this vhost')
 
 
 def _check_code(record: Record, errors: _Errors) -> None:

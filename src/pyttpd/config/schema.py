@@ -59,7 +59,7 @@ MOUNT = Table(
             Kind.MOUNT_PATH,
             REQUIRED,
             'A path such as "/app": the mount gets /app and everything below it, unless another mount\'s path is '
-            'longer; "/" is everything.',
+            'longer; "/" is everything. "@name" is none: what the `fallback` of a static mount names.',
             example='"/app"',
         ),
         Key("kind", Kind.CHOICE, REQUIRED, "What serves there.", choices=tuple(KIND_TABLES)),

@@ -315,6 +315,27 @@ def _mount_path(key: Key, value: object, report: Report) -> object:
     return INVALID
 
 
+def _fallback(key: Key, value: object, report: Report) -> object:
+    if isinstance(value, str) and value.startswith("@"):
+        problem = path_problem(value)
+    elif isinstance(value, str):
+        problem = _below_root_problem(value)
+    else:
+        problem = "must be text"
+    if problem is None:
+        return value
+    report(f"{problem}{_such_as(key)}, not {describe(value)}", None)
+    return INVALID
+
+
+def _below_root_problem(text: str) -> str | None:
+    if not text.isprintable() or not {"", ".", ".."}.isdisjoint(text.split("/")):
+        return 'must be "@" and a mount\'s name, or the path of a file below the root'
+    if len(text.encode()) >= limits.MAX_PATH_LENGTH:
+        return f"must be a path of fewer than {limits.MAX_PATH_LENGTH} bytes"
+    return None
+
+
 def _application(key: Key, value: object, report: Report) -> object:
     if (
         isinstance(value, str)
@@ -644,6 +665,7 @@ _CONVERSIONS: dict[Kind, Callable[[Key, object, Report], object]] = {
     Kind.HOSTS: _hosts,
     Kind.NETWORKS: _networks,
     Kind.MOUNT_PATH: _mount_path,
+    Kind.FALLBACK: _fallback,
     Kind.APPLICATION: _application,
     Kind.ENV: _env,
     Kind.CHOICES: _choices,

@@ -4,6 +4,7 @@ Rules:
 - The path is made decoded and normal first (http/paths.py), and that alone is looked at, by us and by the kind: so the
   two can't disagree about where "/app/%2e%2e/admin" leads. What is no path is answered 400.
 - The longest mount wins, by whole segments: "/app" gets /app and /app/x, and never /application.
+- One with a name ("@php") has no place here: a static mount asks it for what isn't there (kinds/static/kind.py).
 - What is below no mount is answered 404. `OPTIONS *` is for the server: the mount at "/" answers, or we do.
 - A request keeps what came out (`Request.placed`), so that one whose head is remembered (http/heads.py) costs nothing
   here.
@@ -37,7 +38,11 @@ class Mounts:
         self._kinds: dict[bytes, tuple[str, Kind]] = {}
         self._nowhere = Refusal(site, 404)
         self._no_path = Refusal(site, 400)
+        self._named: list[Kind] = []
         for mount, kind in mounts:
+            if mount.named:
+                self._named.append(kind)
+                continue
             path = mount.prefix.encode()
             # each byte a character, as WSGI and CGI have it
             self._kinds[path] = path.decode("latin-1"), kind
@@ -72,7 +77,7 @@ class Mounts:
 
     def close(self) -> None:
         """Give back what the kinds hold (tests; a worker's end with it)."""
-        for _, kind in self._kinds.values():
+        for kind in (*self._named, *[kind for _, kind in self._kinds.values()]):
             close = getattr(kind, "close", None)
             if close is not None:
                 close()

@@ -180,6 +180,10 @@ class Site:
             prepare(self.share, self.log)
         mounts = self.share.mounts
         kinds = [self._kind(mount.options) for mount in mounts]
+        by_path = dict(zip([mount.path for mount in mounts], kinds, strict=True))
+        for mount, kind in zip(mounts, kinds, strict=True):
+            if isinstance(mount.options, StaticOptions) and mount.options.fallback[:1] == "@":
+                kind.falls_back_on(by_path[mount.options.fallback])  # type: ignore[attr-defined]  # it is a StaticKind
         if [mount.path for mount in mounts] == ["/"]:
             self.kind = kinds[0]  # nothing in between
         else:

@@ -121,6 +121,18 @@ class Request:
             return self.placed.info
         return b"" if self.path == b"*" else unquote_to_bytes(self.path)
 
+    def again(self, placed: Placed) -> Request:
+        """Return the same request for somebody else, who may keep something of his own in it."""
+        cls = type(self)
+        new = object.__new__(cls)
+        for each in cls.__mro__[:-1]:
+            for name in each.__slots__:  # type: ignore[attr-defined]  # each of them has some
+                setattr(new, name, getattr(self, name))
+        new.remembered = False
+        new.memo = None
+        new.placed = placed
+        return new
+
     def _live(self, special: Fields) -> None:
         """Decide what comes behind this request (RFC 9112 section 9.3), and what before its body.
 

@@ -8,6 +8,13 @@ for as long as the file stays what it is.
 What isn't a file: a folder without a slash is redirected to it; with one it is its index, a list of its files
 (listing.py), or 403. What may not be read is 403; what isn't there, is hidden, leads out of the root or is no regular
 file, 404. OPTIONS says what there is; other methods, 405. Refusals have the tenant's error pages (pages.py).
+
+With a fallback, what would be 404 is asked of another kind, or answered with another file; so is a folder that has
+nothing to show, even without its slash (the redirect to it would lead nowhere), and a request of any method: only what
+is a file is ours.
+
+What other mounts of the vhost run is no file here, whatever it is called (programs.py): somebody's source code is
+never sent as text because two mounts have one folder.
 """
 
 from __future__ import annotations
@@ -15,6 +22,7 @@ from __future__ import annotations
 import os
 import stat
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from pyttpd_vhost.http.engine import Request
@@ -23,6 +31,7 @@ from pyttpd_vhost.http.exchange import Exchange
 from pyttpd_vhost.http.paths import BadPathError, normal
 from pyttpd_vhost.http.response import STATUS, Fields, Prepared
 from pyttpd_vhost.http.stream import Part
+from pyttpd_vhost.kinds.base import Kind, Placed
 from pyttpd_vhost.kinds.static import ranges
 from pyttpd_vhost.kinds.static.cache import Cache
 from pyttpd_vhost.kinds.static.conditions import Outcome, evaluate, gather, range_counts
@@ -36,6 +45,7 @@ from pyttpd_vhost.kinds.static.files import (
 )
 from pyttpd_vhost.kinds.static.paths import location, relative
 from pyttpd_vhost.kinds.static.patterns import CacheControl
+from pyttpd_vhost.kinds.static.programs import Programs
 from pyttpd_vhost.media import ContentTypes
 from pyttpd_vhost.openat2 import Root
 
@@ -70,9 +80,21 @@ class StaticKind:
             from pyttpd_vhost.kinds.static.listing import render
 
             self._render = render
+        self._programs = Programs(site.share.mounts, options.root)
+        index = tuple([name for name in options.index if not self._programs.has(name.encode())])
         types = ContentTypes(options.types, options.charset)
-        self._folder = Folder(self._root, options, types, CacheControl(options.cache_control))
+        self._folder = Folder(
+            self._root, replace(options, index=index), types, CacheControl(options.cache_control)
+        )
         self._cache = Cache(self._root, options.cache, site)
+        self._instead = b"" if options.fallback[:1] == "@" else options.fallback.encode()
+        if self._programs.has(self._instead):
+            self._instead = b""
+        self._other_kind: Kind | None = None
+
+    def falls_back_on(self, kind: Kind) -> None:
+        """Name who is asked for what isn't there."""
+        self._other_kind = kind
 
     def close(self) -> None:
         """Give all descriptors back (tests; a worker's end with it)."""
@@ -86,7 +108,8 @@ class StaticKind:
             kept[0].used = True
             exchange.respond_prepared(kept[1])
             return
-        if request.method not in ("GET", "HEAD"):
+        plain = request.method in ("GET", "HEAD")
+        if not plain and (self._other_kind is None or request.path == b"*"):
             self._other(request, exchange)
             return
         path = request.path if request.placed is None else request.placed.info
@@ -97,12 +120,15 @@ class StaticKind:
             except ClientGone:
                 raise  # an OSError, too, but none of opening
             except OSError as error:
-                self._refuse(exchange, error)
+                self._refuse(request, exchange, error)
                 return
             if entry is None:
                 return
             self._cache.put(path, entry)
-        self._answer(entry, request, exchange)
+        if plain:
+            self._answer(entry, request, exchange)
+        else:
+            self._other(request, exchange)
 
     # What isn't a file
 
@@ -116,10 +142,33 @@ class StaticKind:
         fields, content = self._site.page(code, headers or [])
         exchange.respond(STATUS[code], code, fields, content)
 
-    def _refuse(self, exchange: Exchange, error: OSError) -> None:
+    def _missing(self, request: Request, exchange: Exchange, code: int = 404) -> None:
+        """There is nothing to show: ask the fallback, or answer `code`."""
+        if self._other_kind is not None:
+            placed = request.placed
+            info = normal(request.path) if placed is None else placed.info
+            self._other_kind.handle(request.again(Placed(self._other_kind, request.mount, info)), exchange)
+        elif self._instead and (entry := self._load_instead()) is not None:
+            # not to be remembered: something may be there the next time
+            self._answer(entry, request.again(Placed(self, request.mount, b"")), exchange)
+        else:
+            self._page(exchange, code)
+
+    def _load_instead(self) -> Entry | None:
+        path = b"/" + self._instead
+        entry = self._cache.get(path)
+        if entry is None:
+            try:
+                entry = self._folder.load(self._instead)
+            except (OSError, NotAFileError):
+                return None
+            self._cache.put(path, entry)
+        return entry
+
+    def _refuse(self, request: Request, exchange: Exchange, error: OSError) -> None:
         """Answer a path that open(2) wouldn't open."""
         if error.errno in NOT_THERE:
-            self._page(exchange, 404)
+            self._missing(request, exchange)
         elif error.errno in FORBIDDEN:
             self._page(exchange, 403)
         else:
@@ -137,8 +186,8 @@ class StaticKind:
         except BadPathError:
             self._page(exchange, 400)
             return None
-        if path is None:
-            self._page(exchange, 404)
+        if path is None or self._programs.has(path):
+            self._missing(request, exchange)
             return None
         if placed is not None and not placed.info:  # the mount's own folder, without its slash
             self._page(exchange, 301, [("Location", location(placed.mount, b"", request.query))])
@@ -147,25 +196,31 @@ class StaticKind:
             try:
                 return self._folder.load(path)
             except NotAFileError as error:
-                if error.folder:
+                if error.folder and self._has_something(path + b"/"):
                     self._page(exchange, 301, [("Location", location(request.mount, path, request.query))])
                 else:
-                    self._page(exchange, 404)
+                    self._missing(request, exchange)
                 return None
         entry = self._folder.load_index(path)
         if entry is None:
-            self._list(path, exchange)
+            self._list(path, request, exchange)
         return entry
 
-    def _list(self, path: bytes, exchange: Exchange) -> None:
+    def _has_something(self, folder: bytes) -> bool:
+        """Whether a redirect to `folder` would lead to something of ours, and not to the fallback."""
+        if self._other_kind is None or self._render is not None:
+            return True
+        return self._folder.load_index(folder) is not None
+
+    def _list(self, path: bytes, request: Request, exchange: Exchange) -> None:
         """Answer for a folder without an index. Raises OSError."""
         fd = self._root.open(path or b".")
         try:
             if not stat.S_ISDIR(os.fstat(fd).st_mode):
-                self._page(exchange, 404)  # a file's name with a slash
+                self._missing(request, exchange)  # a file's name with a slash
                 return
             if self._render is None:
-                self._page(exchange, 403)
+                self._missing(request, exchange, 403)
                 return
             page = self._render(self._root, path, fd)
         finally:
