@@ -15,6 +15,12 @@ Where a runner stands behind the keeper (plain mode), it reads in place of maste
 need not be able to, and prepares, adopts and retires what is its own: processes, namespaces. Words go on to it as
 they are.
 
+As an ordinary user all have one uid, and who is who is told by doors (rendezvous.py). Those of parts that come
+after the start are handed down as well: the keeper of who binds keeps the far end for whoever of its role comes later.
+
+    runner  door DIRECTORY:ROLE:NAME      with a descriptor; the keeper passes it on to its role
+    runner  no-door DIRECTORY:ROLE:NAME   nobody comes through it any more
+
 From the role the keeper takes these four words and nothing else; an Outcome is only ever handed down: by a reader
 of our own or the runner, which is root, to the keeper, and by the keeper to the role. So it may be pickled.
 """
@@ -27,12 +33,14 @@ import signal
 import socket
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Protocol
 
 from pyttpd import fdpass, privileges
 from pyttpd.log import Log
 from pyttpd.loop import READ, Loop
+from pyttpd.rendezvous import Door
+from pyttpd.roles import Channel as Directory
 
 if TYPE_CHECKING:
     from pyttpd.config.changes import Plan
@@ -41,7 +49,9 @@ if TYPE_CHECKING:
 PREPARE, ADOPT, RETIRE, DROP = b"prepare", b"adopt", b"retire", b"drop"
 WORDS = (PREPARE, ADOPT, RETIRE, DROP)
 OUTCOME = b"outcome"
-_MAX_WORD = 64
+DOOR, NO_DOOR = b"door", b"no-door"
+#: A word, a directory, a role and a vhost's name.
+_MAX_WORD = 256
 #: Ten thousand tenants are read in seconds; a file system that hangs doesn't hang us.
 READ_TIMEOUT = 120.0
 
@@ -65,14 +75,19 @@ class Outcome:
         return cls(digest, (reason,), 1)
 
 
-class Desk(Protocol):
+class Reading(Protocol):
+    """Who reads the configuration; in a process of its own."""
+
+    def read(self) -> Outcome: ...
+
+
+class Desk(Reading, Protocol):
     """What a role (or the runner) does with a configuration that is read again, in its keeper.
 
     read() runs in the reader. prepare() may find more reasons against it, after which nothing may be left of it; the
     other calls come after a prepare() without errors, and don't fail.
     """
 
-    def read(self) -> Outcome: ...
     def prepare(self, outcome: Outcome) -> Outcome: ...
     def adopt(self) -> None: ...
     def retire(self) -> None: ...
@@ -84,6 +99,22 @@ def pack(outcome: Outcome) -> int:
     fd = os.memfd_create("pyttpd-outcome", os.MFD_CLOEXEC)
     _write(fd, outcome)
     return fd
+
+
+class NoDesk:
+    """Of a role that has nothing to do with the configuration: it only gets doors here."""
+
+    def read(self) -> Outcome:
+        return Outcome.refusal("this role doesn't read the configuration")
+
+    def prepare(self, outcome: Outcome) -> Outcome:
+        return outcome
+
+    def adopt(self) -> None: ...
+
+    def retire(self) -> None: ...
+
+    def drop(self) -> None: ...
 
 
 def _write(fd: int, outcome: Outcome) -> None:
@@ -129,8 +160,8 @@ class Reader:
     until: float
 
     @classmethod
-    def start(cls, desk: Desk, keep: Callable[[], None] = lambda: None) -> Reader:
-        """Fork the reader. `keep` is called in it first."""
+    def start(cls, desk: Reading) -> Reader:
+        """Fork the reader."""
         result = os.memfd_create("pyttpd-outcome", os.MFD_CLOEXEC)
         done, writer = os.pipe2(os.O_CLOEXEC)
         parent = os.getpid()
@@ -142,7 +173,6 @@ class Reader:
                 signal.pthread_sigmask(signal.SIG_SETMASK, ())
                 privileges.die_with_parent(parent, signal.SIGKILL)
                 privileges.set_process_name("pyttpd-reader")
-                keep()
                 _write(result, desk.read())
             finally:
                 os._exit(0)
@@ -169,11 +199,15 @@ class Reader:
 
 @dataclass(slots=True)
 class Office:
-    """The keeper's side. `runner` is the socket to the runner, if there is one that reads and prepares as well."""
+    """The keeper's side. `runner` is the socket to the runner, if there is one; `asks`: it reads in our place, and
+    prepares what is its own.
+    """
 
     desk: Desk
     log: Log
     runner: socket.socket | None = None
+    asks: bool = False
+    doors: list[Door] = field(default_factory=list)
     theirs: socket.socket | None = None
     _ends: dict[int, socket.socket] = field(default_factory=dict)
     _reader: Reader | None = None
@@ -258,7 +292,7 @@ class Office:
             case b"prepare":
                 self._drop()
                 self._asker = pid
-                if self.runner is not None:
+                if self.runner is not None and self.asks:
                     say(self.runner, PREPARE)
                 else:
                     self._reader = Reader.start(self.desk)
@@ -280,17 +314,30 @@ class Office:
         except Exception as error:  # noqa: BLE001 - whatever it was, there is no runner any more
             self.log.error("the runner can't be heard", error=error)
             word, fd = b"", None
-        if fd is not None:
-            try:
-                self._settle(unpack(fd))
-            finally:
-                os.close(fd)
-        elif not word:
-            runner.close()
-            self.runner = None
+        match word.split(b" "):
+            case [b"outcome"] if fd is not None:
+                try:
+                    self._settle(unpack(fd))
+                finally:
+                    os.close(fd)
+            case [b"door", of] if fd is not None:
+                self.doors.append(door_of(of, fd))
+                for end in self._ends.values():
+                    say(end, word, fd)
+            case [b"no-door", of]:
+                self._close_door(door_of(of, -1))
+            case [b""]:
+                runner.close()
+                self.runner = None
+
+    def _close_door(self, gone: Door) -> None:
+        # The role hears of it by the door's end.
+        for door in [door for door in self.doors if replace(door, fd=-1) == gone]:
+            self.doors.remove(door)
+            os.close(door.fd)
 
     def _pass_on(self, word: bytes) -> None:
-        if self.runner is not None:
+        if self.runner is not None and self.asks:
             say(self.runner, word)
 
     def _drop(self) -> None:
@@ -320,6 +367,12 @@ class Office:
                 os.close(fd)
 
 
+def door_of(text: bytes, fd: int) -> Door:
+    """Return the door that `text` names, with `fd` for its end."""
+    directory, role, name = text.decode("ascii").split(":")
+    return Door(Directory(directory), role, name, fd)
+
+
 class Counter:
     """The role's side: where it asks. One question at a time."""
 
@@ -327,6 +380,8 @@ class Counter:
         self._loop = loop
         self._sock = sock
         self._answer: Callable[[Outcome], None] | None = None
+        #: Takes over the descriptor of a door that has come.
+        self.on_door: Callable[[Door], None] = lambda door: os.close(door.fd)
         loop.add(sock.fileno(), READ, self._on_event)
 
     def prepare(self, answer: Callable[[Outcome], None]) -> None:
@@ -355,7 +410,9 @@ class Counter:
             word, fd = fdpass.recv_fd(self._sock, _MAX_WORD)
         except BlockingIOError:
             return
-        if fd is not None:
+        if fd is not None and word.startswith(DOOR):
+            self.on_door(door_of(word.split(b" ")[1], fd))
+        elif fd is not None:
             try:
                 outcome = unpack(fd)
             finally:

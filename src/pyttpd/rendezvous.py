@@ -133,18 +133,27 @@ class Entrance:
             listener.setblocking(False)
             self._sources.append((listener, None))
         for door in doors:
-            sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, fileno=door.fd)
-            sock.setblocking(False)
-            self._sources.append((sock, door))
+            self.add_door(door)
         budget.on_free.append(self._resume)
+
+    def add_door(self, door: Door) -> None:
+        """Let its far end in as well. Takes over its descriptor."""
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, fileno=door.fd)
+        sock.setblocking(False)
+        self._sources.append((sock, door))
+        if self._open:
+            self._watch(sock, door)
 
     def open(self) -> None:
         """Begin to let peers in (the role knows now whom to let in)."""
         if not self._open:
             self._open = True
             for sock, door in self._sources:
-                take = self._accept if door is None else self._through
-                self._loop.add(sock.fileno(), READ, lambda _, s=sock, d=door, t=take: t(s, d))  # type: ignore[misc]
+                self._watch(sock, door)
+
+    def _watch(self, sock: socket.socket, door: Door | None) -> None:
+        take = self._accept if door is None else self._through
+        self._loop.add(sock.fileno(), READ, lambda _: take(sock, door))
 
     def close(self) -> None:
         """Let nobody in any more. The sockets stay open: the keeper holds them for a successor anyway."""

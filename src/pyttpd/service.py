@@ -30,7 +30,7 @@ from pyttpd.confine.landlock import SCOPE_ABI
 from pyttpd.health import DEFAULT_FILE, HealthFile
 from pyttpd.log import Log
 from pyttpd.loop import Budget, Loop
-from pyttpd.office import Counter, Desk, Office
+from pyttpd.office import Counter, Desk, NoDesk, Office
 from pyttpd.rendezvous import BACKLOG, SOCKET_NAME, Caller, Door, Entrance, Link
 from pyttpd.roles import ROLES, Role, binder_of
 from pyttpd.roles import Channel as Directory
@@ -244,9 +244,12 @@ class Service:
     renewing: bool = False
     #: Where we ask our keeper, if our role has anything to ask for.
     counter: Counter | None = None
+    #: Doors that have come after our keeper was started.
+    late_doors: list[Door] = field(default_factory=list)
     _on_drain: list[Callable[[], None]] = field(default_factory=list)
     _sockets: dict[tuple[str, str], socket.socket] = field(default_factory=dict)
     _scraped: metrics.Server | None = None
+    _entrances: dict[Directory, Entrance] = field(default_factory=dict)
     _links: dict[Directory, Link] = field(default_factory=dict)
     _report: confine.Report | None = None
     _when_sealed: list[Callable[[], None]] = field(default_factory=list)
@@ -346,7 +349,16 @@ class Service:
     # ---- meeting the others ----
 
     def doors(self, directory: Directory) -> list[Door]:
-        return [door for door in self.options.doors if door.directory is directory]
+        doors = (*self.options.doors, *self.late_doors)
+        return [door for door in doors if door.directory is directory]
+
+    def open_door(self, door: Door) -> None:
+        """Let somebody in who has come after the start, through `door`, whose descriptor is taken over."""
+        entrance = self._entrances.get(door.directory)
+        if entrance is None:
+            os.close(door.fd)
+        else:
+            entrance.add_door(door)
 
     def entrance(
         self,
@@ -357,7 +369,7 @@ class Service:
         on_open: Callable[[Channel, Hello], None],
     ) -> Entrance:
         """Return the entrance of a directory that this role binds. It is closed until its open() is called."""
-        return Entrance(
+        entrance = self._entrances[directory] = Entrance(
             directory,
             self.bound.get(directory),
             self.doors(directory),
@@ -369,6 +381,7 @@ class Service:
             authorise=authorise,
             on_open=on_open,
         )
+        return entrance
 
     def link(
         self,
@@ -574,6 +587,8 @@ def main(program: Program, arguments: list[str]) -> int:
         service = Service(role, options, bound, beat, log, renewing=keep.renewing)
         if office is not None and office.theirs is not None:
             service.counter = Counter(service.loop, office.theirs)
+            service.counter.on_door = service.open_door
+            service.late_doors = list(office.doors)
         program.serve(service)
 
     gc.collect()
@@ -582,7 +597,9 @@ def main(program: Program, arguments: list[str]) -> int:
     if options.runner >= 0:
         runner = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, fileno=options.runner)
         runner.setblocking(False)
-    office = None if program.desk is None else Office(program.desk, log, runner)
+    office = None
+    if program.desk is not None or runner is not None:
+        office = Office(program.desk or NoDesk(), log, runner, asks=role is Role.MASTER)
     keep = keeper.Keeper(
         serve,
         log,

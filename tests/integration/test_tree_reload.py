@@ -113,6 +113,69 @@ def test_a_listener_moves_while_clients_wait_in_its_queue(plant: Plant, ordinary
     tree.wait_for(is_closed)
 
 
+MORE = """
+[listen.more]
+address = "127.0.0.1:{port}"
+[vhost.more]
+hosts = ["more.localhost"]
+uid = 20003
+kind = "wsgi"
+root = "application"
+application = "app:application"
+"""
+
+
+@BOTH
+def test_parts_come_and_go(plant: Plant, ordinary: bool) -> None:
+    """A tenant and a listener that are new are started, and end when their tables are gone; twice, to see what is
+    left.
+    """
+    tree = plant(ordinary=ordinary)
+    before = pids(tree)
+    config = tree.folder / "pyttpd.toml"
+    without, first = config.read_text(), tree.port
+    for _ in range(2):
+        port = free_port()
+        config.write_text(without + MORE.format(port=port))
+        status, text = reload(tree)
+        assert status == 0, text
+        assert "+ [vhost.more]: its processes are started" in text
+        assert "+ [listen.more]: its process is started; a new port" in text
+        for tree.port in (first, port):
+            assert tree.get("more.localhost", "/x").body == b"/x"
+            assert tree.get("wsgi.localhost", "/y").body == b"/y"
+        role = tree.pids("umaster")[-1]
+        os.kill(role, signal.SIGKILL)  # who comes after it knows the new ones as well
+        tree.expect("died")
+        tree.wait_for(lambda: tree.get("more.localhost", "/x").body == b"/x")
+        tree.port = first
+        config.write_text(without)
+        status, text = reload(tree)
+        assert status == 0, text
+        tree.wait_for(lambda: not tree.pids("vhost", "more") and not tree.pids("listener", "more"))
+        assert tree.get("more.localhost").status == 421
+        assert not list((tree.folder / "run/health").glob("*more*"))
+    assert pids(tree) == before
+
+
+@BOTH
+def test_a_tenant_that_moves_gets_new_processes_before_the_old_ones_end(plant: Plant, ordinary: bool) -> None:
+    """Its root, and as root also its uid: what a process can't be given later."""
+    tree = plant(
+        ordinary=ordinary, files={"elsewhere/app.py": APPLICATION.replace('environ["PATH_INFO"]', '"new"')}
+    )
+    before = pids(tree)
+    change(tree, 'root = "application"', 'root = "elsewhere"')
+    change(tree, "uid = 20002", "uid = 20005")
+    status, text = reload(tree)
+    assert status == 0, text
+    assert "all its processes are started anew" in text
+    tree.wait_for(lambda: not set(pids(tree)["wsgi"]) & set(before["wsgi"]))
+    assert tree.get("wsgi.localhost").body == b"new"
+    assert pids(tree)["static"] == before["static"]
+    assert reload(tree) == (0, tree_says(2))
+
+
 @pytest.mark.root
 def test_a_vhosts_code_anew(plant: Plant) -> None:
     tree = plant()

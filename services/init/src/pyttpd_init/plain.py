@@ -42,6 +42,7 @@ from pyttpd.roles import Channel as Directory
 from pyttpd.service import Options, StartError, door_argument
 
 from pyttpd_init import egress, gate, namespaces
+from pyttpd_init.steward import Steward
 
 #: All that roles and tenants get of the operator's environment: the rest may hold secrets.
 PASSED_ENVIRONMENT = ("LANG", "LC_ALL", "LC_CTYPE", "TZ")
@@ -64,7 +65,7 @@ FOUNDERS = (Role.INIT, Role.MASTER)
 LEAVING_ORDER = ((Role.LISTENER,), (Role.UMASTER,), (Role.VHOST, Role.MASTER), (Role.INIT,))
 _LAST_DESCRIPTOR = 2**31 - 1
 
-_SIGNALS = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD})
+_SIGNALS = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD, signal.SIGIO})
 
 
 @dataclass(slots=True, eq=False)
@@ -84,9 +85,15 @@ class Instance:
     allow: tuple[Address, ...] = ()
     #: A descriptor of the network namespace that it shares with its gate; without one it makes its own.
     network: int = -1
+    #: Whose place it takes, as soon as it is ready; it has a number then, since both are there for a while.
+    replaces: Instance | None = None
+    number: int = 0
+    #: Sockets that were made for it after the start, and end with it.
+    kept: list[socket.socket] = field(default_factory=list)
 
     def __str__(self) -> str:
-        return f"{self.role.value}.{self.name}" if self.name else self.role.value
+        text = f"{self.role.value}.{self.name}" if self.name else self.role.value
+        return f"{text}+{self.number}" if self.number else text
 
 
 @dataclass(slots=True, eq=False)
@@ -94,7 +101,7 @@ class GateInstance(Instance):
     """The gate of a tenant: a program of init's, not a role, with the tenant's uid. It comes and goes with init."""
 
     def __str__(self) -> str:
-        return f"gate.{self.name}"
+        return f"gate.{self.name}+{self.number}" if self.number else f"gate.{self.name}"
 
 
 def instances(config: Config) -> list[Instance]:
@@ -178,13 +185,13 @@ class Runner:
 
     def __init__(self, options: Options, config: Config, log: Log) -> None:
         self._options = options
-        self._config = config
-        self._log = log
-        self._as_root = os.geteuid() == 0
-        self._file = os.path.abspath(options.config)
-        self._dir = config.runtime_dir if self._as_root else user_directory(config.runtime_dir)
-        self._children = instances(config)
-        self._table = "pyttpd_" + hashlib.sha256(self._dir.encode()).hexdigest()[:8]
+        self.config = config
+        self.log = log
+        self.as_root = os.geteuid() == 0
+        self.file = os.path.abspath(options.config)
+        self._dir = config.runtime_dir if self.as_root else user_directory(config.runtime_dir)
+        self.children = instances(config)
+        self.table = "pyttpd_" + hashlib.sha256(self._dir.encode()).hexdigest()[:8]
         self._phase = Phase.STARTING
         self._founded = False
         self._roles_since = 0.0
@@ -193,6 +200,8 @@ class Runner:
         self._lock = -1
         self._not_ours: frozenset[int] = frozenset()
         self._doors: list[socket.socket] = []
+        self._steward = Steward(self)
+        self._had_terminal = has_terminal()
 
     # ---- before the first child ----
 
@@ -211,55 +220,73 @@ class Runner:
                 raise StartError(
                     f"another pyttpd runs with runtime_dir {self._dir}; end it, or give this one another runtime_dir"
                 ) from None
-            if self._as_root:
+            if self.as_root:
                 for role, row in ROLES.items():
                     for directory in row.binds:
                         self._directory(directory.value, row.uid, row.uid)
                     del role
-                self._children += gates(self._children)
+                self.children += gates(self.children)
             else:
                 # People come by path; who they are, their uid says.
                 self._directory(Directory.ADMIN.value, os.geteuid(), os.getegid())
             self._directory("health", os.geteuid(), os.getegid())
-            for child in self._children:
-                self._directory(f"health/{child}", *self._owner(child))
-                if child.role is Role.VHOST and not self._as_root:
-                    self._directory(f"tmp-{child.name}", *self._owner(child), mode=0o700)
+            for child in self.children:
+                self.make_folders(child)
         except namespaces.NamespaceError as error:
             raise StartError(f"{error} (allow)") from None
         except OSError as error:
             raise StartError(f"{error.filename or self._dir}: {error.strerror} (runtime_dir)") from None
         finally:
             os.umask(old)
-        if self._as_root:
+        if self.as_root:
             check_interpreter()
-            allowed = [
-                egress.Allowed(address, child.uid) for child in self._children for address in child.allow
-            ]
             try:
-                egress.set_egress(
-                    [egress.UidRange(10_000, 10_000)]
-                    + [egress.UidRange(child.uid, child.uid) for child in self._children if child.uid],
-                    allowed=allowed,
-                    table=self._table,
+                self._steward.hold_back(
+                    {child.uid for child in self.children if child.uid},
+                    {
+                        egress.Allowed(address, child.uid)
+                        for child in self.children
+                        for address in child.allow
+                    },
                 )
-                egress.verify_egress(by_uid=True, allowed=allowed, table=self._table)
             except egress.EgressError as error:
                 raise StartError(str(error)) from None
         else:
-            self._log.warning(
+            self.log.warning(
                 "running as an ordinary user: all tenants have one uid, no network namespaces and no egress rule; "
                 "Landlock and seccomp are all that keeps them apart. Start as root, or use compose, for tenants that "
                 "don't trust each other",
                 uid=os.geteuid(),
             )
-            self._doors = make_doors(self._children)
-            if any(child.allow for child in self._children):
-                self._log.warning(
+            self._doors = make_doors(self.children)
+            for role in (Role.INIT, Role.UMASTER):
+                self._steward.link(role)
+            if any(child.allow for child in self.children):
+                self.log.warning(
                     "as an ordinary user, `allow` opens its ports at every address, and to whoever turns a client's "
                     "connection round",
-                    tenants=" ".join(child.name for child in self._children if child.allow),
+                    tenants=" ".join(child.name for child in self.children if child.allow),
                 )
+
+        self._steward.link(Role.MASTER)
+
+    def make_folders(self, child: Instance) -> None:
+        """Make what `child` writes in. Raises OSError."""
+        old = os.umask(0o022)
+        try:
+            self._directory(f"health/{child}", *self._owner(child))
+            if child.role is Role.VHOST and not self.as_root:
+                self._directory(f"tmp-{child.name}", *self._owner(child), mode=0o700)
+        finally:
+            os.umask(old)
+
+    def tmp_folder(self, child: Instance) -> str:
+        return f"{self._dir}/tmp-{child.name}"
+
+    @staticmethod
+    def is_part(child: Instance) -> bool:
+        """Whether `child` is what a table asks for: no gate, and nobody who has been asked to leave."""
+        return not isinstance(child, GateInstance) and not child.asked
 
     def _check_directory(self) -> None:
         """Raise StartError if anybody else could put something of theirs in the place of what we make here."""
@@ -275,45 +302,47 @@ class Runner:
             )
 
     def _owner(self, child: Instance) -> tuple[int, int]:
-        return (child.uid, child.gid) if self._as_root else (os.geteuid(), os.getegid())
+        return (child.uid, child.gid) if self.as_root else (os.geteuid(), os.getegid())
 
     def _directory(self, name: str, uid: int, gid: int, mode: int = 0o755) -> None:
         path = f"{self._dir}/{name}"
         os.makedirs(path, mode, exist_ok=True)
-        if self._as_root:
+        if self.as_root:
             os.chown(path, uid, gid, follow_symlinks=False)
 
     # ---- children ----
 
-    def _health_file(self, child: Instance) -> str:
+    def health_file(self, child: Instance) -> str:
         return f"{self._dir}/health/{child}/state"
 
     def _command(self, child: Instance, runner: int) -> list[str]:
         if isinstance(child, GateInstance):
             command = [sys.executable, "-I", "-m", "pyttpd_init.gate", "--name", child.name]
             command += ["--uid", str(child.uid), "--gid", str(child.gid), "--die-with", str(runner)]
-            return [*command, "--health-file", self._health_file(child)]
+            return [*command, "--health-file", self.health_file(child)]
         command = [sys.executable, "-I", "-m", f"pyttpd_{child.role.value}"]
-        command += ["--runtime-dir", self._dir, "--health-file", self._health_file(child)]
-        command += ["--grace", str(self._config.grace), "--die-with", str(runner)]
+        command += ["--runtime-dir", self._dir, "--health-file", self.health_file(child)]
+        command += ["--grace", str(self.config.grace), "--die-with", str(runner)]
         if child.name:
             command += ["--name", child.name]
         if child.role in (Role.INIT, Role.MASTER):
-            command += ["--config", self._file]
+            command += ["--config", self.file]
         if child.role is Role.INIT and self._founded:
             command += ["--take-back"]  # the listeners still have what its predecessor bound
         if child.role is not Role.INIT:
             command += ["--max-age", str(self._options.max_age or service.DEFAULT_MAX_AGE)]
-            if self._as_root:
+            if self.as_root:
                 command += ["--uid", str(child.uid), "--gid", str(child.gid)]
         for address in child.allow:
             command += ["--allow", str(address)]
         if child.role is Role.VHOST:
             command += ["--shared-output"]
-        if child.role is Role.VHOST and not self._as_root:
+        if child.role is Role.VHOST and not self.as_root:
             command += ["--tmp", f"{self._dir}/tmp-{child.name}", "--one-uid"]
         for door in child.doors:
             command += ["--door", door_argument(door)]
+        if self._steward.descriptor(child) >= 0:
+            command += ["--runner", str(self._steward.descriptor(child))]
         return command
 
     def _start(self, child: Instance) -> None:
@@ -325,7 +354,7 @@ class Runner:
             try:
                 self._become(child, runner)
             except BaseException as error:  # noqa: BLE001 - the child ends here, whatever it was
-                self._log.error("cannot start", child=child, error=error)
+                self.log.error("cannot start", child=child, error=error)
             finally:
                 os._exit(2)
 
@@ -337,13 +366,15 @@ class Runner:
         os.close(null)
         command = self._command(child, runner)
         kept = [door.fd for door in child.doors]
+        if self._steward.descriptor(child) >= 0:
+            kept.append(self._steward.descriptor(child))
         if isinstance(child, GateInstance):
             # Made here and not by the runner, which holds no listening socket.
             inside = namespaces.listen_inside(child.network, child.allow, gate.BACKLOG)
             for address, sock in zip(child.allow, inside, strict=True):
                 command += ["--door", gate.door_argument(address, sock)]
                 kept.append(sock.detach())
-        if self._as_root:
+        if self.as_root:
             self._enter_namespaces(child)
         else:
             os.chdir("/")
@@ -361,29 +392,29 @@ class Runner:
     def _enter_namespaces(self, child: Instance) -> None:
         if isinstance(child, GateInstance):
             # It connects from here, the network of the machine.
-            view = namespaces.role_view(own=(os.path.dirname(self._health_file(child)),))
+            view = namespaces.role_view(own=(os.path.dirname(self.health_file(child)),))
             namespaces.enter_mount_namespace(view)
             return
         row = ROLES[child.role]
         channels = tuple(f"{self._dir}/{directory.value}" for directory in row.connects)
         own = (
             *(f"{self._dir}/{directory.value}" for directory in row.binds),
-            os.path.dirname(self._health_file(child)),
+            os.path.dirname(self.health_file(child)),
         )
         if child.role is Role.VHOST:
-            vhost = self._config.vhost(child.name)
+            vhost = self.config.vhost(child.name)
             view = namespaces.tenant_view(
                 vhost.root,
                 channels=channels,
                 python_path=(*vhost.python_path, *((vhost.virtualenv,) if vhost.virtualenv else ())),
                 writable=(*vhost.writable, *own, *log_folders(vhost)),
-                hidden=(os.path.dirname(self._file),)
-                if not _inside(vhost.root, os.path.dirname(self._file))
+                hidden=(os.path.dirname(self.file),)
+                if not _inside(vhost.root, os.path.dirname(self.file))
                 else (),
             )
         else:
             # init and master read the configuration, which may lie below a directory that is covered.
-            reads = (os.path.dirname(self._file),) if child.role in (Role.INIT, Role.MASTER) else ()
+            reads = (os.path.dirname(self.file),) if child.role in (Role.INIT, Role.MASTER) else ()
             view = namespaces.role_view(channels=(*channels, *reads), own=own)
         if child.network >= 0:
             namespaces.join_network_namespace(child.network)
@@ -393,7 +424,7 @@ class Runner:
 
     def _reap(self) -> None:
         for pid, code in privileges.ended():
-            for child in self._children:
+            for child in list(self.children):
                 if child.pid == pid:
                     self._gone(child, code)
 
@@ -402,7 +433,7 @@ class Runner:
 
         A role dies with its keeper, but not what a tenant's application has started: as the subreaper we get that.
         """
-        known = self._not_ours | {child.pid for child in self._children}
+        known = self._not_ours | {child.pid for child in self.children} | self._steward.pids
         strays = [pid for pid in privileges.children() if pid not in known]
         for pid in strays:
             _quietly(_kill_hard, pid)
@@ -410,19 +441,17 @@ class Runner:
 
     def _gone(self, child: Instance, code: int) -> None:
         child.pid = 0
-        if self._phase not in (Phase.STARTING, Phase.READY):
+        if self._phase not in (Phase.STARTING, Phase.READY) or self._steward.gone(child):
             return
         if code == 2 and self._phase is Phase.STARTING and child.role in (Role.INIT, Role.MASTER):
-            self._log.error("cannot start the tree", child=child)
+            self.log.error("cannot start the tree", child=child)
             self._status = 2
             self._go_on_leaving()
             return
         now = time.monotonic()
         child.failures = 0 if now - child.born > STABLE_AFTER else child.failures + 1
         delay = min(LAST_DELAY, FIRST_DELAY * 2 ** min(child.failures, 16))
-        self._log.warning(
-            "keeper ended and is started again", child=child, status=code, delay=round(delay, 2)
-        )
+        self.log.warning("keeper ended and is started again", child=child, status=code, delay=round(delay, 2))
         child.start_at = now + delay
 
     # ---- the runner's life ----
@@ -441,23 +470,38 @@ class Runner:
             info = signal.sigtimedwait(_SIGNALS, self._wait())
             self._reap()
             self._end_strays()
-            if (info is not None and info.si_signo != signal.SIGCHLD) or time.monotonic() >= self._until:
+            number = 0 if info is None else info.si_signo
+            if number == signal.SIGHUP and not self._lost_terminal():
+                self._reload()
+            elif number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP) or time.monotonic() >= self._until:
                 self._go_on_leaving()
+            if self._phase in (Phase.STARTING, Phase.READY):
+                self._steward.turn(time.monotonic())
             match self._phase:
                 case Phase.STARTING:
                     self._look_ready()
                 case Phase.READY:
                     pass
-                case _ if not any(child.pid for child in self._children) and not self._end_strays():
+                case _ if not any(child.pid for child in self.children) and not self._end_strays():
                     break
                 case Phase.LEAVING:
                     self._ask_next()
         self._clean()
         return self._status
 
+    def _reload(self) -> None:
+        """SIGHUP: master reads the configuration again, and asks us for what is ours to do."""
+        for child in self.children:
+            if child.role is Role.MASTER:
+                self.kill(child, signal.SIGHUP)
+
+    def _lost_terminal(self) -> bool:
+        """Whether SIGHUP means what it did first: the terminal that we were started from is gone."""
+        return self._had_terminal and not has_terminal()
+
     def _start_due(self) -> None:
         now = time.monotonic()
-        for child in self._children:
+        for child in self.children:
             if (
                 child.start_at is not None
                 and child.start_at <= now
@@ -466,18 +510,18 @@ class Runner:
                 self._start(child)
 
     def _wait(self) -> float:
-        if self._phase is not Phase.READY:
+        if self._phase is not Phase.READY or self._steward.waits:
             return POLL
-        times = [child.start_at - time.monotonic() for child in self._children if child.start_at is not None]
+        times = [child.start_at - time.monotonic() for child in self.children if child.start_at is not None]
         return max(0.0, min(times, default=60.0))
 
     def _look_ready(self) -> None:
         if not self._founded:
             self._founded = all(
-                health.read(self._health_file(child))[0] for child in self._children if child.role in FOUNDERS
+                health.read(self.health_file(child))[0] for child in self.children if child.role in FOUNDERS
             )
             return
-        late = [child for child in self._children if not health.read(self._health_file(child))[0]]
+        late = [child for child in self.children if not health.read(self.health_file(child))[0]]
         if any(child.role is not Role.VHOST for child in late):
             self._roles_since = 0.0
             return
@@ -488,74 +532,84 @@ class Runner:
             if late:
                 names = " ".join(child.name for child in late[:MOST_NAMED])
                 more = {"and_more": len(late) - MOST_NAMED} if len(late) > MOST_NAMED else {}
-                self._log.warning("tenants that don't run yet; they are tried again", names=names, **more)
+                self.log.warning("tenants that don't run yet; they are tried again", names=names, **more)
             addresses = " ".join(
-                f"http://{each.address}/" for each in self._config.listeners if each.mode == "http"
+                f"http://{each.address}/" for each in self.config.listeners if each.mode == "http"
             )
             notify("READY=1")
-            tenants = len(self._config.vhosts) - len(late)
-            self._log.info("ready", listening=addresses, tenants=tenants, stop="Ctrl-C")
+            tenants = len(self.config.vhosts) - len(late)
+            self.log.info("ready", listening=addresses, tenants=tenants, stop="Ctrl-C")
 
     def _go_on_leaving(self) -> None:
         """A signal, or the end of the patience with the phase we are in: the next one."""
         now = time.monotonic()
         match self._phase:
             case Phase.STARTING | Phase.READY:
-                self._phase, self._until = Phase.LEAVING, now + self._config.grace
+                self._phase, self._until = Phase.LEAVING, now + self.config.grace
                 notify("STOPPING=1")
-                self._log.info("leaving", grace=self._config.grace)
+                self.log.info("leaving", grace=self.config.grace)
             case Phase.LEAVING:
                 self._phase, self._until = Phase.ENDING, now + LAST_WORD
-                for child in self._children:
+                for child in self.children:
                     # A keeper ends at once at its second signal. One that hasn't had its first gets that too.
                     if not child.asked:
-                        self._kill(child, signal.SIGTERM)
-                    self._kill(child, signal.SIGINT)
+                        self.kill(child, signal.SIGTERM)
+                    self.kill(child, signal.SIGINT)
             case Phase.ENDING | Phase.KILLING:
                 self._phase, self._until = Phase.KILLING, now + LAST_WORD
-                for child in self._children:
-                    self._kill(child, signal.SIGKILL)
+                for child in self.children:
+                    self.kill(child, signal.SIGKILL)
 
     def _ask_next(self) -> None:
         """Ask the next ones to leave, as soon as those before them have gone."""
         for roles in LEAVING_ORDER:
-            there = [child for child in self._children if child.role in roles and child.pid]
+            there = [child for child in self.children if child.role in roles and child.pid]
             for child in there:
                 if not child.asked:
                     child.asked = True
-                    self._kill(child, signal.SIGTERM)
+                    self.kill(child, signal.SIGTERM)
             if there:
                 return
 
     @staticmethod
-    def _kill(child: Instance, number: int) -> None:
+    def kill(child: Instance, number: int) -> None:
         if child.pid:
             os.kill(child.pid, number)  # not reaped yet, so the pid is still the child's
 
     def _clean(self) -> None:
-        if self._as_root:
+        if self.as_root:
             try:
-                egress.remove_egress(table=self._table)
+                egress.remove_egress(table=self.table)
             except egress.EgressError as error:
-                self._log.error("egress rule stays behind", error=error)
+                self.log.error("egress rule stays behind", error=error)
         # Only what we have made, each by its name: the directory may hold something of the operator's, and what is in a
         # tenant's directory may be a trap.
+        self._steward.close()
         for row in ROLES.values():
             for directory in row.binds:
                 _quietly(os.unlink, f"{self._dir}/{directory.value}/{SOCKET_NAME}")
                 _quietly(os.rmdir, f"{self._dir}/{directory.value}")
-        for child in self._children:
+        for child in self.children:
             if child.network >= 0 and not isinstance(child, GateInstance):
                 os.close(child.network)
-            for name in (self._health_file(child), f"{self._health_file(child)}.new"):
+            for name in (self.health_file(child), f"{self.health_file(child)}.new"):
                 _quietly(os.unlink, name)
-            _quietly(os.rmdir, os.path.dirname(self._health_file(child)))
-            if child.role is Role.VHOST and not self._as_root:
+            _quietly(os.rmdir, os.path.dirname(self.health_file(child)))
+            if child.role is Role.VHOST and not self.as_root:
                 _quietly(shutil.rmtree, f"{self._dir}/tmp-{child.name}")
         _quietly(os.rmdir, f"{self._dir}/health")
         _quietly(os.unlink, f"{self._dir}/lock")
         _quietly(os.rmdir, self._dir)
-        self._log.info("left")
+        self.log.info("left")
+
+
+def has_terminal() -> bool:
+    """Say whether this process has a controlling terminal that is still there (tty(4))."""
+    try:
+        os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC))
+    except OSError:
+        return False
+    return True
 
 
 def notify(state: str) -> None:
