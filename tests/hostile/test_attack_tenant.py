@@ -211,7 +211,7 @@ def test_cleaning_up_takes_away_what_it_made_and_nothing_else(tmp_path: Path) ->
     (folder / "health" / "vhost.a" / "state").write_text("ready\n")
     (folder / "lock").touch()
     one = runner(tmp_path, folder)
-    one._as_root = False  # no egress rule was set
+    one.as_root = False  # no egress rule was set
     one._clean()
     left = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
     assert left == ["health/vhost.a/precious", "init/precious", "site/precious"]

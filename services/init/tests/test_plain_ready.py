@@ -37,9 +37,9 @@ class Tree:
 
     def well(self, *names: str) -> None:
         """All roles, and the tenants `names`, are ready."""
-        for child in self.runner._children:
+        for child in self.runner.children:
             if child.role is not Role.VHOST or child.name in names:
-                path = self.runner._health_file(child)
+                path = self.runner.health_file(child)
                 os.makedirs(os.path.dirname(path), exist_ok=True)
                 HealthFile(path).write("ready")
 
@@ -95,8 +95,8 @@ def test_a_tenant_that_does_not_run_keeps_nobody_from_having_started(
 def test_a_role_is_waited_for(tree: Tree, clock: list[float]) -> None:
     tree.well("good")
     assert not tree.look() and not tree.look()
-    (umaster,) = [child for child in tree.runner._children if child.role is Role.UMASTER]
-    HealthFile(tree.runner._health_file(umaster)).write("restarting")
+    (umaster,) = [child for child in tree.runner.children if child.role is Role.UMASTER]
+    HealthFile(tree.runner.health_file(umaster)).write("restarting")
     clock[0] += plain.TENANTS_PATIENCE
     assert not tree.look()
     tree.well("good")
