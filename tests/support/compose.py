@@ -45,6 +45,18 @@ class Process:
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()
         return cls(pid, {name: value.strip() for name, _, value in (line.partition(":") for line in lines)})
 
+    @classmethod
+    def tree(cls, first: int) -> list[Process]:
+        """Return process `first` and all below it."""
+        found, todo = [], [first]
+        while todo:
+            pid = todo.pop(0)
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                found.append(cls.of(pid))
+                for task in Path(f"/proc/{pid}/task").glob("*/children"):
+                    todo.extend(map(int, task.read_text().split()))
+        return found
+
     def ids(self, what: str) -> set[int]:
         """Return the real, effective, saved and file system id of `what` (Uid, Gid), as a set."""
         return set(map(int, self.status[what].split()))
@@ -120,15 +132,7 @@ class Deployment:
 
     def processes(self, service: str) -> list[Process]:
         """Return all processes of a service's container, its PID 1 first."""
-        first = self.containers()[service]["State"]["Pid"]
-        found, todo = [], [first]
-        while todo:
-            pid = todo.pop(0)
-            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-                found.append(Process.of(pid))
-                for task in Path(f"/proc/{pid}/task").glob("*/children"):
-                    todo.extend(map(int, task.read_text().split()))
-        return found
+        return Process.tree(self.containers()[service]["State"]["Pid"])
 
     def descriptors(self) -> dict[str, int]:
         """Return how many descriptors all processes of each service have open. Root only.
@@ -150,6 +154,14 @@ class Deployment:
         """Return a new connection to the published HTTP port. The caller closes it."""
         return socket.create_connection(("127.0.0.1", self.port), timeout)
 
+    def client(self, port: int, timeout: float) -> http.client.HTTPConnection:
+        """Return a client of one of the published ports."""
+        return http.client.HTTPConnection("127.0.0.1", port, timeout=timeout)
+
+    def within(self) -> list[str]:
+        """Return what has to stand in front of a program that is to reach the tree."""
+        return []
+
     def request(
         self,
         method: str,
@@ -161,7 +173,7 @@ class Deployment:
         timeout: float = ANSWER_WITHIN,
     ) -> Answer:
         """Return the answer to one request on a connection of its own."""
-        connection = http.client.HTTPConnection("127.0.0.1", port or self.port, timeout=timeout)
+        connection = self.client(port or self.port, timeout)
         with contextlib.closing(connection):
             connection.request(method, path, body, {"Host": host, "Connection": "close"} | (headers or {}))
             response = connection.getresponse()
@@ -176,7 +188,9 @@ class Deployment:
         resolve = f"{host}:{self.port}:127.0.0.1"
         command = ["curl", "-sS", "--max-time", "20", "--resolve", resolve, *arguments]
         return subprocess.run(
-            [*command, f"{scheme}://{host}:{self.port}{path}"], capture_output=True, timeout=30
+            [*self.within(), *command, f"{scheme}://{host}:{self.port}{path}"],
+            capture_output=True,
+            timeout=30,
         )
 
     def targets(self) -> dict[str, tuple[str, str]]:
