@@ -137,7 +137,6 @@ class Podman:
     def close(self) -> None:
         """End everything that was started, and take the store away."""
         self("pod", "rm", "--force", "--all", "--time", "0", check=False)
-        self("system", "reset", "--force", check=False)
         self.holder.kill()
         self.holder.wait()
         assert self.holder.stdout is not None
