@@ -32,14 +32,17 @@ Made by `make test` and then `cd tests && python -m hostile.matrix --write ../SE
 attempt succeeds: **yes**, no, or - where there is nothing to try it on. The first columns are a tenant's process behind
 only that lock (and an ordinary uid), then behind all; then a tenant that is allowed a database, whose port is the
 target's and whose address isn't; then our own roles, taken over, behind all; then a tenant in a running tree of each
-form of deployment."""
-#: What the tests of running trees leave (tests/hostile/test_tree.py, tests/e2e/test_hostile_tenant.py).
+form of deployment. In the pod there is no namespace of the tenant's own and, as it was tried here, no policy: what is refused
+there is refused by Landlock and seccomp alone."""
+#: What the tests of running trees leave (tests/hostile/test_tree.py, tests/e2e/test_hostile_tenant.py,
+#: tests/pod/test_hostile_pod.py).
 FORMS = {
     "plain, root": "hostile-plain-root.json",
     "plain, root, with a database": "hostile-plain-root-database.json",
     "plain, ordinary user": "hostile-plain-ordinary-user.json",
     "compose": "hostile-compose.json",
     "compose, with a database": "hostile-compose-database.json",
+    "pod": "hostile-pod.json",
 }
 BUILD = Path(__file__).parents[2] / "build"
 
