@@ -32,8 +32,8 @@ Made by `make test` and then `cd tests && python -m hostile.matrix --write ../SE
 attempt succeeds: **yes**, no, or - where there is nothing to try it on. The first columns are a tenant's process behind
 only that lock (and an ordinary uid), then behind all; then a tenant that is allowed a database, whose port is the
 target's and whose address isn't; then our own roles, taken over, behind all; then a tenant in a running tree of each
-form of deployment. In the pod a tenant has no namespace of its own and, as it was tried here, there is no policy: what is
-refused there is refused by Landlock and seccomp alone."""
+form of deployment. In the pod a tenant has no namespace of its own and, as it was tried here, there is no policy:
+what is refused there is refused by Landlock and seccomp alone."""
 #: What the tests of running trees leave (tests/hostile/test_tree.py, tests/e2e/test_hostile_tenant.py,
 #: tests/pod/test_hostile_pod.py).
 FORMS = {
