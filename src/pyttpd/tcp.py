@@ -1,4 +1,6 @@
-"""What the kernel knows of a TCP connection: how much of it has been read (tcp(7) TCP_INFO, SIOCINQ)."""
+"""What the kernel knows of a TCP connection: how much of it has been read, and written (tcp(7) TCP_INFO, SIOCINQ,
+SIOCOUTQ).
+"""
 
 from __future__ import annotations
 
@@ -7,9 +9,11 @@ import socket
 import struct
 import termios
 
-#: struct tcp_info (linux/tcp.h): tcpi_state is its first byte, tcpi_bytes_received lies at 128.
+#: struct tcp_info (linux/tcp.h): tcpi_state is its first byte, tcpi_bytes_acked lies at 120, tcpi_bytes_received at
+#: 128.
 _TCP_INFO_SIZE = 136
-_BYTES_RECEIVED = struct.Struct("@Q")
+_BYTES = struct.Struct("@Q")
+_BYTES_ACKED_AT = 120
 _BYTES_RECEIVED_AT = 128
 #: States (net/tcp_states.h) after the other side's FIN, which tcpi_bytes_received counts as a byte.
 _AFTER_FIN = frozenset({6, 7, 8, 9, 11})  # TIME_WAIT, CLOSE, CLOSE_WAIT, LAST_ACK, CLOSING
@@ -21,7 +25,19 @@ def consumed(sock: socket.socket) -> int:
     Processes share a connection, so this tells what a worker that is dead has read before. Raises OSError.
     """
     info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_SIZE)
-    (received,) = _BYTES_RECEIVED.unpack_from(info, _BYTES_RECEIVED_AT)
+    (received,) = _BYTES.unpack_from(info, _BYTES_RECEIVED_AT)
     (unread,) = struct.unpack("@i", fcntl.ioctl(sock, termios.FIONREAD, b"\0\0\0\0"))
     read: int = received - unread
     return read - 1 if read and info[0] in _AFTER_FIN else read
+
+
+def written(sock: socket.socket) -> int:
+    """Return how many bytes anybody has written to this connection, from an arbitrary zero (a FIN is one, too).
+
+    Raises OSError.
+    """
+    info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_SIZE)
+    (acknowledged,) = _BYTES.unpack_from(info, _BYTES_ACKED_AT)
+    (unsent,) = struct.unpack("@i", fcntl.ioctl(sock, termios.TIOCOUTQ, b"\0\0\0\0"))
+    count: int = acknowledged + unsent
+    return count

@@ -122,7 +122,7 @@ class Server(threading.Thread):
                         sock, address = self._listener.accept()
                         sock.setblocking(False)
                         fd = sock.fileno()
-                        self.connections[fd] = Connection(sock, address, HOST, self.site)
+                        self.connections[fd] = self.site.connection(sock, address, HOST, self.site)
                         wants[fd] = Want.READ
                         epoll.register(fd, select.EPOLLIN)
                         continue

@@ -59,6 +59,7 @@ _KINDS: dict[Kind, dict[str, Any]] = {
     Kind.ENV: _TEXTS | {"propertyNames": {"pattern": f"^{limits.ENV_NAME.pattern}$"}},
     Kind.CACHE_CONTROL: _TEXTS,
     Kind.TYPES: _TEXTS,
+    Kind.HANDLERS: _TEXTS,
     Kind.ERROR_PAGES: _TEXTS,
     Kind.CHARSET: _TEXT,
 }

@@ -38,6 +38,7 @@ class Kind(enum.Enum):
     TYPES = "a table of file name suffixes, each with a media type"
     CHARSET = "the name of a character set"
     COMMAND = "a list of texts: a program and its arguments"
+    HANDLERS = "a table of file name suffixes, each with a program"
     ERROR_PAGES = "a table of statuses, each with a file below the root"
 
 

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from pyttpd.config import limits
 from pyttpd.config.keys import REQUIRED, Key, Kind, Table, count, seconds
-from pyttpd.config.kinds import StaticOptions
+from pyttpd.config.kinds import CgiOptions, HandoffOptions, StaticOptions
 from pyttpd.config.processes import ProcessOptions
 
 _STATIC = StaticOptions("/")
+_CGI = CgiOptions("/")
+_HANDOFF = HandoffOptions(socket="/")
 _PROCESSES = ProcessOptions()
 
 APPLICATION = Key(
@@ -181,4 +183,123 @@ KIND_TABLES: dict[str, Table] = {
         ),
     ),
     "wsgi": Table("wsgi", 'For kind "wsgi": a Python application (PEP 3333).', (APPLICATION,)),
+    "cgi": Table(
+        "cgi",
+        'For kind "cgi": programs that are run for each request ([cgi.md](cgi.md)).',
+        (
+            Key(
+                "root",
+                Kind.PATH,
+                None,
+                "The folder of the programs: /cgi-bin/a.pl/x of a mount at /cgi-bin runs its a.pl.",
+                default_text="the vhost's `root`",
+                example='"cgi-bin"',
+            ),
+            Key(
+                "script",
+                Kind.PATH,
+                None,
+                "One program for all paths, wherever it lies.",
+                default_text="none: those below `root`",
+                example='"/usr/lib/git-core/git-http-backend"',
+            ),
+            Key(
+                "index",
+                Kind.NAMES,
+                _CGI.index,
+                "What a folder is answered with: the first of these that is in it.",
+                default_text="none: 404",
+                example='["index.cgi"]',
+            ),
+            Key(
+                "handlers",
+                Kind.HANDLERS,
+                {},
+                "Programs that run files by their suffix. Such a file needn't be executable; any other must be.",
+                default_text="none",
+                example='{ ".php" = "/usr/bin/php-cgi" }',
+            ),
+            Key(
+                "env",
+                Kind.ENV,
+                {},
+                "Environment variables of these programs, on top of the vhost's. What CGI defines can't be changed.",
+                default_text="none",
+                example='{ GIT_PROJECT_ROOT = "/srv/git" }',
+            ),
+            Key(
+                "suexec",
+                Kind.FLAG,
+                _CGI.suexec,
+                "Whether owner, group and mode of a program and of the folders it is in are checked before it is run.",
+            ),
+            seconds(
+                "timeout",
+                _CGI.timeout,
+                "A program that neither says nor takes anything for so long is ended: 504.",
+            ),
+            seconds(
+                "max_time",
+                _CGI.max_time,
+                "And one that takes longer in all, its client's slowness included; 0: no limit.",
+                limits.PROGRAM_TIME,
+            ),
+            count(
+                "max_cpu",
+                _CGI.max_cpu,
+                "Processor time that each of its processes may use; 0: no limit.",
+                limits.PROGRAM_CPU,
+                "s",
+            ),
+            count(
+                "max_memory",
+                _CGI.max_memory,
+                "Address space that each of its processes may have; 0: no limit.",
+                limits.MEMORY,
+                "bytes",
+            ),
+            count(
+                "max_processes",
+                _CGI.max_processes,
+                "With how many processes and threads of the tenant's, all together, it may still make another one; 0: "
+                "the tenant's own limit.",
+                limits.PROCESSES,
+                "processes",
+            ),
+            count(
+                "max_output",
+                _CGI.max_output,
+                "What a program may answer, head and body; 0: no limit. It goes to the client as it comes.",
+                limits.PROGRAM_OUTPUT,
+                "bytes",
+            ),
+        ),
+    ),
+    "handoff": Table(
+        "handoff",
+        'For kind "handoff": a program takes over the connection ([handoff.md](handoff.md)).',
+        (
+            *PROCESS_KEYS,
+            Key(
+                "socket",
+                Kind.PATH,
+                None,
+                "The Unix socket (SOCK_SEQPACKET) on which a program listens that somebody else runs.",
+                default_text="none: `command`'s processes have their own",
+                example='"/srv/chat-run/socket"',
+            ),
+            seconds(
+                "accept_timeout",
+                _HANDOFF.accept_timeout,
+                "How long a connection may wait for the program to take it; then 503 or 504.",
+            ),
+            count(
+                "max_channels",
+                _HANDOFF.max_channels,
+                "Connections that each worker may make to the program's socket.",
+                limits.CHANNELS,
+                "connections",
+            ),
+        ),
+    ),
 }

@@ -19,8 +19,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from pyttpd.config import checks, limits
+from pyttpd.config import checks, limits, processes
 from pyttpd.config.checks import Check, ShareError
+from pyttpd.config.processes import ProcessOptions
 
 
 class KindOptions:
@@ -70,6 +71,56 @@ class WsgiOptions(KindOptions):
 
 
 @dataclass(frozen=True, slots=True)
+class CgiOptions(KindOptions):
+    """Programs below `root`, or one `script` for all paths; see the schema. `handlers`: by suffix (".pl") the program
+    that runs such files. Times in s, sizes in bytes; 0 is no limit.
+    """
+
+    kind: ClassVar[str] = "cgi"
+
+    root: str
+    script: str | None = None
+    index: tuple[str, ...] = ()
+    handlers: Mapping[str, str] = field(default_factory=dict)
+    env: Mapping[str, str] = field(default_factory=dict)
+    suexec: bool = True
+    timeout: float = 60.0
+    max_time: float = 3600.0
+    max_cpu: int = 60
+    max_memory: int = 2 << 30
+    max_processes: int = 0
+    max_output: int = 0
+
+    def __post_init__(self) -> None:
+        checks.validate(self, KINDS[self.kind].fields)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HandoffOptions(ProcessOptions, KindOptions):
+    """A program that takes over connections: ours (`command`), or somebody else's, who listens on `socket`.
+    `accept_timeout` in s.
+    """
+
+    kind: ClassVar[str] = "handoff"
+
+    socket: str | None = None
+    accept_timeout: float = 5.0
+    max_channels: int = 16
+
+    def __post_init__(self) -> None:
+        checks.validate(self, KINDS[self.kind].fields)
+        for _, wrong in self.contradictions():
+            raise ShareError(f"{self.kind}: {wrong}")
+
+    def contradictions(self) -> list[tuple[str, str]]:
+        """See `ProcessOptions.contradictions`."""
+        found = ProcessOptions.contradictions(self)
+        if bool(self.command) == bool(self.socket):
+            found.append(("command", "must be there, or socket in its place, and not both"))
+        return found
+
+
+@dataclass(frozen=True, slots=True)
 class Entry:
     """One kind. `python`: its application is imported into the workers, so that what a vhost says of Python counts;
     `runs`: it runs code of the tenant's at all.
@@ -114,6 +165,34 @@ KINDS: Mapping[str, Entry] = {
         runs=False,
     ),
     "wsgi": Entry(WsgiOptions, {"application": checks.application}, python=True),
+    "cgi": Entry(
+        CgiOptions,
+        {
+            "root": checks.path,
+            "script": checks.path_or_none,
+            "index": checks.tuple_of(checks.file_name, limits.MAX_INDEX_NAMES),
+            "handlers": checks.table_of(
+                checks.matching(limits.SUFFIX, "a file name's suffix"), checks.path, limits.MAX_HANDLERS
+            ),
+            "env": checks.env,
+            "suexec": checks.flag,
+            "timeout": checks.number(limits.TIMEOUT),
+            "max_time": checks.number(limits.PROGRAM_TIME),
+            "max_cpu": checks.integer(limits.PROGRAM_CPU),
+            "max_memory": checks.integer(limits.MEMORY),
+            "max_processes": checks.integer(limits.PROCESSES),
+            "max_output": checks.integer(limits.PROGRAM_OUTPUT),
+        },
+    ),
+    "handoff": Entry(
+        HandoffOptions,
+        {
+            **processes.FIELDS,
+            "socket": checks.path_or_none,
+            "accept_timeout": checks.number(limits.TIMEOUT),
+            "max_channels": checks.integer(limits.CHANNELS),
+        },
+    ),
 }
 
 

@@ -114,6 +114,8 @@ MAX_COMMAND = 64
 MAX_ARGUMENT = 4096
 #: Mounts of one vhost that have processes of their own: their sockets are made before anything is known of the vhost.
 MAX_COMMANDS = 16
+#: Interpreters of one mount: more than there are languages that anybody writes scripts in.
+MAX_HANDLERS = 32
 
 # --- numbers ------------------------------------------------------------------------------------------------
 GENERATION = Range(1, 2**63 - 1)
@@ -141,6 +143,13 @@ MAX_HEADERS = Range(8, 1000)
 #: Below a tenth of a second an honest client on another continent fails; above an hour a stuck one is kept.
 TIMEOUT = Range(0.1, 3600)
 LINGER = Range(0, 60)
+#: How long a program of kind cgi may take in all; 0: as long as it likes. A day is what a download may take.
+PROGRAM_TIME = Range(0, 86400)
+#: Whole seconds, as RLIMIT_CPU counts them.
+PROGRAM_CPU = Range(0, 86400)
+PROGRAM_OUTPUT = Range(0, 2**40)
+#: Connections of one worker to one program of kind handoff: a descriptor each.
+CHANNELS = Range(1, 256)
 #: Bytes/s; 0: any pace will do. 1 GB/s is more than a client can be asked for.
 RATE = Range(0, 1_000_000_000)
 RATE_GRACE = Range(0, 3600)

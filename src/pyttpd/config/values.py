@@ -522,6 +522,16 @@ def _type_rule(suffix: str, text: str) -> tuple[str | None, str]:
     return None, final
 
 
+def _handler_rule(suffix: str, text: str) -> tuple[str | None, str]:
+    final = "." + suffix.removeprefix(".")
+    if limits.SUFFIX.fullmatch(final) is None:
+        return f'"{printable(suffix)}" must be the end of a file\'s name, such as ".pl"', final
+    if not text.startswith("/") or not text.isprintable() or len(text.encode()) >= limits.MAX_PATH_LENGTH:
+        rule = 'must be the whole path of a program, such as "/usr/bin/perl"'
+        return f'the value of "{printable(suffix)}" {rule}, not {describe(text)}', final
+    return None, final
+
+
 def _page_rule(status: str, text: str) -> tuple[str | None, str]:
     if limits.ERROR_STATUS.fullmatch(status) is None:
         return f'"{printable(status)}" must be a status from 400 to 599, or "4xx" or "5xx"', status
@@ -674,6 +684,7 @@ _CONVERSIONS: dict[Kind, Callable[[Key, object, Report], object]] = {
     Kind.CACHE_CONTROL: _texts(_cache_rule, limits.MAX_CACHE_PATTERNS),
     Kind.TYPES: _texts(_type_rule, limits.MAX_TYPES),
     Kind.CHARSET: _charset,
+    Kind.HANDLERS: _texts(_handler_rule, limits.MAX_HANDLERS),
     Kind.ERROR_PAGES: _texts(_page_rule, limits.MAX_ERROR_PAGES),
 }
 _WITH_FOLDER: dict[Kind, Callable[[Key, object, str, Report], object]] = {

@@ -57,6 +57,8 @@ _MAX_REMEMBERED: Final = 256
 
 #: The client has gone before a byte of the answer was sent: nginx's word for it.
 CLIENT_GONE: Final = 499
+#: The connection is another process's now, who knows what it answers: as after any change of protocol.
+HANDED_OVER: Final = 101
 
 _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 _PLAIN = re.compile(r"[ !#-\[\]-~]*")

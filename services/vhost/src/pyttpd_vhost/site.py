@@ -10,10 +10,11 @@ import copy
 import sys
 from typing import TYPE_CHECKING, Protocol
 
-from pyttpd.config.kinds import StaticOptions, WsgiOptions
+from pyttpd.config.kinds import CgiOptions, HandoffOptions, StaticOptions, WsgiOptions
 from pyttpd.head import bounds_of
 
 from pyttpd_vhost.commons import Commons
+from pyttpd_vhost.http.connection import Connection
 from pyttpd_vhost.http.heads import HeadReader
 from pyttpd_vhost.http.patience import Patience
 from pyttpd_vhost.http.proxies import Proxies
@@ -76,8 +77,10 @@ class Site:
         "_stressed",
         "_suffixes",
         "access",
+        "at_end",
         "clients",
         "commons",
+        "connection",
         "engine",
         "heads",
         "kind",
@@ -114,6 +117,10 @@ class Site:
         self.programs: Client | None = None
         #: The sockets of mounts that are asked over one, by the mount's path.
         self.places: dict[str, Place] = {}
+        #: Called when the process is about to end, by whoever ends it.
+        self.at_end: list[Callable[[], None]] = []
+        #: What a connection that is given to us becomes.
+        self.connection: type[Connection] = Connection
         self.kind: Kind
         #: Takes a status, and header fields; returns the fields and the body of an error's answer.
         self.page: Callable[..., tuple[Fields, bytes]] = plain_page
@@ -164,6 +171,8 @@ class Site:
 
     def finish(self) -> None:
         """Send all of it, waiting a moment if need be: the process ends."""
+        for call in self.at_end:
+            call()
         if self.access is not None and (lost := self.access.finish()):
             self.log.warning("entries of the access log are lost", count=lost)
 
@@ -179,7 +188,7 @@ class Site:
 
             prepare(self.share, self.log)
         mounts = self.share.mounts
-        kinds = [self._kind(mount.options) for mount in mounts]
+        kinds = [self._kind(mount.options, number, mount.prefix) for number, mount in enumerate(mounts)]
         by_path = dict(zip([mount.path for mount in mounts], kinds, strict=True))
         for mount, kind in zip(mounts, kinds, strict=True):
             if isinstance(mount.options, StaticOptions) and mount.options.fallback[:1] == "@":
@@ -191,8 +200,8 @@ class Site:
 
             self.kind = Mounts(zip(mounts, kinds, strict=True), self)
 
-    def _kind(self, options: KindOptions) -> Kind:
-        """Make what serves one mount."""
+    def _kind(self, options: KindOptions, number: int = 0, prefix: str = "") -> Kind:
+        """Make what serves one mount: the vhost's `number`, below `prefix`."""
         match options:
             case WsgiOptions():
                 from pyttpd_vhost.kinds.python import load_application
@@ -203,6 +212,21 @@ class Site:
                 from pyttpd_vhost.kinds.static import StaticKind
 
                 return StaticKind(options, self)
+            case CgiOptions():
+                from pyttpd_vhost.kinds.cgi import CgiKind
+
+                return CgiKind(options, self, number, prefix)
+            case HandoffOptions():
+                from pyttpd_vhost.kinds.handoff import HandoffKind
+
+                return HandoffKind(
+                    options,
+                    self,
+                    self.places.get(prefix or "/"),
+                    mount=number,
+                    prefix=prefix,
+                    whole=len(self.share.mounts) == 1 and not prefix,
+                )
             case _:
                 raise ValueError(f"no such kind: {options.kind}")
 

@@ -64,7 +64,7 @@ from pyttpd.wire.permits import Kind, Side
 from pyttpd_vhost.access import BATCH
 from pyttpd_vhost.audit import Audit
 from pyttpd_vhost.crew import Crew, Server
-from pyttpd_vhost.http.connection import Connection, Want
+from pyttpd_vhost.http.connection import Want
 from pyttpd_vhost.offers import Offers
 from pyttpd_vhost.parking import Parked, Parking
 from pyttpd_vhost.scoreboard import (
@@ -428,7 +428,7 @@ class Worker(Loop):
                 sock.setblocking(False)
                 self._fresh.append(
                     Parked(
-                        Connection(sock, (host, client.port), authority, self._site),
+                        self._site.connection(sock, (host, client.port), authority, self._site),
                         client,
                         authority,
                         fd,

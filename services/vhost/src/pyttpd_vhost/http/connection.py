@@ -13,6 +13,7 @@ is in the three `match` statements; the transitions:
     HEAD --> IDLE        everything that was read is answered
     BODY, SENDING --> HEAD, IDLE
     IDLE --> HEAD        the first byte of a further request
+    HEAD --> CLOSED      its kind has given the connection to another process (kinds/handoff): without a shutdown
     any --> LINGER       nothing follows: our side is shut down, what still comes is read and dropped
     any --> CLOSED
 
@@ -54,7 +55,7 @@ from typing import TYPE_CHECKING
 from pyttpd.head import Refused
 from pyttpd.wire.messages import Client
 
-from pyttpd_vhost.access import CLIENT_GONE
+from pyttpd_vhost.access import CLIENT_GONE, HANDED_OVER
 from pyttpd_vhost.http.body import Body
 from pyttpd_vhost.http.engine import CHUNKED, Request
 from pyttpd_vhost.http.errors import ClientGone
@@ -101,6 +102,7 @@ class State(enum.Enum):
 _HEAD, _BODY, _IDLE, _SENDING, _SURPLUS, _LINGER, _CLOSED = State
 _READ, _WRITE = Want.READ, Want.WRITE
 _RESPONDED = Response.DONE
+_PARTED = Response.PARTED
 
 
 class Connection:
@@ -410,11 +412,11 @@ class Connection:
             finally:
                 if body is not None:
                     body.close()
+            if exchange.state is not _RESPONDED:
+                return self._part(request)
             stats = site.stats
             stats.bytes_sent += stream.sent
             stats.responses[exchange.code // 100] += 1
-            if exchange.state is not _RESPONDED:
-                raise AssertionError(f"the kind left the response {exchange.state}")
             if not exchange.keep or stream.pending:
                 return self._wind_up(request, body)
             if access is not None:
@@ -436,6 +438,18 @@ class Connection:
             return self._send_on()
         self._note()
         return self._end()
+
+    def _part(self, request: Request) -> Want:
+        """The connection is another process's: our copy is closed without a word on it."""
+        site = self._site
+        if self._exchange.state is not _PARTED:
+            raise AssertionError(f"the kind left the response {self._exchange.state}")
+        site.stats.responses[HANDED_OVER // 100] += 1
+        if self._owed and site.access is not None:
+            self._owed = False
+            site.access.add(self._exchange.client[0], request, HANDED_OVER, 0, self._since)
+        self.detach()
+        return Want.CLOSED
 
     def _rest(self) -> Want:
         """Everything that was read is served."""

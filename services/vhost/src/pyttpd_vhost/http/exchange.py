@@ -39,6 +39,7 @@ class State(enum.Enum):
     BODY = enum.auto()  # its head is sent, the body isn't whole
     DROPPED = enum.auto()  # answered for the request's body instead; what the kind still says is dropped
     DONE = enum.auto()  # whole, given to the stream
+    PARTED = enum.auto()  # another process answers, and the connection is its own (kinds/handoff)
 
 
 class Framing(enum.Enum):
@@ -51,7 +52,7 @@ class Framing(enum.Enum):
 
 
 # Enum attributes cost a dict look-up each on the hot path; names of the module don't.
-_NOTHING, _BODY, _DROPPED, _DONE = State
+_NOTHING, _BODY, _DROPPED, _DONE, _PARTED = State
 _LENGTH, _CHUNKED, _CLOSE, _NO_BODY = Framing
 
 #: Stands for the request between two requests.
@@ -104,6 +105,14 @@ class Exchange:
         self.body = body
         self.keep = keep
         self.state = _NOTHING
+
+    def part(self) -> None:
+        """Another process has the connection: nothing more is said here, and our copy is closed."""
+        self.state = _PARTED
+
+    def spoil(self) -> None:
+        """Another process has written to the connection, or may have: no answer is begun any more."""
+        self.state = _BODY
 
     def forget(self) -> None:
         """Let go of the request: its connection may be idle for long."""

@@ -26,6 +26,8 @@ class Fault(enum.Enum):
     MALFORMED = "malformed", 502  # what it says is no answer, or not its protocol
     OVERSIZE = "head-too-large", 502
     LENGTH = "length", 502  # its body is longer or shorter than its Content-Length
+    OUTPUT = "output-too-large", 502  # it says more than it may
+    REFUSED = "refused", 403  # it isn't what a program must be to be run (execution/checks.py)
 
     def __init__(self, reason: str, status: int) -> None:
         self.reason = reason

@@ -219,11 +219,10 @@ class Relay:
             return
         if events or fd == self._client:
             self._poll.register(fd, events)
+            self._watched[fd] = events
         elif fd in self._watched:
             self._poll.unregister(fd)
             del self._watched[fd]
-            return
-        self._watched[fd] = events
 
     def _charge(self, now: float, took: float, *, pending: bool, asks: bool, moved: bool) -> None:
         """Let whoever was waited for pay."""
@@ -277,6 +276,8 @@ class Relay:
             if self._source.done:
                 if not self.told:
                     self.told = True
+                    if self._wires.writing != self._wires.reading:
+                        self._watch(self._wires.writing, 0)  # its number may be another's afterwards
                     self._wires.end_writing()
                 return
             data = self._source.read()
