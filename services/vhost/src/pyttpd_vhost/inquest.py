@@ -21,16 +21,20 @@ import faulthandler
 import os
 import signal
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 from pyttpd.log import Log
 from pyttpd.loop import Loop
 
-from pyttpd_vhost.evictor import BEAT_LIMIT
+from pyttpd_vhost.evictor import BEAT_LIMIT, LOAD_TIMEOUT
+from pyttpd_vhost.scoreboard import printable
 
 if TYPE_CHECKING:
     from pyttpd.config.shares import PoolSettings
+
+    from pyttpd_vhost.processes import PrototypeChild, WorkerChild
+    from pyttpd_vhost.scoreboard import Scoreboard
 
 #: Not one that an application may want for itself: those have names.
 SIGNAL = signal.SIGRTMIN + 7
@@ -95,6 +99,30 @@ class Inquest:
             self._waiting.append((pid, fields | {"seconds": round(silence, 1)}))
             self._next()
         return True
+
+    def listen(
+        self,
+        pool: PoolSettings,
+        workers: Iterable[WorkerChild],
+        prototype: PrototypeChild | None,
+        board: Scoreboard,
+        now: float,
+    ) -> None:
+        """Ask who has been silent for too long where it stands, before it is killed."""
+        after = asked_after(pool)
+        for worker in workers:
+            if worker.pid and worker.ready:
+                self.ask(worker, board, now - worker.last_beat, after)
+        if prototype is not None:
+            limit = BEAT_LIMIT if prototype.ready else LOAD_TIMEOUT
+            silence = now - prototype.last_beat
+            self.hear(prototype.pid, silence, limit - LAST_WORDS, process="prototype")
+
+    def ask(self, worker: WorkerChild, board: Scoreboard, silence: float, after: float) -> bool:
+        """The same as hear, of a worker: with its last request."""
+        row = board.read(worker.slot, worker.number)
+        host, path = printable(row.last_host), printable(row.last_path)
+        return self.hear(worker.pid, silence, after, worker=worker.number, last_host=host, last_path=path)
 
     def forget(self, pid: int) -> None:
         """Process `pid` has been reaped."""

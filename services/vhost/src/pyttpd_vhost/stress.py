@@ -13,11 +13,17 @@ with each request.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
+from pyttpd_vhost.policy import State
+
 if TYPE_CHECKING:
-    from pyttpd_vhost.scoreboard import Row
+    from pyttpd.log import Log
+
+    from pyttpd_vhost.commons import Commons
+    from pyttpd_vhost.processes import WorkerChild
+    from pyttpd_vhost.scoreboard import Row, Scoreboard
 
 #: How long (s) it must last to be stress, and how long nobody may have waited for it to be over.
 AFTER, UNTIL = 1.0, 10.0
@@ -34,6 +40,26 @@ class Stress:
         self.since = 0.0
         self._pressed_since = float("-inf")
         self._pressed_last = float("-inf")
+
+    def follow(
+        self,
+        workers: Iterable[WorkerChild],
+        board: Scoreboard,
+        commons: Commons,
+        waiting: int,
+        now: float,
+        log: Log,
+    ) -> None:
+        """Tell the workers when stress begins and ends, and the operator."""
+        rows = [board.read(worker.slot, worker.number) for worker in workers if worker.state is State.SERVING]
+        began = self.since
+        if not self.look(rows, waiting, now):
+            return
+        commons.stressed = int(self.on)
+        if self.on:
+            log.warning("stress begins: all workers are busy, and clients wait", workers=len(rows))
+        else:
+            log.info("stress ends", seconds=round(now - began, 1))
 
     def look(self, rows: Sequence[Row], waiting: int, now: float) -> bool:
         """Say whether `on` has changed, by the rows of the serving workers, and by how many `waiting` umaster has."""

@@ -59,7 +59,7 @@ from pyttpd.wire.permits import Kind, Side
 from pyttpd_vhost import inquest, policy, prototype, report
 from pyttpd_vhost.backoff import STABLE_AFTER
 from pyttpd_vhost.commons import Commons
-from pyttpd_vhost.evictor import BEAT_LIMIT, LOAD_TIMEOUT, SPAWN_TIMEOUT, Evictor
+from pyttpd_vhost.evictor import SPAWN_TIMEOUT, Evictor
 from pyttpd_vhost.execution.places import Listeners
 from pyttpd_vhost.execution.programs import Programs
 from pyttpd_vhost.inquest import Inquest
@@ -69,7 +69,7 @@ from pyttpd_vhost.nursery import Nursery
 from pyttpd_vhost.observer import Observer
 from pyttpd_vhost.policy import Limits, Load, Notes, State
 from pyttpd_vhost.processes import PrototypeChild, WorkerChild, keep_only, send_signal
-from pyttpd_vhost.scoreboard import Scoreboard, printable
+from pyttpd_vhost.scoreboard import Scoreboard
 from pyttpd_vhost.scrapes import Scrapes
 from pyttpd_vhost.stress import Stress
 from pyttpd_vhost.worker import CREDIT
@@ -214,7 +214,9 @@ class Supervisor:
         active = False
         if share is not None and self._may_start:
             active = self._observer.look(self._workers.values(), share.pool.max_threads, now)
-            self._listen(share, now)
+            self._inquest.listen(
+                share.pool, self._workers.values(), self._nursery.prototype, self._board, now
+            )
             self._evictor.watch(
                 self._workers.values(),
                 share.grace,
@@ -225,7 +227,9 @@ class Supervisor:
             if self._nursery.prototype is not None:
                 self._evictor.watch_prototype(self._nursery.prototype, now)
             self._evictor.clear_strays(self._known(), now)
-            self._weigh_stress(now)
+            self._stress.follow(
+                self._workers.values(), self._board, self._commons, self._waiting, now, self._log
+            )
             if not self._service.draining:
                 self._programs.look(now)
                 self._follow_policy(share, now)
@@ -239,29 +243,10 @@ class Supervisor:
             BUSY_INTERVAL if active or moving or self._waiting else QUIET_INTERVAL, self._turn
         )
 
-    def _listen(self, share: VhostShare, now: float) -> None:
-        """Ask who has been silent for too long where it stands, before it is killed."""
-        after = inquest.asked_after(share.pool)
-        for worker in self._workers.values():
-            if worker.pid and worker.ready:
-                self._ask(worker, now - worker.last_beat, after)
-        child = self._nursery.prototype
-        if child is not None:
-            limit = BEAT_LIMIT if child.ready else LOAD_TIMEOUT
-            after = limit - inquest.LAST_WORDS
-            self._inquest.hear(child.pid, now - child.last_beat, after, process="prototype")
-
-    def _ask(self, worker: WorkerChild, silence: float, after: float) -> bool:
-        row = self._board.read(worker.slot, worker.number)
-        host, path = printable(row.last_host), printable(row.last_path)
-        return self._inquest.hear(
-            worker.pid, silence, after, worker=worker.number, last_host=host, last_path=path
-        )
-
     def _kill_stuck(self, worker: WorkerChild) -> None:
         """Umaster says that `worker` takes nothing: it is asked where it stands, and killed."""
         self._log.warning("worker takes nothing and is killed", worker=worker.number)
-        if worker.pid and self._ask(worker, time.monotonic() - worker.last_beat, 0.0):
+        if worker.pid and self._inquest.ask(worker, self._board, time.monotonic() - worker.last_beat, 0.0):
             self._loop.call_later(inquest.COLLECT, lambda: self._kill_if_there(worker, "stuck"))
         else:
             self._evictor.kill(worker, "stuck")
@@ -344,20 +329,6 @@ class Supervisor:
         if well:
             self._proved = True
             self._subscription.in_force()
-
-    def _weigh_stress(self, now: float) -> None:
-        """Tell the workers when stress begins and ends, and the operator."""
-        serving = [worker for worker in self._workers.values() if worker.state is State.SERVING]
-        rows = [self._board.read(worker.slot, worker.number) for worker in serving]
-        began = self._stress.since
-        if self._stress.look(rows, self._waiting, now):
-            self._commons.stressed = int(self._stress.on)
-            if self._stress.on:
-                self._log.warning(
-                    "stress begins: all workers are busy, and clients wait", workers=len(serving)
-                )
-            else:
-                self._log.info("stress ends", seconds=round(now - began, 1))
 
     def _known(self) -> set[int]:
         """Return the pids of all our children that we have made."""

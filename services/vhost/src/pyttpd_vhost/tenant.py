@@ -8,12 +8,34 @@ from dataclasses import replace
 
 from pyttpd import confine
 from pyttpd.address import parse
+from pyttpd.config.processes import ProcessOptions
 from pyttpd.config.shares import VhostShare
 from pyttpd.confine.policy import SHARED_MEMORY
 from pyttpd.log import Log
 
 #: What of the environment the tenant's code sees besides its own `env`.
 KEPT_ENVIRONMENT = ("PATH", "LANG", "LC_ALL", "LC_CTYPE", "TZ")
+#: The kinds that run a program for each request.
+RUN_BY_REQUEST = ("cgi",)
+
+
+#: What an application process, or a request that runs a program, may have by itself where nobody says: its reaper, and
+#: a few of its own (php-cgi's children, a shell's pipeline).
+EACH_PROGRAM = 8
+
+
+def most_processes(share: VhostShare) -> int:
+    """Return how many processes and threads there may be of the tenant's uid."""
+    pool = share.pool
+    if pool.max_processes:
+        return pool.max_processes
+    programs = 0
+    for mount in share.mounts:
+        if isinstance(mount.options, ProcessOptions) and mount.options.command:
+            programs += mount.options.processes
+        elif mount.kind in RUN_BY_REQUEST:
+            programs += pool.max_workers * pool.max_threads
+    return pool.processes + EACH_PROGRAM * programs
 
 
 def confine_tenant(share: VhostShare, log: Log, tmp: str, *, one_uid: bool, connects: bool = False) -> None:
@@ -25,7 +47,7 @@ def confine_tenant(share: VhostShare, log: Log, tmp: str, *, one_uid: bool, conn
     if not one_uid:
         # Of the uid's processes and threads together; the supervisor and its keeper have no such limit.
         most = resource.getrlimit(resource.RLIMIT_NPROC)[1]
-        wanted = share.pool.processes
+        wanted = most_processes(share)
         limit = wanted if most == resource.RLIM_INFINITY else min(wanted, most)
         resource.setrlimit(resource.RLIMIT_NPROC, (limit, limit))
     policy = confine.tenant_policy(

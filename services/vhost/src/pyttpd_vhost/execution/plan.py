@@ -17,13 +17,11 @@ from pyttpd.config.processes import ProcessOptions
 from pyttpd.config.shares import PoolSettings, VhostShare
 
 from pyttpd_vhost.execution.manager import Application
-from pyttpd_vhost.tenant import KEPT_ENVIRONMENT
+from pyttpd_vhost.tenant import KEPT_ENVIRONMENT, RUN_BY_REQUEST
 
 if TYPE_CHECKING:
     from pyttpd_vhost.execution.places import Listeners
 
-#: The kinds that ask for a program for each request.
-RUN_BY_REQUEST: Final = ("cgi",)
 #: Of a kind's socket: whole packets where the kind passes descriptors, else bytes.
 _SOCKET_TYPES: Final = {"handoff": socket.SOCK_SEQPACKET}
 #: Where programs are looked for if the supervisor wasn't told.
