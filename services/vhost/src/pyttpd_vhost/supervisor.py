@@ -301,7 +301,10 @@ class Supervisor:
             if worker.ready and now - worker.ready > STABLE_AFTER:
                 self._nursery.healthy()
                 break
-        failing = self._nursery.crash_loop() and not serving
+        # Who succeeds somebody shows first that the processes of its mounts run, too.
+        proving = self._service.renewing and not self._proved
+        problem = self._programs.problem if proving else ""
+        failing = (self._nursery.crash_loop() and not serving) or bool(problem)
         late = now - self._born > SPAWN_TIMEOUT
         full = serving >= share.pool.first or self._short_of_descriptors
         if not self._open and serving and (full or late):
@@ -314,17 +317,16 @@ class Supervisor:
                 self._umaster.send(Standing("failing" if failing else "open"))
             failure = self._nursery.failure
             if failing:
-                reason = failure.reason if failure else "unknown"
+                reason = problem or (failure.reason if failure else "unknown")
                 self._log.warning("application does not run: clients get 503", reason=reason)
                 if not self._proved:
                     self._subscription.failed(reason)
                     self._service.give_up()
             else:
                 self._log.info("application runs again")
-        asleep = (
-            share.pool.mode == "ondemand" and not failing and (self._proved or not self._service.renewing)
-        )
+        asleep = share.pool.mode == "ondemand" and not failing and not proving
         well = self._umaster is not None and bool((serving and self._open) or asleep)
+        well = well and (not proving or self._programs.complete)
         (self._service.ready if well else self._service.not_ready)()
         if well:
             self._proved = True
