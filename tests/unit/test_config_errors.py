@@ -10,6 +10,7 @@ import pytest
 
 from pyttpd.config import limits
 from pyttpd.config.errors import ConfigError, ConfigErrors, printable
+from pyttpd.config.kinds import KINDS
 from pyttpd.config.loader import _CALLED_ELSEWHERE, load
 from pyttpd.config.schema import SCHEMA
 
@@ -21,6 +22,12 @@ BLOG = '[vhost.blog]\nhosts = ["blog.example"]\nuid = 20001\nkind = "static"\nro
 SHOP = '[vhost.shop]\nhosts = ["shop.example"]\nuid = 20002\nkind = "static"\nroot = "/srv/shop"\n'
 
 #: name: (text, what is said, without the file's name). A text starts with line 1.
+_NAMES = [f'"{kind}"' for kind in KINDS]
+#: How kinds are listed.
+ANY_KIND = f"{', '.join(_NAMES[:-1])} or {_NAMES[-1]}"
+RUNNING_KINDS = " or ".join([f'"{kind}"' for kind, entry in KINDS.items() if entry.runs])
+PYTHON_KINDS = " or ".join([f'"{kind}"' for kind, entry in KINDS.items() if entry.python])
+
 CASES: dict[str, tuple[str, list[str]]] = {
     "static_tables": (
         LISTEN
@@ -125,13 +132,13 @@ CASES: dict[str, tuple[str, list[str]]] = {
         + "mount = 3\n",
         [
             ':7: [[vhost.blog.mount]] path: must be a path, such as "/app", not the number 3',
-            ':7: [[vhost.blog.mount]] kind: must be "static" or "wsgi", not the number 4',
+            f":7: [[vhost.blog.mount]] kind: must be {ANY_KIND}, not the number 4",
             ':7: [[vhost.blog.mount]] path: must start with "/", not the text "" (write "/")',
             (
                 ':7: [[vhost.blog.mount]] path: must not have blanks, "?", "#" or a backslash in it, such as "/app", '
                 'not the text "/größe"'
             ),
-            ':7: [[vhost.blog.mount]] kind: must be "static" or "wsgi", not a list',
+            f":7: [[vhost.blog.mount]] kind: must be {ANY_KIND}, not a list",
             ":13: [vhost.shop.mount]: must be written as [[vhost.shop.mount]], once for each",
         ],
     ),
@@ -442,9 +449,9 @@ CASES: dict[str, tuple[str, list[str]]] = {
         + SHOP.replace("static", "wsgi"),
         [
             ':8: [vhost.blog] application: is for kind = "wsgi": remove it, or change the kind',
-            ':9: [vhost.blog] python_path: is for kind = "wsgi": remove it, or change the kind',
-            ':10: [vhost.blog] virtualenv: is for kind = "wsgi": remove it, or change the kind',
-            ':11: [vhost.blog] preload: is for kind = "wsgi": remove it, or change the kind',
+            f":9: [vhost.blog] python_path: is for kind = {PYTHON_KINDS}: remove it, or change the kind",
+            f":10: [vhost.blog] virtualenv: is for kind = {PYTHON_KINDS}: remove it, or change the kind",
+            f":11: [vhost.blog] preload: is for kind = {PYTHON_KINDS}: remove it, or change the kind",
             ':12: [vhost.shop]: application is missing: write, for example, application = "app:application"',
         ],
     ),
@@ -485,7 +492,7 @@ CASES: dict[str, tuple[str, list[str]]] = {
     ),
     "unknown_kind": (
         LISTEN + BLOG.replace('"static"', '"php"'),
-        [':6: [vhost.blog] kind: must be "static" or "wsgi", not the text "php"'],
+        [f':6: [vhost.blog] kind: must be {ANY_KIND}, not the text "php"'],
     ),
     "application": (
         LISTEN + BLOG.replace("static", "wsgi") + 'application = "app.py"\n',
@@ -556,7 +563,7 @@ CASES: dict[str, tuple[str, list[str]]] = {
     ),
     "allow_for_static": (
         LISTEN + BLOG + 'allow = ["10.5.0.2:5432"]\n',
-        [':8: [vhost.blog] allow: is for kind = "wsgi": remove it, or change the kind'],
+        [f":8: [vhost.blog] allow: is for kind = {RUNNING_KINDS}: remove it, or change the kind"],
     ),
     "env": (
         LISTEN + BLOG + '[vhost.blog.env]\nDEBUG = 0\n"A-B" = "x"\nC = "\\u0000"\nD = []\n',
@@ -665,7 +672,8 @@ def test_a_folder_is_no_included_file(tmp_path: Path) -> None:
 def test_what_keys_are_called_elsewhere_is_a_key_here() -> None:
     names = {name for _, table in SCHEMA.walk() for name in [key.name for key in table.keys]}
     assert set(_CALLED_ELSEWHERE.values()) <= names
-    assert not names & set(_CALLED_ELSEWHERE) - {"address"}
+    # a pool that is given "processes" has max_workers, and a mount has both
+    assert not names & set(_CALLED_ELSEWHERE) - {"address", "processes"}
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ import pytest
 from pyttpd.address import Address
 from pyttpd.config.document import document
 from pyttpd.config.kind_keys import KIND_TABLES
-from pyttpd.config.kinds import Mount, StaticOptions, WsgiOptions
+from pyttpd.config.kinds import CgiOptions, HandoffOptions, Mount, StaticOptions, WsgiOptions
 from pyttpd.config.loader import load, load_located
 from pyttpd.config.model import foreign_names
 from pyttpd.config.schema import SCHEMA
@@ -184,6 +184,39 @@ fallback = "@rest"
 path = "@rest"
 kind = "wsgi"
 application = "shop:rest"
+[[vhost.shop-two.mount]]
+path = "/cgi-bin"
+kind = "cgi"
+root = "programs"
+script = "/usr/lib/git-core/git-http-backend"
+index = ["index.cgi"]
+handlers = { pl = "/usr/bin/perl", ".PHP" = "/usr/bin/php-cgi" }
+env = { GIT_PROJECT_ROOT = "/srv/git" }
+suexec = false
+timeout = 1.5
+max_time = 0
+max_cpu = 5
+max_memory = 1073741824
+max_processes = 30
+max_output = 4096
+[[vhost.shop-two.mount]]
+path = "/chat"
+kind = "handoff"
+command = ["/usr/bin/node", "chat.js"]
+processes = 3
+mode = "dynamic"
+min_spare = 2
+max_spare = 3
+idle_timeout = 5
+max_requests = 100
+max_age = 60
+max_memory = 268435456
+accept_timeout = 2.5
+max_channels = 4
+[[vhost.shop-two.mount]]
+path = "/game"
+kind = "handoff"
+socket = "game.sock"
 """
 
 
@@ -279,6 +312,33 @@ def test_everything_that_can_be_written(folder: Path) -> None:
         symlinks=False,
         cache=0,
     )
+    programs = CgiOptions(
+        str(folder / "conf.d" / "programs"),
+        script="/usr/lib/git-core/git-http-backend",
+        index=("index.cgi",),
+        handlers={".pl": "/usr/bin/perl", ".PHP": "/usr/bin/php-cgi"},
+        env={"GIT_PROJECT_ROOT": "/srv/git"},
+        suexec=False,
+        timeout=1.5,
+        max_time=0.0,
+        max_cpu=5,
+        max_memory=1 << 30,
+        max_processes=30,
+        max_output=4096,
+    )
+    chat = HandoffOptions(
+        command=("/usr/bin/node", "chat.js"),
+        processes=3,
+        mode="dynamic",
+        min_spare=2,
+        max_spare=3,
+        idle_timeout=5.0,
+        max_requests=100,
+        max_age=60.0,
+        max_memory=268435456,
+        accept_timeout=2.5,
+        max_channels=4,
+    )
     assert shop.mounts == (Mount("/", options),)
     assert (two.mounts, two.shorthand) == (
         (
@@ -288,6 +348,9 @@ def test_everything_that_can_be_written(folder: Path) -> None:
                 "/own", StaticOptions(str(folder / "conf.d" / "public"), charset="ascii", fallback="@rest")
             ),
             Mount("@rest", WsgiOptions("shop:rest")),
+            Mount("/cgi-bin", programs),
+            Mount("/chat", chat),
+            Mount("/game", HandoffOptions(socket=str(folder / "conf.d" / "game.sock"))),
         ),
         False,
     )
@@ -316,7 +379,8 @@ def test_defaults_are_the_schema_s(tmp_path: Path) -> None:
     places = {"": config, "log": config.log, "metrics": config.metrics, "listen.NAME": config.listeners[0]}
     places |= {"vhost.NAME": vhost, "vhost.NAME.pool": vhost.pool}
     places |= {"vhost.NAME.queue": vhost.queue, "vhost.NAME.http": vhost.http}
-    places |= {"vhost.NAME.static": vhost.mounts[0].options}
+    places |= {"vhost.NAME.static": vhost.mounts[0].options, "vhost.NAME.cgi": CgiOptions("/")}
+    places |= {"vhost.NAME.handoff": HandoffOptions(socket="/")}
     for path, table in SCHEMA.walk():
         for key in table.keys:
             if isinstance(key.default, str | int | float | bool) and key.name != "default":
