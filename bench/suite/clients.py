@@ -1,0 +1,117 @@
+"""The clients: wrk for how much, one that asks at a constant rate for how long, and a careful one."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import re
+import statistics
+import subprocess
+import time
+from dataclasses import dataclass
+
+from suite.machine import CLIENT_CORE, READY_WITHIN
+from suite.rate import Client
+
+_RATE = re.compile(r"Requests/sec:\s+([\d.]+)")
+_TOTAL = re.compile(r"(\d+) requests in ([\d.]+)(us|ms|s|m), ")
+
+
+class WrongAnswer(Exception):
+    """A server said something else than it should."""
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What is asked for, and what must come: the whole body, byte by byte."""
+
+    port: int
+    path: str
+    body: bytes
+    host: str = "127.0.0.1"
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}{self.path}"
+
+    def wait(self) -> None:
+        """Wait until what is behind a proxy answers, too."""
+        end = time.monotonic() + READY_WITHIN
+        while True:
+            try:
+                self.check()
+                return
+            except (WrongAnswer, OSError, http.client.HTTPException):
+                if time.monotonic() > end:
+                    raise
+                time.sleep(0.1)
+
+    def check(self) -> None:
+        """Ask three times (on one connection, if it is kept), and compare every byte."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+        try:
+            for _ in range(3):
+                connection.request("GET", self.path, headers={"Host": self.host})
+                response = connection.getresponse()
+                body = response.read()
+                if response.status != 200 or body != self.body:
+                    raise WrongAnswer(f"{self.url}: {response.status}, {len(body)} bytes: {body[:80]!r}")
+        finally:
+            connection.close()
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """Requests per second, and errors, of one round."""
+
+    rate: float
+    errors: int
+
+
+def pinned(command: list[str], core: str | None) -> list[str]:
+    return command if core is None else ["taskset", "-c", core, *command]
+
+
+def wrk(target: Target, seconds: float, connections: int, *, close: bool, pin: bool = True) -> Load:
+    """As many requests as go, by wrk. Whatever isn't 2xx, or a whole response, is an error."""
+    command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds:g}s", "--timeout", "20s", "-H", f"Host: {target.host}"]
+    if close:
+        command += ["-H", "Connection: close"]
+    done = subprocess.run(
+        pinned([*command, target.url], CLIENT_CORE if pin else None), check=True, capture_output=True, text=True
+    )
+    found = _RATE.search(done.stdout)
+    if found is None:
+        raise WrongAnswer(f"{target.url}: wrk says {done.stdout[:200]!r}")
+    errors = sum(int(number) for number in re.findall(r"Non-2xx or 3xx responses: (\d+)", done.stdout))
+    for line in re.findall(r"Socket errors: (.*)", done.stdout):
+        # Who closes after each answer is counted as a read error by wrk where the server resets; all else is one, too.
+        errors += sum(int(number) for number in re.findall(r"\d+", line))
+    return Load(float(found[1]), errors)
+
+
+@dataclass(frozen=True, slots=True)
+class Latency:
+    """Seconds, at a constant rate."""
+
+    rate: float
+    p50: float
+    p99: float
+    p999: float
+    errors: int
+
+
+def constant_rate(target: Target, rate: float, seconds: float, connections: int = 32) -> Latency:
+    """Ask at `rate` requests/s, whatever the server does. The client's process is on its own core meanwhile."""
+    request = f"GET {target.path} HTTP/1.1\r\nHost: {target.host}\r\n\r\n".encode()
+    client = Client(("127.0.0.1", target.port), request, target.body)
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {int(CLIENT_CORE)})
+    try:
+        client.run(rate, seconds, connections)
+    finally:
+        os.sched_setaffinity(0, before)
+    if len(client.took) < 100:
+        raise WrongAnswer(f"{target.url}: {len(client.took)} answers at {rate:.0f}/s")
+    cuts = statistics.quantiles(client.took, n=1000, method="inclusive")
+    return Latency(rate, cuts[499], cuts[989], cuts[998], client.errors)

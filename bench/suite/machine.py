@@ -1,0 +1,109 @@
+"""The machine: which cores are whose, what a server's processes cost, and what is written down beside each figure."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import socket
+import subprocess
+import time
+from pathlib import Path
+
+#: With two cores or more the client has the first, and all servers share the last: one core for each side.
+CLIENT_CORE, SERVER_CORE = "0", str(max(1, (os.cpu_count() or 2) - 1))
+TICKS = os.sysconf("SC_CLK_TCK")
+READY_WITHIN = 30.0
+
+
+def children() -> dict[int, list[int]]:
+    """All processes, by parent."""
+    found: dict[int, list[int]] = {}
+    for entry in os.listdir("/proc"):
+        if entry.isdigit():
+            with contextlib.suppress(OSError):
+                fields = Path("/proc", entry, "stat").read_text().rpartition(")")[2].split()
+                found.setdefault(int(fields[1]), []).append(int(entry))
+    return found
+
+
+def family(pid: int) -> list[int]:
+    """`pid` and all below it."""
+    below, found, parents = [pid], [], children()
+    while below:
+        found.append(below.pop())
+        below += parents.get(found[-1], [])
+    return found
+
+
+def processor_time(pid: int) -> float:
+    """Seconds that `pid` and all below it have used, those of their dead children included."""
+    total = 0
+    for each in family(pid):
+        with contextlib.suppress(OSError):
+            fields = Path(f"/proc/{each}/stat").read_text().rpartition(")")[2].split()
+            total += sum(int(field) for field in fields[11:15])
+    return total / TICKS
+
+
+def private_memory(pids: list[int]) -> int:
+    """Bytes that `pids` have for themselves (smaps_rollup's Private_*)."""
+    total = 0
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+                if line.startswith("Private_"):
+                    total += int(line.split()[1]) * 1024
+    return total
+
+
+def free_ports(count: int, first: int = 21_000) -> int:
+    """Return the first of `count` neighbouring ports that are free now."""
+    for begin in range(first, 30_000, count):
+        with contextlib.ExitStack() as probes, contextlib.suppress(OSError):
+            for port in range(begin, begin + count):
+                probe = probes.enter_context(socket.socket())
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind(("127.0.0.1", port))
+            return begin
+    raise SystemExit("bench: no free ports")
+
+
+def wait_for_port(port: int, process: subprocess.Popen[bytes], what: str) -> None:
+    """Wait until somebody accepts on `port`."""
+    end = time.monotonic() + READY_WITHIN
+    while True:
+        if process.poll() is not None:
+            raise SystemExit(f"bench: {what} ended with {process.returncode}")
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+            return
+        if time.monotonic() > end:
+            raise SystemExit(f"bench: {what} isn't there after {READY_WITHIN:g} s")
+        time.sleep(0.05)
+
+
+def describe() -> dict[str, str]:
+    """What the figures were measured on."""
+    model = "unknown"
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                model = line.partition(":")[2].strip()
+                break
+    return {
+        "processor": model,
+        "cores": str(os.cpu_count()),
+        "kernel": platform.release(),
+        "python": platform.python_version(),
+        "load before": f"{os.getloadavg()[0]:.2f}",
+    }
+
+
+def version(command: list[str]) -> str:
+    """The first line of what a program says of its version."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+    except OSError:
+        return "not here"
+    lines = [line.strip() for line in (done.stdout + done.stderr).splitlines() if line.strip()]
+    return lines[0][:80] if lines else "unknown"

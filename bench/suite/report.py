@@ -1,0 +1,109 @@
+"""What `make bench` leaves: results as JSON, docs/benchmarks.md's tables, and a plot of each case."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from dataclasses import asdict
+from pathlib import Path
+
+from suite.cases import Case, Figures
+
+#: A plot's measures, in px.
+_BAR, _GAP, _LABEL, _WIDTH = 22, 8, 190, 720
+_OURS, _OTHERS, _INK = "#2563a8", "#b9c4d0", "#333333"
+
+
+def median(values: list[float]) -> float:
+    return statistics.median(values) if values else 0.0
+
+
+def spread(values: list[float]) -> str:
+    """Half of the distance between the least and the most, in per cent of the median."""
+    middle = median(values)
+    return f"± {50 * (max(values) - min(values)) / middle:.0f} %" if middle else "-"
+
+
+def ratios(results: dict[str, Figures], of: str, against: str) -> float | None:
+    """The median of `of` by that of `against`; None if one of them wasn't measured."""
+    below = median(results[against].rate) if against in results else 0.0
+    return median(results[of].rate) / below if below and of in results else None
+
+
+def table(case: Case, results: dict[str, Figures]) -> str:
+    """A case as Markdown: every figure beside its ratio to ours."""
+    ours = median(results["pyttpd"].rate)
+    lines = [
+        f"### {case.title}",
+        "",
+        "| server | requests/s | spread | pyttpd has | ms of processor per 1,000 | errors |",
+        "| --- | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for name, figures in sorted(results.items(), key=lambda item: -median(item[1].rate)):
+        if figures.failed:
+            lines.append(f"| {name} | not measured: {figures.failed} | | | | |")
+            continue
+        rate = median(figures.rate)
+        ratio = "" if name == "pyttpd" else f"{ours / rate:.2f} x" if rate else "-"
+        lines.append(
+            f"| {name} | {rate:,.0f} | {spread(figures.rate)} | {ratio} | {1000 * median(figures.cost):.1f} | "
+            f"{figures.errors} |"
+        )
+    for bar in case.bars:
+        found = ratios(results, bar.of, bar.against)
+        if found is not None:
+            verdict = "met" if found >= bar.ratio else "**missed**"
+            lines += ["", f"Bar: {bar.ratio:g} x {bar.against}: {found:.2f}, {verdict}."]
+    latencies = {name: figures.latency for name, figures in results.items() if figures.latency}
+    if latencies:
+        rate = next(iter(latencies.values()))["rate"]
+        lines += [
+            "",
+            f"At {rate:,.0f} requests/s for all (half of the slowest one's most):",
+            "",
+            "| server | p50 | p99 | p99.9 |",
+            "| --- | ---: | ---: | ---: |",
+        ]
+        for name, found_ in sorted(latencies.items(), key=lambda item: item[1]["p99"]):
+            cells = " | ".join(f"{1000 * found_[key]:.2f} ms" for key in ("p50", "p99", "p99.9"))
+            lines.append(f"| {name} | {cells} |")
+    return "\n".join(lines) + "\n"
+
+
+def plot(case: Case, results: dict[str, Figures]) -> str:
+    """A case as SVG: a bar for each peer."""
+    rows = sorted(((name, median(each.rate)) for name, each in results.items() if each.rate), key=lambda row: -row[1])
+    most = max((rate for _, rate in rows), default=1.0)
+    height = len(rows) * (_BAR + _GAP) + 40
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{_WIDTH}" height="{height}" font-family="sans-serif" '
+        f'font-size="13" fill="{_INK}"><rect width="100%" height="100%" fill="#ffffff"/>',
+        f'<text x="8" y="20" font-weight="bold">{case.title}: requests/s</text>',
+    ]
+    for number, (name, rate) in enumerate(rows):
+        y = 34 + number * (_BAR + _GAP)
+        width = round((_WIDTH - _LABEL - 90) * rate / most)
+        color = _OURS if name == "pyttpd" else _OTHERS
+        parts += [
+            f'<text x="{_LABEL - 8}" y="{y + 16}" text-anchor="end">{name}</text>',
+            f'<rect x="{_LABEL}" y="{y}" width="{width}" height="{_BAR}" fill="{color}"/>',
+            f'<text x="{_LABEL + width + 6}" y="{y + 16}">{rate:,.0f}</text>',
+        ]
+    return "\n".join([*parts, "</svg>"]) + "\n"
+
+
+def write(folder: Path, runs: dict[str, dict[str, dict[str, Figures]]], cases: dict[str, Case], about: dict[str, str]) -> None:
+    """Write results.json, tables.md and a plot of each case into `folder`. runs: setting, case, peer."""
+    folder.mkdir(parents=True, exist_ok=True)
+    plain = {
+        setting: {case: {name: asdict(each) for name, each in found.items()} for case, found in by_case.items()}
+        for setting, by_case in runs.items()
+    }
+    (folder / "results.json").write_text(json.dumps({"about": about, "results": plain}, indent=1) + "\n")
+    lines = ["## On what", "", *(f"- {key}: {value}" for key, value in about.items()), ""]
+    for setting, by_case in runs.items():
+        lines += [f"## {setting}", ""]
+        lines += [table(cases[name], results) for name, results in by_case.items() if "pyttpd" in results]
+        for name, results in by_case.items():
+            (folder / f"{name}-{setting.replace(' ', '-').replace(',', '')}.svg").write_text(plot(cases[name], results))
+    (folder / "tables.md").write_text("\n".join(lines))
