@@ -52,7 +52,7 @@ lock: ## write the hash-pinned locks anew (KEEP=1: only what the projects' depen
 	@scripts/venv lock
 	@KEEP=$(KEEP) .venv-lock/bin/python scripts/lock
 
-bench: ## measure "Hello, world!" through the tree, beside the same worker alone and granian
+bench: ## measure pyttpd beside what people would use instead (BENCH=case: one only)
 	@scripts/venv bench
 	@scripts/bench
 

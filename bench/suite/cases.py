@@ -1,23 +1,22 @@
 """The cases: who is measured with what, in turns, and by which figure the bars are read.
 
-A case yields for each peer a list of figures, one a round. Within a round every peer has its turn; the order is turned by
-one from round to round, so that nobody is always after the heaviest.
+All peers of a case run at the same time. Within a round each has its turn; the order is turned by one from round to
+round, so that nobody is always after the heaviest. Before the first round and after each, every byte of an answer is
+looked at; within, whatever isn't a whole 200 is an error, and stands in the table.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
-import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.client import HTTPException
 
 from suite import peers
 from suite.clients import Load, Target, WrongAnswer, constant_rate, wrk
 from suite.machine import processor_time
-from suite.peers import HERE, SIZES, Peer, content, running
+from suite.peers import SIZES, Peer, content, running
 
 HELLO = b"Hello, world!"
 
@@ -68,7 +67,9 @@ class Case:
 
 
 @contextlib.contextmanager
-def all_running(case: Case, options: Options, results: dict[str, Figures]) -> Iterator[dict[str, tuple[Target, list[int]]]]:
+def all_running(
+    case: Case, options: Options, results: dict[str, Figures]
+) -> Iterator[dict[str, tuple[Target, list[int]]]]:
     """Start every peer of `case`; who doesn't start, or answers wrongly, is told and left out."""
     with contextlib.ExitStack() as stack:
         found = {}
@@ -95,14 +96,24 @@ def measure(case: Case, options: Options) -> dict[str, Figures]:
             for name in names[turn:] + names[:turn]:
                 target, pids = servers[name]
                 before = sum(map(processor_time, pids))
-                load = wrk(target, options.seconds if number else 1.0, case.connections, close=case.close, pin=options.pin)
+                load = wrk(
+                    target,
+                    options.seconds if number else 1.0,
+                    case.connections,
+                    close=case.close,
+                    pin=options.pin,
+                )
                 used = sum(map(processor_time, pids)) - before
                 if number:
                     note(results[name], load, used, options.seconds)
             for target, _ in servers.values():
                 target.check()
             if number:
-                print(f"    round {number}: " + ", ".join(f"{name} {results[name].rate[-1]:,.0f}" for name in names), flush=True)
+                print(
+                    f"    round {number}: "
+                    + ", ".join(f"{name} {results[name].rate[-1]:,.0f}" for name in names),
+                    flush=True,
+                )
         if case.common_rate and servers:
             at_common_rate({name: server[0] for name, server in servers.items()}, results, options)
     return results
@@ -180,20 +191,13 @@ CASES = (
         bars=(Bar("pyttpd", "nginx", 0.9), Bar("pyttpd", "nginx open_file_cache", 0.8)),
     ),
     Case("static-100k", "A file of 100 KB", STATIC, "/100k.bin", content(SIZES["100k.bin"]), bars=FILES_BARS),
-    Case("static-10m", "A file of 10 MB", STATIC, "/10m.bin", content(SIZES["10m.bin"]), connections=8, bars=FILES_BARS),
+    Case(
+        "static-10m",
+        "A file of 10 MB",
+        STATIC,
+        "/10m.bin",
+        content(SIZES["10m.bin"]),
+        connections=8,
+        bars=FILES_BARS,
+    ),
 )
-
-
-# ---- cases that wrk can't measure -------------------------------------------------------------------------------------
-
-
-def script(name: str, *arguments: str) -> Callable[[Options], dict[str, object]]:
-    """A case that is a program of its own in bench/, which prints one JSON object at its end."""
-
-    def run(options: Options) -> dict[str, object]:
-        command = [sys.executable, str(HERE / name), "--json", "--rounds", str(options.rounds), *arguments]
-        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-        result: dict[str, object] = json.loads(done.stdout.splitlines()[-1])
-        return result
-
-    return run

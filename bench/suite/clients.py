@@ -74,11 +74,23 @@ def pinned(command: list[str], core: str | None) -> list[str]:
 
 def wrk(target: Target, seconds: float, connections: int, *, close: bool, pin: bool = True) -> Load:
     """As many requests as go, by wrk. Whatever isn't 2xx, or a whole response, is an error."""
-    command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds:g}s", "--timeout", "20s", "-H", f"Host: {target.host}"]
+    command = [
+        "wrk",
+        "-t1",
+        f"-c{connections}",
+        f"-d{seconds:g}s",
+        "--timeout",
+        "20s",
+        "-H",
+        f"Host: {target.host}",
+    ]
     if close:
         command += ["-H", "Connection: close"]
     done = subprocess.run(
-        pinned([*command, target.url], CLIENT_CORE if pin else None), check=True, capture_output=True, text=True
+        pinned([*command, target.url], CLIENT_CORE if pin else None),
+        check=True,
+        capture_output=True,
+        text=True,
     )
     found = _RATE.search(done.stdout)
     if found is None:

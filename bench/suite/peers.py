@@ -1,10 +1,10 @@
-"""The servers: each started as its own documentation recommends for production, on a given port, in a folder of its own.
+"""The servers: each as its own documentation recommends for production, on a given port, in a folder of its own.
 
 Rules
-  1. Nobody's log is off while others' are on: `Setting.log` holds for all, and each writes one line a request into a file.
+  1. Nobody's log is off while others' are on: `Setting.log` holds for all; each writes one line a request into a file.
   2. Nobody has more processes than its documentation advises for one core (`2 n + 1` for gunicorn, one per core for
      nginx, granian and uvicorn, Debian's settings for Apache).
-  3. A peer that isn't here is installed by scripts/bench; one that can't be had is named in the result, not left out.
+  3. Peers that aren't here are installed by scripts/bench; one that can't be had is named in the table.
 """
 
 from __future__ import annotations
@@ -114,7 +114,13 @@ def tree(setting: Setting, tenants: str) -> list[list[str]]:
 
 
 def tenant(
-    setting: Setting, kind: str, *, root: Path | None = None, application: str = "", workers: int = 1, number: int = 0
+    setting: Setting,
+    kind: str,
+    *,
+    root: Path | None = None,
+    application: str = "",
+    workers: int = 1,
+    number: int = 0,
 ) -> str:
     return TENANT.format(
         name=f"t{number}",
@@ -147,7 +153,14 @@ def pyttpd_asgi(setting: Setting) -> list[list[str]]:
 
 
 def worker_alone(setting: Setting) -> list[list[str]]:
-    command = [PYTHON, str(HERE / "standalone.py"), "--path", str(applications(setting)), "--port", str(setting.port)]
+    command = [
+        PYTHON,
+        str(HERE / "standalone.py"),
+        "--path",
+        str(applications(setting)),
+        "--port",
+        str(setting.port),
+    ]
     return [command]
 
 
@@ -187,8 +200,12 @@ def uwsgi(setting: Setting) -> list[list[str]]:
 
 def waitress(setting: Setting) -> list[list[str]]:
     logged = "--call hello_logged:make" if setting.log else "hello:app"
-    if setting.log:  # waitress writes none itself: its documentation says to wrap the application (TransLogger)
-        (applications(setting) / "hello_logged.py").write_text(WAITRESS_LOG.format(folder=str(setting.folder)))
+    if (
+        setting.log
+    ):  # waitress writes none itself: its documentation says to wrap the application (TransLogger)
+        (applications(setting) / "hello_logged.py").write_text(
+            WAITRESS_LOG.format(folder=str(setting.folder))
+        )
     code = f"import sys; sys.path.insert(0, {str(applications(setting))!r}); from waitress.runner import run; run()"
     return [[PYTHON, "-c", code, f"--listen=127.0.0.1:{setting.port}", "--threads=4", *logged.split()]]
 
@@ -343,8 +360,23 @@ def mpm_itk_wsgi(setting: Setting) -> list[list[str]]:
 
 def uvicorn(http: str) -> Callable[[Setting], list[list[str]]]:
     def start(setting: Setting) -> list[list[str]]:
-        command = [PYTHON, "-m", "uvicorn", "--http", http, "--host", "127.0.0.1", "--port", str(setting.port)]
-        command += ["--app-dir", str(applications(setting)), "--log-level", "info" if setting.log else "warning"]
+        command = [
+            PYTHON,
+            "-m",
+            "uvicorn",
+            "--http",
+            http,
+            "--host",
+            "127.0.0.1",
+            "--port",
+            str(setting.port),
+        ]
+        command += [
+            "--app-dir",
+            str(applications(setting)),
+            "--log-level",
+            "info" if setting.log else "warning",
+        ]
         command += [] if setting.log else ["--no-access-log"]
         return [[*command, "hello_asgi:app"]]
 
@@ -383,12 +415,20 @@ def pyttpd_static(setting: Setting) -> list[list[str]]:
 
 def nginx_static(cache: str) -> Callable[[Setting], list[list[str]]]:
     def start(setting: Setting) -> list[list[str]]:
-        return [nginx(setting, http=cache, server=f"root {files(setting)}; location / {{ try_files $uri $uri/ =404; }}")]
+        return [
+            nginx(
+                setting,
+                http=cache,
+                server=f"root {files(setting)}; location / {{ try_files $uri $uri/ =404; }}",
+            )
+        ]
 
     return start
 
 
-OPEN_FILE_CACHE = "open_file_cache max=1000 inactive=20s; open_file_cache_valid 30s; open_file_cache_errors on;"
+OPEN_FILE_CACHE = (
+    "open_file_cache max=1000 inactive=20s; open_file_cache_valid 30s; open_file_cache_errors on;"
+)
 
 
 def apache_static(mpm: str) -> Callable[[Setting], list[list[str]]]:

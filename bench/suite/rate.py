@@ -98,7 +98,9 @@ class Client:
         self._epoll.unregister(one.sock)
         del self._asking[one.sock.fileno()]
         if not whole and not one.got:
-            self._ask(self._anew(one.sock), one.due)  # closed between two requests: asked anew, and it counts from then
+            self._ask(
+                self._anew(one.sock), one.due
+            )  # closed between two requests: asked anew, and it counts from then
             return
         if whole and rest == self._body and head.split(b" ", 2)[1:2] == [b"200"]:
             self.took.append(time.monotonic() - one.due)

@@ -72,12 +72,14 @@ def table(case: Case, results: dict[str, Figures]) -> str:
 
 def plot(case: Case, results: dict[str, Figures]) -> str:
     """A case as SVG: a bar for each peer."""
-    rows = sorted(((name, median(each.rate)) for name, each in results.items() if each.rate), key=lambda row: -row[1])
+    rows = sorted(
+        ((name, median(each.rate)) for name, each in results.items() if each.rate), key=lambda row: -row[1]
+    )
     most = max((rate for _, rate in rows), default=1.0)
     height = len(rows) * (_BAR + _GAP) + 40
+    form = f'width="{_WIDTH}" height="{height}" font-family="sans-serif" font-size="13" fill="{_INK}"'
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{_WIDTH}" height="{height}" font-family="sans-serif" '
-        f'font-size="13" fill="{_INK}"><rect width="100%" height="100%" fill="#ffffff"/>',
+        f'<svg xmlns="http://www.w3.org/2000/svg" {form}><rect width="100%" height="100%" fill="#ffffff"/>',
         f'<text x="8" y="20" font-weight="bold">{case.title}: requests/s</text>',
     ]
     for number, (name, rate) in enumerate(rows):
@@ -92,11 +94,18 @@ def plot(case: Case, results: dict[str, Figures]) -> str:
     return "\n".join([*parts, "</svg>"]) + "\n"
 
 
-def write(folder: Path, runs: dict[str, dict[str, dict[str, Figures]]], cases: dict[str, Case], about: dict[str, str]) -> None:
+def write(
+    folder: Path,
+    runs: dict[str, dict[str, dict[str, Figures]]],
+    cases: dict[str, Case],
+    about: dict[str, str],
+) -> None:
     """Write results.json, tables.md and a plot of each case into `folder`. runs: setting, case, peer."""
     folder.mkdir(parents=True, exist_ok=True)
     plain = {
-        setting: {case: {name: asdict(each) for name, each in found.items()} for case, found in by_case.items()}
+        setting: {
+            case: {name: asdict(each) for name, each in found.items()} for case, found in by_case.items()
+        }
         for setting, by_case in runs.items()
     }
     (folder / "results.json").write_text(json.dumps({"about": about, "results": plain}, indent=1) + "\n")
@@ -105,5 +114,7 @@ def write(folder: Path, runs: dict[str, dict[str, dict[str, Figures]]], cases: d
         lines += [f"## {setting}", ""]
         lines += [table(cases[name], results) for name, results in by_case.items() if "pyttpd" in results]
         for name, results in by_case.items():
-            (folder / f"{name}-{setting.replace(' ', '-').replace(',', '')}.svg").write_text(plot(cases[name], results))
+            (folder / f"{name}-{setting.replace(' ', '-').replace(',', '')}.svg").write_text(
+                plot(cases[name], results)
+            )
     (folder / "tables.md").write_text("\n".join(lines))
