@@ -12,22 +12,37 @@ from __future__ import annotations
 import argparse
 import select
 import socket
+import threading
 import time
 from pathlib import Path
 
-from pyttpd.config.kinds import Mount, StaticOptions, WsgiOptions
+from pyttpd.config.kinds import AsgiOptions, KindOptions, Mount, StaticOptions, WsgiOptions
 from pyttpd.config.shares import HttpSettings, LogSettings, PoolSettings, TenantLogs, VhostShare
 from pyttpd.log import Log
+from pyttpd.wire.messages import Client
 
+from pyttpd_vhost.aside import Aside
 from pyttpd_vhost.http.connection import Connection, Want
+from pyttpd_vhost.parking import Parked
 from pyttpd_vhost.site import Site
 
 EVENTS = {Want.READ: select.EPOLLIN, Want.WRITE: select.EPOLLOUT}
 TICK = 1.0
 
 
-def make_site(kind: str, application: str | None, path: Path, root: Path, engine: str = "llhttp") -> Site:
+def make_site(
+    kind: str,
+    application: str | None,
+    path: Path,
+    root: Path,
+    engine: str = "llhttp",
+    event_loop: str = "asyncio",
+) -> Site:
     """Return a loaded site for every host."""
+    options: KindOptions = StaticOptions(str(root.resolve()))
+    if kind != "static":
+        name = application or ""
+        options = WsgiOptions(name) if kind == "wsgi" else AsgiOptions(name, event_loop=event_loop)
     share = VhostShare(
         generation=1,
         name="bench",
@@ -37,12 +52,7 @@ def make_site(kind: str, application: str | None, path: Path, root: Path, engine
         foreign=(),
         default=True,
         root=str(root.resolve()),
-        mounts=(
-            Mount(
-                "/",
-                StaticOptions(str(root.resolve())) if kind == "static" else WsgiOptions(application or ""),
-            ),
-        ),
+        mounts=(Mount("/", options),),
         python_path=(str(path.resolve()),),
         env={},
         writable=(),
@@ -62,9 +72,25 @@ def serve(listener: socket.socket, site: Site, authority: str) -> None:
     """Accept and serve until killed."""
     epoll = select.epoll()
     epoll.register(listener, select.EPOLLIN)
-    listening = listener.fileno()
     connections: dict[int, Connection] = {}
     waiting: dict[int, Want] = {}
+    if site.aside is not None and threading.current_thread() is threading.main_thread():
+        site.aside.begin(Beside(epoll, connections, waiting))
+        threading.Thread(target=turn, args=(epoll, listener, site, authority, connections, waiting)).start()
+        site.aside.run()
+    turn(epoll, listener, site, authority, connections, waiting)
+
+
+def turn(
+    epoll: select.epoll,
+    listener: socket.socket,
+    site: Site,
+    authority: str,
+    connections: dict[int, Connection],
+    waiting: dict[int, Want],
+) -> None:
+    """The epoll loop."""
+    listening = listener.fileno()
     tick = time.monotonic() + TICK
     while True:
         events = epoll.poll(TICK)
@@ -84,22 +110,54 @@ def serve(listener: socket.socket, site: Site, authority: str) -> None:
             connection = connections[fd]
             want = connection.on_writable() if waiting[fd] is Want.WRITE else connection.on_readable()
             if want is not waiting[fd]:
-                settle(epoll, connections, waiting, fd, want)
+                settle(epoll, connections, waiting, fd, want, site.aside)
         now = time.monotonic()
         if now >= tick:
             tick = now + TICK
             for fd in [fd for fd, connection in connections.items() if connection.deadline <= now]:
-                settle(epoll, connections, waiting, fd, connections[fd].on_timeout())
+                settle(epoll, connections, waiting, fd, connections[fd].on_timeout(), site.aside)
+
+
+class Beside:
+    """What an event loop needs of its worker (`pyttpd_vhost.aside.Host`): the loop above, in another thread."""
+
+    def __init__(
+        self, epoll: select.epoll, connections: dict[int, Connection], waiting: dict[int, Want]
+    ) -> None:
+        self._epoll, self._connections, self._waiting = epoll, connections, waiting
+
+    def settle(self, one: Parked, want: Want) -> None:
+        """Take a connection back."""
+        if want is Want.CLOSED:
+            one.connection.sock.close()
+            return
+        self._connections[one.fd] = one.connection
+        self._waiting[one.fd] = want
+        self._epoll.register(one.fd, EVENTS[want])
+
+    def give_credit(self) -> None:
+        """Nobody gives us connections but the kernel."""
 
 
 def settle(
-    epoll: select.epoll, connections: dict[int, Connection], waiting: dict[int, Want], fd: int, want: Want
+    epoll: select.epoll,
+    connections: dict[int, Connection],
+    waiting: dict[int, Want],
+    fd: int,
+    want: Want,
+    aside: Aside | None = None,
 ) -> None:
     """Wait for something else, or close."""
     if want is Want.CLOSED:
         epoll.unregister(fd)
         connections.pop(fd).sock.close()
         del waiting[fd]
+    elif want is Want.AWAY:
+        epoll.unregister(fd)
+        connection = connections.pop(fd)
+        del waiting[fd]
+        assert aside is not None
+        aside.take(Parked(connection, Client("127.0.0.1", 0), "", fd))
     else:
         epoll.modify(fd, EVENTS[want])
         waiting[fd] = want
@@ -110,14 +168,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--kind", default="wsgi", choices=("wsgi", "static"))
+    parser.add_argument("--kind", default="wsgi", choices=("wsgi", "static", "asgi"))
     parser.add_argument("--app", default="hello:app")
     parser.add_argument("--path", type=Path, default=Path(__file__).parent)
     parser.add_argument("--root", type=Path, default=Path())
     parser.add_argument("--port", type=int, default=8000)
     parser.add_argument("--engine", default="llhttp", choices=("llhttp", "h11"))
+    parser.add_argument("--event-loop", default="asyncio", choices=("asyncio", "uvloop"))
     arguments = parser.parse_args()
-    site = make_site(arguments.kind, arguments.app, arguments.path, arguments.root, arguments.engine)
+    site = make_site(
+        arguments.kind, arguments.app, arguments.path, arguments.root, arguments.engine, arguments.event_loop
+    )
     listener = socket.create_server(("127.0.0.1", arguments.port), backlog=1024)
     listener.setblocking(False)
     serve(listener, site, "127.0.0.1")

@@ -21,6 +21,8 @@ OWNERS = {
     "prometheus-client": "pyttpd",
     "pyroute2": "pyttpd-init",
     "httptools": "pyttpd-vhost",
+    "uvicorn": "pyttpd-vhost",
+    "websockets": "pyttpd-vhost",
     "h11": "pyttpd-vhost",
     "click": "pyttpd-ctl",
     "rich": "pyttpd-ctl",

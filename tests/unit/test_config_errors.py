@@ -448,7 +448,7 @@ CASES: dict[str, tuple[str, list[str]]] = {
         + 'application = "app:app"\npython_path = ["lib"]\nvirtualenv = "v"\npreload = false\n'
         + SHOP.replace("static", "wsgi"),
         [
-            ':8: [vhost.blog] application: is for kind = "wsgi": remove it, or change the kind',
+            ':8: [vhost.blog] application: is for kind = "wsgi" or "asgi": remove it, or change the kind',
             f":9: [vhost.blog] python_path: is for kind = {PYTHON_KINDS}: remove it, or change the kind",
             f":10: [vhost.blog] virtualenv: is for kind = {PYTHON_KINDS}: remove it, or change the kind",
             f":11: [vhost.blog] preload: is for kind = {PYTHON_KINDS}: remove it, or change the kind",

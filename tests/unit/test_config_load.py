@@ -15,7 +15,7 @@ import pytest
 from pyttpd.address import Address
 from pyttpd.config.document import document
 from pyttpd.config.kind_keys import KIND_TABLES
-from pyttpd.config.kinds import CgiOptions, HandoffOptions, Mount, StaticOptions, WsgiOptions
+from pyttpd.config.kinds import AsgiOptions, CgiOptions, HandoffOptions, Mount, StaticOptions, WsgiOptions
 from pyttpd.config.loader import load, load_located
 from pyttpd.config.model import foreign_names
 from pyttpd.config.schema import SCHEMA
@@ -185,6 +185,18 @@ path = "@rest"
 kind = "wsgi"
 application = "shop:rest"
 [[vhost.shop-two.mount]]
+path = "/live"
+kind = "asgi"
+application = "live:app"
+lifespan = "on"
+event_loop = "uvloop"
+max_concurrency = 50
+websockets = false
+websocket_max_size = 2000
+websocket_ping = 5
+websocket_idle = 60
+websocket_compression = false
+[[vhost.shop-two.mount]]
 path = "/cgi-bin"
 kind = "cgi"
 root = "programs"
@@ -348,6 +360,7 @@ def test_everything_that_can_be_written(folder: Path) -> None:
                 "/own", StaticOptions(str(folder / "conf.d" / "public"), charset="ascii", fallback="@rest")
             ),
             Mount("@rest", WsgiOptions("shop:rest")),
+            Mount("/live", AsgiOptions("live:app", "on", "uvloop", 50, False, 2000, 5.0, 60.0, False)),
             Mount("/cgi-bin", programs),
             Mount("/chat", chat),
             Mount("/game", HandoffOptions(socket=str(folder / "conf.d" / "game.sock"))),
@@ -381,6 +394,7 @@ def test_defaults_are_the_schema_s(tmp_path: Path) -> None:
     places |= {"vhost.NAME.queue": vhost.queue, "vhost.NAME.http": vhost.http}
     places |= {"vhost.NAME.static": vhost.mounts[0].options, "vhost.NAME.cgi": CgiOptions("/")}
     places |= {"vhost.NAME.handoff": HandoffOptions(socket="/")}
+    places |= {"vhost.NAME.asgi": AsgiOptions("app:app")}
     for path, table in SCHEMA.walk():
         for key in table.keys:
             if isinstance(key.default, str | int | float | bool) and key.name != "default":

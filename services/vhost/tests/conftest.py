@@ -114,6 +114,7 @@ class Server(threading.Thread):
         wants: dict[int, Want] = {}
         with contextlib.closing(select.epoll()) as epoll:
             epoll.register(self._listener, select.EPOLLIN)
+            self._extra(epoll)
             while not self._stopping:
                 events = epoll.poll(TICK)
                 self.site.turn = object()
@@ -126,13 +127,22 @@ class Server(threading.Thread):
                         wants[fd] = Want.READ
                         epoll.register(fd, select.EPOLLIN)
                         continue
+                    if self._other(epoll, wants, fd):
+                        continue
                     connection = self.connections[fd]
                     turn = connection.on_readable if wants[fd] is Want.READ else connection.on_writable
                     self._settle(epoll, wants, fd, turn())
                 now = time.monotonic()
                 for fd, connection in list(self.connections.items()):
-                    if connection.deadline <= now:
+                    if fd in wants and connection.deadline <= now:
                         self._settle(epoll, wants, fd, connection.on_timeout())
+
+    def _extra(self, epoll: select.epoll) -> None:
+        """Register what else there is (beside.py)."""
+
+    def _other(self, epoll: select.epoll, wants: dict[int, Want], fd: int) -> bool:
+        """Whether `fd` is that, and was seen to."""
+        return False
 
     def _settle(self, epoll: select.epoll, wants: dict[int, Want], fd: int, want: Want) -> None:
         if want is Want.CLOSED:

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from pyttpd.config import limits
 from pyttpd.config.keys import REQUIRED, Key, Kind, Table, count, seconds
-from pyttpd.config.kinds import CgiOptions, HandoffOptions, StaticOptions
+from pyttpd.config.kinds import AsgiOptions, CgiOptions, HandoffOptions, StaticOptions
 from pyttpd.config.processes import ProcessOptions
 
 _STATIC = StaticOptions("/")
+_ASGI = AsgiOptions("app:app")
 _CGI = CgiOptions("/")
 _HANDOFF = HandoffOptions(socket="/")
 _PROCESSES = ProcessOptions()
@@ -19,7 +20,7 @@ APPLICATION = Key(
     "application",
     Kind.APPLICATION,
     REQUIRED,
-    "wsgi: the application object and the module that it is in.",
+    "wsgi, asgi: the application object and the module that it is in.",
     example='"app:application"',
 )
 
@@ -183,6 +184,71 @@ KIND_TABLES: dict[str, Table] = {
         ),
     ),
     "wsgi": Table("wsgi", 'For kind "wsgi": a Python application (PEP 3333).', (APPLICATION,)),
+    "asgi": Table(
+        "asgi",
+        'For kind "asgi": an asynchronous Python application (ASGI 3; [asgi.md](asgi.md)).',
+        (
+            APPLICATION,
+            Key(
+                "lifespan",
+                Kind.CHOICE,
+                _ASGI.lifespan,
+                "Whether the application is told of startup and shutdown, in each worker: auto: if it takes that, and "
+                "without it, if it raises an exception; on: an exception is a failure; off: never. Where a startup "
+                "fails, the worker does.",
+                choices=limits.LIFESPANS,
+            ),
+            Key(
+                "event_loop",
+                Kind.CHOICE,
+                _ASGI.event_loop,
+                "The event loop; uvloop must be in the virtual environment. All asgi mounts of a vhost share one: "
+                "uvloop, if any of them says so.",
+                choices=limits.EVENT_LOOPS,
+            ),
+            count(
+                "max_concurrency",
+                _ASGI.max_concurrency,
+                "Requests and WebSockets that a worker has in hand at a time, background tasks behind an answer "
+                "included. More wait up to 10 s, then they get 503.",
+                limits.MAX_CONCURRENCY,
+                "requests",
+            ),
+            Key(
+                "websockets",
+                Kind.FLAG,
+                _ASGI.websockets,
+                "Whether there are any; without them a request for one is answered as if it asked for none.",
+            ),
+            count(
+                "websocket_max_size",
+                _ASGI.websocket_max_size,
+                "The longest message of a client's, unpacked; a longer one ends the WebSocket with code 1009.",
+                limits.WEBSOCKET_MAX_SIZE,
+                "bytes",
+            ),
+            seconds(
+                "websocket_ping",
+                _ASGI.websocket_ping,
+                "How often clients are pinged, and how long they may take to answer; then they are given up with code "
+                "1011. 0: they aren't.",
+                limits.WEBSOCKET_TIME,
+            ),
+            seconds(
+                "websocket_idle",
+                _ASGI.websocket_idle,
+                "How long nothing may be said in either direction, pings apart; then it is closed with code 1000. 0: "
+                "as long as you like.",
+                limits.WEBSOCKET_TIME,
+            ),
+            Key(
+                "websocket_compression",
+                Kind.FLAG,
+                _ASGI.websocket_compression,
+                "Whether messages are packed (permessage-deflate) if the client wants that; takes some 70 KB for each.",
+            ),
+        ),
+    ),
     "cgi": Table(
         "cgi",
         'For kind "cgi": programs that are run for each request ([cgi.md](cgi.md)).',

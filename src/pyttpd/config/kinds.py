@@ -71,6 +71,26 @@ class WsgiOptions(KindOptions):
 
 
 @dataclass(frozen=True, slots=True)
+class AsgiOptions(KindOptions):
+    """An ASGI application: "module:attribute"; see the schema. Times in s, sizes in bytes, 0 is "none"."""
+
+    kind: ClassVar[str] = "asgi"
+
+    application: str
+    lifespan: str = "auto"
+    event_loop: str = "asyncio"
+    max_concurrency: int = 1000
+    websockets: bool = True
+    websocket_max_size: int = 1048576
+    websocket_ping: float = 20.0
+    websocket_idle: float = 0.0
+    websocket_compression: bool = True
+
+    def __post_init__(self) -> None:
+        checks.validate(self, KINDS[self.kind].fields)
+
+
+@dataclass(frozen=True, slots=True)
 class CgiOptions(KindOptions):
     """Programs below `root`, or one `script` for all paths; see the schema. `handlers`: by suffix (".pl") the program
     that runs such files. Times in s, sizes in bytes; 0 is no limit.
@@ -165,6 +185,21 @@ KINDS: Mapping[str, Entry] = {
         runs=False,
     ),
     "wsgi": Entry(WsgiOptions, {"application": checks.application}, python=True),
+    "asgi": Entry(
+        AsgiOptions,
+        {
+            "application": checks.application,
+            "lifespan": checks.choice(limits.LIFESPANS),
+            "event_loop": checks.choice(limits.EVENT_LOOPS),
+            "max_concurrency": checks.integer(limits.MAX_CONCURRENCY),
+            "websockets": checks.flag,
+            "websocket_max_size": checks.integer(limits.WEBSOCKET_MAX_SIZE),
+            "websocket_ping": checks.number(limits.WEBSOCKET_TIME),
+            "websocket_idle": checks.number(limits.WEBSOCKET_TIME),
+            "websocket_compression": checks.flag,
+        },
+        python=True,
+    ),
     "cgi": Entry(
         CgiOptions,
         {

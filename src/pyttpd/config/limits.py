@@ -117,6 +117,16 @@ MAX_COMMANDS = 16
 #: Interpreters of one mount: more than there are languages that anybody writes scripts in.
 MAX_HANDLERS = 32
 
+# --- asgi ---------------------------------------------------------------------------------------------------
+LIFESPANS = ("auto", "on", "off")
+EVENT_LOOPS = ("asyncio", "uvloop")
+#: Tasks of one process: each has a connection, of which a process has no more descriptors for.
+MAX_CONCURRENCY = Range(1, 100_000)
+#: A message is in memory as a whole, once for each connection: less than any is useless, more is for HTTP.
+WEBSOCKET_MAX_SIZE = Range(1, 256 * 1024 * 1024)
+#: Pings and idle time; 0: none.
+WEBSOCKET_TIME = Range(0, 86_400)
+
 # --- numbers ------------------------------------------------------------------------------------------------
 GENERATION = Range(1, 2**63 - 1)
 GRACE = Range(0, 3600)

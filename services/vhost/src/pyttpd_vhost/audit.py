@@ -32,9 +32,10 @@ from typing import TYPE_CHECKING
 
 from pyttpd_vhost import kinds
 from pyttpd_vhost.http.response import CLOSE, STATUS, date_line
-from pyttpd_vhost.output import SLOW, TIMED_OUT
+from pyttpd_vhost.output import SLOW, STUCK, TIMED_OUT
 
 if TYPE_CHECKING:
+    from pyttpd_vhost.aside import Aside
     from pyttpd_vhost.crew import Server
     from pyttpd_vhost.http.connection import Connection
     from pyttpd_vhost.parking import Parking
@@ -70,6 +71,7 @@ class Audit:
         self._lingering: list[tuple[socket.socket, float]] = []
         self._entries: list[float] = []
         self._suppressed = 0
+        self._stuck_told = False
         self.slow = 0
         self.timed_out = 0
         self.answered = 0
@@ -122,6 +124,40 @@ class Audit:
         self._report(TIMED_OUT, server, age, now)
         if sock is not None:
             self._part(sock, connection, now)
+        return True
+
+    def look_aside(self, aside: Aside, now: float) -> None:
+        """Log an event loop that doesn't come round: whatever it serves is slow."""
+        stuck = aside.stuck_for(now)
+        if stuck < self._slow_after or not self._slow_after:
+            self._stuck_told = False
+        elif not self._stuck_told:
+            self._stuck_told = True
+            self.slow += 1
+            self._log.warning(
+                STUCK,
+                seconds=round(stuck, 3),
+                connections=len(list(aside.taken())),
+                traceback="\n".join(tracebacks(threading.main_thread().ident or 0)),
+            )
+
+    def stuck_aside(self, aside: Aside, now: float) -> bool:
+        """Take all clients away from an event loop that hasn't come round for request_timeout; say whether that is."""
+        if not self._end_after or aside.stuck_for(now) < self._end_after:
+            return False
+        for one in aside.taken():
+            try:
+                ours, dead = socket.socketpair()
+                with ours, dead:
+                    dead.shutdown(socket.SHUT_RDWR)
+                    sock = self._parking.take_away(one, dead)
+            except OSError:
+                with contextlib.suppress(OSError):
+                    one.connection.sock.shutdown(socket.SHUT_RDWR)
+                continue
+            if sock is not None:
+                self._part(sock, one.connection, now)
+        self.timed_out += 1
         return True
 
     def _part(self, sock: socket.socket, connection: Connection, now: float) -> None:

@@ -27,7 +27,9 @@ from pyttpd_vhost.logfile import LogFile
 
 #: What a worker's audit writes (audit.py), and how the lines below it begin (pyttpd.log).
 SLOW, TIMED_OUT = "slow request", "request timed out: its worker retires"
-_SLOW_LINES = (f"warning: {SLOW} ".encode(), f"warning: {TIMED_OUT} ".encode())
+#: The same of an event loop: all requests in it wait, or one was given up.
+STUCK, GIVEN_UP = "slow request: the event loop stands still", "request timed out"
+_SLOW_LINES = tuple([f"warning: {event} ".encode() for event in (SLOW, TIMED_OUT, STUCK, GIVEN_UP)])
 _BELOW = b"    | "
 #: A longer printed line is cut into several.
 MAX_PRINTED = 4096

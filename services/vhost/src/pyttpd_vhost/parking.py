@@ -70,13 +70,16 @@ class Parking:
         return False
 
     def settle(self, one: Parked, want: Want) -> None:
-        """Wait for `want` on `one`, which is out of `parked`, or close it."""
+        """Wait for `want` on `one`, which is out of `parked`, or close it, or leave it to who serves it elsewhere."""
         with self._lock:
             if want is Want.CLOSED:
                 # Out of epoll first: while the listener still has its copy, close() alone would leave it registered
                 # (epoll(7)).
                 self._forget(one)
                 one.connection.sock.close()
+                return
+            if want is Want.AWAY:
+                self._forget(one)
                 return
             if one.want is None:
                 self._epoll.register(one.fd, _EVENTS[want])

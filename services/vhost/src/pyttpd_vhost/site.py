@@ -10,7 +10,7 @@ import copy
 import sys
 from typing import TYPE_CHECKING, Protocol
 
-from pyttpd.config.kinds import CgiOptions, HandoffOptions, StaticOptions, WsgiOptions
+from pyttpd.config.kinds import AsgiOptions, CgiOptions, HandoffOptions, StaticOptions, WsgiOptions
 from pyttpd.head import bounds_of
 
 from pyttpd_vhost.commons import Commons
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from pyttpd.config.shares import VhostShare
 
     from pyttpd_vhost.access import AccessLog
+    from pyttpd_vhost.aside import Aside
     from pyttpd_vhost.commons import Clients
     from pyttpd_vhost.execution.client import Client
     from pyttpd_vhost.execution.places import Place
@@ -77,6 +78,7 @@ class Site:
         "_stressed",
         "_suffixes",
         "access",
+        "aside",
         "at_end",
         "clients",
         "commons",
@@ -122,6 +124,8 @@ class Site:
         #: What a connection that is given to us becomes.
         self.connection: type[Connection] = Connection
         self.kind: Kind
+        #: What serves connections beside the worker's threads, if a kind wants that; None: nothing does.
+        self.aside: Aside | None = None
         #: Takes a status, and header fields; returns the fields and the body of an error's answer.
         self.page: Callable[..., tuple[Fields, bytes]] = plain_page
         self.engine = _engine(share.http.engine)
@@ -208,6 +212,11 @@ class Site:
                 from pyttpd_vhost.kinds.wsgi import WsgiKind
 
                 return WsgiKind(load_application(options.application), self)
+            case AsgiOptions():
+                from pyttpd_vhost.kinds.asgi import AsgiKind
+                from pyttpd_vhost.kinds.python import load_application
+
+                return AsgiKind(load_application(options.application), options, self)
             case StaticOptions():
                 from pyttpd_vhost.kinds.static import StaticKind
 

@@ -221,7 +221,8 @@ class Supervisor:
                 self._workers.values(),
                 share.grace,
                 now,
-                preload=share.preload,
+                # A lifespan's startup is a part of loading.
+                preload=share.preload and not any(mount.kind == "asgi" for mount in share.mounts),
                 patience=inquest.killed_after(share.pool),
             )
             if self._nursery.prototype is not None:

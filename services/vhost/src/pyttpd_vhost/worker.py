@@ -78,6 +78,7 @@ from pyttpd_vhost.scoreboard import (
 from pyttpd_vhost.waits import Processor, Waits
 
 if TYPE_CHECKING:
+    from pyttpd_vhost.aside import Aside
     from pyttpd_vhost.site import Site
 
 #: Connections that umaster may give us before we have looked at the first: hides the way there and back.
@@ -158,6 +159,7 @@ class Worker(Loop):
         self._busy_since = 0.0
         self._sweep_at = 0.0
         self._leaving = False
+        self._aside: Aside | None = None
         self._pass_idle_until = 0.0
         self._looked_at = 0.0
         self._pid = 0
@@ -184,14 +186,32 @@ class Worker(Loop):
         self._pid = os.getpid()
         os.register_at_fork(after_in_child=self._forked)
         self._running = True
+        aside = self._site.aside
+        if aside is not None:
+            aside.begin(self)
+            self._crew.sites.append(aside.site)
+            self._aside = aside
         threading.Thread(target=self._be_watcher, name="watcher", daemon=True).start()
         self._control.send(Ready())
         try:
-            self._serve_as_one(self._crew.main)
+            if aside is None:
+                self._serve_as_one(self._crew.main)
+            else:
+                # It has this thread, and another one is the crew's main one.
+                threading.Thread(target=self._serve_beside, name="serving", daemon=True).start()
+                aside.run()
         finally:
             if os.getpid() != self._pid:
                 os._exit(0)  # a child that the application has forked, and that has come back from there
         self._count()
+
+    def _serve_beside(self) -> None:
+        """What the crew's main thread does when the process's main thread is somebody else's."""
+        main = self._crew.main
+        main.ident = threading.get_ident()
+        self._be_another(main)
+        if self._aside is not None and os.getpid() == self._pid:
+            self._aside.end()
 
     def stop(self) -> None:
         """Let all threads come to their end."""
@@ -229,6 +249,7 @@ class Worker(Loop):
         parked = self._parked
         callbacks = self._callbacks
         lines = () if self._site.access is None else self._site.access.lines
+        aside = self._aside
         while self._solo is me:
             self._busy_since = 0.0
             # Lines of the access log are sent before we sleep, or when there are many.
@@ -238,8 +259,12 @@ class Worker(Loop):
             for fd, event in events:
                 one = parked.pop(fd, None)
                 if one is not None:
-                    me.one = one
                     connection = one.connection
+                    if aside is not None and aside.full and connection.unread and self._may_pass():
+                        with self._lock:
+                            self._offers.make(one, self._channel)
+                        continue
+                    me.one = one
                     if away:
                         connection.move(site)
                     want = connection.on_writable() if event & WRITE else connection.on_readable()
@@ -321,11 +346,26 @@ class Worker(Loop):
         """Put `one` back, or close it. Without a thread that serves (`me`), no other has to make room for it."""
         new = one.want is None
         self._parking.settle(one, want)
+        if want is Want.AWAY:
+            assert self._aside is not None
+            self._aside.take(one)
+            if not self._wake.is_set():
+                self._wake.set()
+            return
         if new and want is not Want.CLOSED:
             if me is not None and len(self._parked) >= self._room:
                 self._make_room(me)
             if not self._wake.is_set():
                 self._wake.set()
+
+    def settle(self, one: Parked, want: Want) -> None:
+        """See `Host.settle`."""
+        self._settle(None, one, want)
+
+    def give_credit(self) -> None:
+        """See `Host.give_credit`."""
+        if self._spent >= CREDIT_PORTION:
+            self._give_credit(None)
 
     def _make_room(self, me: Server) -> None:
         """Close the connections that have been idle the longest, as many as make it worth the search."""
@@ -346,10 +386,13 @@ class Worker(Loop):
             self._sweep_at = self.now + (LEAVING_INTERVAL if self._leaving else SWEEP_INTERVAL)
             self._sweep(me)
 
-    def _give_credit(self, me: Server) -> None:
-        """Give back what was spent, less one for each other thread that is busy."""
+    def _give_credit(self, me: Server | None) -> None:
+        """Give back what was spent, less one for each other thread that is busy, and what is too much for `Aside`."""
+        mine = None if me is None else me.one
         with self._lock:
-            due = self._spent - sum(one is not None for one in self._crew.served() if one is not me.one)
+            due = self._spent - sum(one is not None for one in self._crew.served() if one is not mine)
+            if self._aside is not None:
+                due -= self._aside.excess(self._credit)
             if due >= CREDIT_PORTION and self._channel is not None and not self._leaving:
                 self._channel.send(Credit(due))
                 self._spent -= due
@@ -477,6 +520,8 @@ class Worker(Loop):
         self._pass_idle_until = time.monotonic() + (PASS_TIMEOUT if retire else 0.0)
         if self._channel is not None:
             self._channel.send(Goodbye("leaving"))
+        if self._aside is not None:
+            self._aside.leave()
         self._sweep_at = 0.0
 
     def _leave_when_done(self, me: Server | None) -> None:
@@ -516,8 +561,13 @@ class Worker(Loop):
                 for server in self._crew.servers
             ):
                 self._end()
-        elif not self._others_busy(me):
+        elif not self._others_busy(me) and self._aside_is_done():
             self.stop()
+
+    def _aside_is_done(self) -> bool:
+        """Nothing is served beside us, and the application has ended."""
+        aside = self._aside
+        return aside is None or (not aside.busy and aside.finish())
 
     def _others_busy(self, me: Server | None) -> bool:
         return any(server.one is not None for server in self._crew.servers if server is not me)
@@ -543,7 +593,13 @@ class Worker(Loop):
                     if not self._control.send(Beat()):
                         os._exit(1)  # without a supervisor nobody would end us
             self._wake.clear()
-            if self._parked or self._busy_since or self._leaving or self._busy_threads():
+            if (
+                self._parked
+                or self._busy_since
+                or self._leaving
+                or self._busy_threads()
+                or (self._aside is not None and self._aside.busy)
+            ):
                 time.sleep(self._pause())
                 self._look()
             else:
@@ -561,6 +617,8 @@ class Worker(Loop):
         now = time.monotonic()
         self._count()
         self._site.flush()
+        if self._aside is not None:
+            self._look_aside(self._aside, now)
         busy_since = self._busy_since
         servers = list(self._crew.servers)
         solo = self._solo
@@ -594,6 +652,15 @@ class Worker(Loop):
             self._waits.look(self._ready(), now)  # for the scoreboard: that somebody waits is stress
         if nobody_looks and self._busy_since == busy_since:
             self._help(None)
+
+    def _look_aside(self, aside: Aside, now: float) -> None:
+        """See whether the loop beside us comes round; end it, if it hasn't for request_timeout."""
+        self._audit.look_aside(aside, now)
+        if self._audit.stuck_aside(aside, now):
+            with self._lock:
+                if not self._leaving:
+                    self._control.send(Goodbye(TIMED_OUT))
+                    self._leave(retire=True)
 
     def _ready(self) -> dict[int, object]:
         """Return what could be served now, each with what tells its request from the next one."""
@@ -714,9 +781,16 @@ class Worker(Loop):
             ours, dead = socket.socketpair()
             with ours, dead:
                 dead.shutdown(socket.SHUT_RDWR)
+
+                def bury(one: Parked) -> None:
+                    if one.connection.sock.fileno() >= 0:
+                        os.dup2(dead.fileno(), one.fd, inheritable=False)
+
                 for served in self._crew.served():
-                    if served is not None and served.connection.sock.fileno() >= 0:
-                        os.dup2(dead.fileno(), served.fd, inheritable=False)
+                    if served is not None:
+                        bury(served)
+                if self._aside is not None:
+                    self._aside.fork(bury)
         self._parked.clear()
         self._offers.clear()
         self._fresh.clear()
@@ -744,10 +818,20 @@ class Worker(Loop):
             (server.site.heads.last for server in servers[::-1] if server.one is not None),
             self._site.heads.last,
         )
-        busy = self._busy_threads()
+        busy, waiting = self._busy_threads(), len(self._waits) + len(self._fresh)
+        threads, connections = len(servers), len(self._parked) + busy
         now = time.monotonic()
+        at_work = float(busy)
+        if self._aside is not None:
+            load = self._aside.look(now)
+            connections += load.connections
+            waiting += load.waiting
+            # The pool's policy asks for shares of all threads: as busy as the busier of the two sides.
+            at_work = max(at_work, load.busy * self._crew.most)
+            if load.waiting:
+                busy = threads
         # At the end two threads may count at the same moment; a row has no room for less than nothing.
-        self._busy_ms += busy * max(0, int((now - self._counted) * 1000))
+        self._busy_ms += int(at_work * max(0, int((now - self._counted) * 1000)))
         self._counted = now
         row = Row(
             requests=sum(counters),
@@ -758,15 +842,15 @@ class Worker(Loop):
             server_error=counters[5],
             errors=errors,
             bytes_sent=bytes_sent + self._audit.bytes_sent,
-            slow=self._audit.slow,
-            timed_out=self._audit.timed_out,
+            slow=self._audit.slow + (self._aside.slow_requests if self._aside is not None else 0),
+            timed_out=self._audit.timed_out + (self._aside.timed_out if self._aside is not None else 0),
             passed=self._offers.passed,
             busy_ms=self._busy_ms,
-            connections=len(self._parked) + busy,
+            connections=connections,
             parked=len(self._parked),
-            threads=len(servers),
+            threads=threads,
             busy_threads=busy,
-            waiting=len(self._waits) + len(self._fresh),
+            waiting=waiting,
             state=STATE_LEAVING if self._leaving else STATE_SERVING,
             number=self._number,
             generation=self._site.share.generation,

@@ -14,6 +14,8 @@ is in the three `match` statements; the transitions:
     BODY, SENDING --> HEAD, IDLE
     IDLE --> HEAD        the first byte of a further request
     HEAD --> CLOSED      its kind has given the connection to another process (kinds/handoff): without a shutdown
+    HEAD, IDLE --> AWAY  its kind serves it beside the worker's threads (aside.py): this request and those behind it
+    AWAY --> IDLE, SENDING    it has come back: to be parked, or with what comes next read ahead, or to be ended
     any --> LINGER       nothing follows: our side is shut down, what still comes is read and dropped
     any --> CLOSED
 
@@ -28,6 +30,7 @@ shortens what has begun before):
                     or less than min_read_rate
     LINGER          LINGER_TIMEOUT from the client's last byte, LINGER_TOTAL in all
     in a kind       the same limits for writing; for reading a body read_timeout and min_body_rate: 408
+    AWAY            the same, seen to by who has it
 
 So a slow head, a short body, an idle connection, and the tail of a response cost a descriptor and what they have sent,
 or have yet to take; only a body longer than body_buffer, or a reader in the middle of a response, can cost a thread.
@@ -85,6 +88,7 @@ class Want(enum.Enum):
     READ = enum.auto()
     WRITE = enum.auto()
     CLOSED = enum.auto()
+    AWAY = enum.auto()  # nothing here: somebody else waits for it
 
 
 class State(enum.Enum):
@@ -95,14 +99,16 @@ class State(enum.Enum):
     IDLE = enum.auto()
     SENDING = enum.auto()
     SURPLUS = enum.auto()
+    AWAY = enum.auto()
     LINGER = enum.auto()
     CLOSED = enum.auto()
 
 
-_HEAD, _BODY, _IDLE, _SENDING, _SURPLUS, _LINGER, _CLOSED = State
+_HEAD, _BODY, _IDLE, _SENDING, _SURPLUS, _AWAY, _LINGER, _CLOSED = State
 _READ, _WRITE = Want.READ, Want.WRITE
 _RESPONDED = Response.DONE
 _PARTED = Response.PARTED
+_GIVEN = Response.GIVEN
 
 
 class Connection:
@@ -277,6 +283,8 @@ class Connection:
                 return self._refuse(429, "too many connections of one client")
             case State.HEAD | State.IDLE | State.LINGER:
                 return _READ
+            case State.AWAY:
+                return Want.AWAY
             case State.CLOSED:
                 return Want.CLOSED
 
@@ -297,6 +305,8 @@ class Connection:
                 return self._look()
             case State.IDLE:
                 return self.close()
+            case State.AWAY:
+                return Want.AWAY
             case State.LINGER | State.CLOSED:
                 return self.abort()
 
@@ -319,6 +329,8 @@ class Connection:
                 return _WRITE
             case State.BODY | State.LINGER:
                 return _READ
+            case State.AWAY:
+                return Want.AWAY
 
     def abort(self) -> Want:
         """End the connection at once, whatever is lost by it.
@@ -363,6 +375,70 @@ class Connection:
         network, self._network = self._network, None
         if network is not None and self._site.clients is not None:
             self._site.clients.leave(network)
+
+    # While it is AWAY: for who has it
+
+    @property
+    def taker(self) -> object:
+        """Who was meant when the exchange was given away."""
+        return self._exchange.taker
+
+    def lend(self, stream: Stream, site: Site) -> Exchange:
+        """Go on with another stream, which takes over what was read ahead, and with the site of who has it."""
+        stream.ahead = self._stream.ahead
+        self._stream = stream
+        self.move(site)
+        exchange = self._exchange
+        exchange.lend(stream)
+        return exchange
+
+    def admit(self, request: Request) -> None:
+        """See whether the next request may be served here, and whose it is. Raises Refused."""
+        if self._proxy is not None:
+            self._ask_proxy(self._proxy, request)
+        if request.host != self._authority and not self._site.owns(request.host, self._authority):
+            raise Refused(421, "not a name of this vhost")
+        if request.length > self._site.settings.body_limit:
+            raise Refused(413, "body over body_limit")
+
+    def begin(self, request: Request, body: Body | None) -> None:
+        """Begin with the next request, which was admitted."""
+        site, stream = self._site, self._stream
+        self._served += 1
+        stream.sent = 0
+        self._exchange.start(
+            request,
+            body,
+            keep=request.keep_alive and self._served < site.requests_per_connection and not site.retiring,
+        )
+        if site.access is not None:
+            self._owed = True
+            self._since = monotonic() if site.access.timed else 0.0
+
+    def answered(self) -> None:
+        """All of an answer is sent: count it."""
+        stats = self._site.stats
+        stats.bytes_sent += self._stream.sent
+        stats.responses[self._exchange.code // 100] += 1
+        self._note()
+
+    def come_back(self, *, idle: bool, announced: bool = False) -> Want:
+        """Be served here again. Idle: nothing of a further request was read; else the next turn goes on with what was,
+        or ends the connection. `announced`: the client has said that it closes, and has nothing more to say.
+        """
+        stream = Stream(self.sock, self._site)
+        stream.ahead = self._stream.ahead
+        self._stream = stream
+        self._exchange.lend(stream)
+        self._owed = False
+        self._announced = announced
+        if idle and self._exchange.keep:
+            return self._rest()
+        return self._send_on()
+
+    def lost(self, gone: ClientGone) -> Want:
+        """Nobody is left to answer."""
+        return self._gone(gone)
 
     # Serving
 
@@ -440,10 +516,15 @@ class Connection:
         return self._end()
 
     def _part(self, request: Request) -> Want:
-        """The connection is another process's: our copy is closed without a word on it."""
-        site = self._site
-        if self._exchange.state is not _PARTED:
-            raise AssertionError(f"the kind left the response {self._exchange.state}")
+        """The connection is somebody else's: another process's, and our copy is closed without a word on it; or an
+        event loop's beside us (aside.py).
+        """
+        site, state = self._site, self._exchange.state
+        if state is _GIVEN:
+            self._state = _AWAY
+            return Want.AWAY
+        if state is not _PARTED:
+            raise AssertionError(f"the kind left the response {state}")
         site.stats.responses[HANDED_OVER // 100] += 1
         if self._owed and site.access is not None:
             self._owed = False

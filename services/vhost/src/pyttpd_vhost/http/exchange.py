@@ -40,6 +40,7 @@ class State(enum.Enum):
     DROPPED = enum.auto()  # answered for the request's body instead; what the kind still says is dropped
     DONE = enum.auto()  # whole, given to the stream
     PARTED = enum.auto()  # another process answers, and the connection is its own (kinds/handoff)
+    GIVEN = enum.auto()  # somebody else answers, beside the worker's threads (aside.py)
 
 
 class Framing(enum.Enum):
@@ -52,7 +53,7 @@ class Framing(enum.Enum):
 
 
 # Enum attributes cost a dict look-up each on the hot path; names of the module don't.
-_NOTHING, _BODY, _DROPPED, _DONE, _PARTED = State
+_NOTHING, _BODY, _DROPPED, _DONE, _PARTED, _GIVEN = State
 _LENGTH, _CHUNKED, _CLOSE, _NO_BODY = Framing
 
 #: Stands for the request between two requests.
@@ -81,6 +82,7 @@ class Exchange:
         "request",
         "site",
         "state",
+        "taker",
     )
 
     def __init__(self, stream: Stream, site: Site, client: tuple[str, str]) -> None:
@@ -95,6 +97,7 @@ class Exchange:
         self.state = _NOTHING
         self.keep = True
         self.code = 0
+        self.taker: object = None
         self.head_size = 0  # bytes of the response's head
         self._framing = _LENGTH
         self._left = 0
@@ -113,6 +116,18 @@ class Exchange:
     def spoil(self) -> None:
         """Another process has written to the connection, or may have: no answer is begun any more."""
         self.state = _BODY
+
+    def give_away(self, request: Request, taker: object) -> None:
+        """Let somebody else answer `request`: the kind does nothing more here. `taker` is for who gets it."""
+        self.request = request
+        self.taker = taker
+        self.state = _GIVEN
+
+    def lend(self, stream: Stream) -> None:
+        """Answer by another stream from here on; if it was given away, nothing is answered yet."""
+        self._stream = stream
+        if self.state is _GIVEN:
+            self.state = _NOTHING
 
     def forget(self) -> None:
         """Let go of the request: its connection may be idle for long."""
