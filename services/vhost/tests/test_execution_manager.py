@@ -450,3 +450,19 @@ def test_through_the_exec_service(tmp_path: Path) -> None:
             backend.connect(PATIENCE).close()
     finally:
         running.close()
+
+
+def test_who_fails_is_believed_again_when_one_has_lived_for_a_while(plant: Plant, tmp_path: Path) -> None:
+    """And nobody waits for it meanwhile."""
+    mark = tmp_path / "mark"
+    script = f"test -e {mark} || exit 1; exec sleep 1000"
+    pool = plant.start((["/bin/sh", "-c", script], static(1)))
+    plant.until(lambda: pool.fails, "it to be said to fail")
+    with pytest.raises(ConnectionRefusedError):
+        plant.backends[0].connect(PATIENCE)
+    said = plant.log.events().count("no process of a mount stays: its requests get 503")
+    mark.touch()
+    plant.until(lambda: not pool.fails, "it to be said to run")
+    assert plant.log.events().count("no process of a mount stays: its requests get 503") == said == 1
+    assert plant.log.events().count("a mount's processes run again") == 1
+    plant.backends[0].connect(PATIENCE).close()

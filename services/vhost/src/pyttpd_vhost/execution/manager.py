@@ -46,6 +46,8 @@ BUSY_INTERVAL, QUIET_INTERVAL = 0.1, 0.5
 MEASURE_INTERVAL: Final = 1.0
 #: Descendants of one process that are measured.
 MAX_MEASURED: Final = 256
+#: One that has lived for so long (s) ends the time in which none did. What can't run ends at once.
+PROOF: Final = 1.0
 #: When all is to end: from SIGTERM to SIGKILL (s). No request is on its way any more then.
 TERM_TIMEOUT: Final = 2.0
 
@@ -113,13 +115,9 @@ class Pool:
         self._backoff = Backoff()
         self._next = 0
         self._credit = 0
-        self._said_failing = False
+        #: Whether nobody need wait for one of them: until one has lived for PROOF.
+        self.fails = False
         self.notes = policy.first_notes(application.settings, time.monotonic())
-
-    @property
-    def fails(self) -> bool:
-        """Whether nobody need wait for one of them."""
-        return self._backoff.looping and not self.serving
 
     @property
     def serving(self) -> int:
@@ -198,11 +196,16 @@ class Pool:
 
     def _tell(self) -> None:
         """Tell the workers how many serve, and the operator when none does or one does again."""
-        self._manager.usage.tell(self.number, self.serving, fails=self.fails)
-        if self.fails is self._said_failing:
-            return
-        self._said_failing = self.fails
+        fails = self._backoff.looping and not self.serving
         if self.fails:
+            until = time.monotonic() - PROOF
+            there = [process for process in self.processes.values() if process.state is State.SERVING]
+            fails = not any(process.ready <= until for process in there)
+        self._manager.usage.tell(self.number, self.serving, fails=fails)
+        if self.fails is fails:
+            return
+        self.fails = fails
+        if fails:
             self._log.error(
                 "no process of a mount stays: its requests get 503",
                 mount=self.application.mount,

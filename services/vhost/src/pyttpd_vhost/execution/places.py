@@ -156,8 +156,10 @@ class Place:
 
     def connect(self, within: float) -> socket.socket:
         """Return a new connection (blocking), waiting up to `within` s for a place in the backlog. Raises OSError:
-        EAGAIN if none was free.
+        EAGAIN if none was free, ECONNREFUSED also if its processes end as soon as they live.
         """
+        if self.fails:
+            raise ConnectionRefusedError(errno.ECONNREFUSED, "none of its processes stays")
         if self._client is not None:
             from pyttpd_vhost.execution.client import SpawnError
 
