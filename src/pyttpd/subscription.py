@@ -92,6 +92,12 @@ class Subscription:
             found.answered, found.failure = True, reason
             self._answer(found)
 
+    def refuse(self, reason: str) -> None:
+        """What came last turns out not to be of use: as if on_share had raised ValueError."""
+        channel = self._channel
+        if channel is not None and not channel.closed:
+            channel.fault("bad-share", reason)
+
     def _answer(self, part: _Part) -> None:
         channel = self._channel
         if part.answered and channel is not None and not channel.closed:

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, TypeAlias
 
 from pyttpd.config import checks, limits
@@ -40,7 +40,8 @@ def _no_constant(_text: str) -> float:
     raise ShareError("share: NaN and infinity are not numbers here")
 
 
-def _parse(data: Buffer, limit: int) -> object:
+def parse(data: Buffer, limit: int) -> object:
+    """Return the JSON value in `data`. Raises ShareError."""
     if len(data) > limit:
         raise ShareError(f"share: must be at most {limit} bytes")
     try:
@@ -54,10 +55,21 @@ def _parse(data: Buffer, limit: int) -> object:
 
 
 def _dump(value: object, limit: int) -> bytes:
-    data = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
+    return _bounded(_json(value).encode(), limit)
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+
+
+def _bounded(data: bytes, limit: int) -> bytes:
     if len(data) > limit:
         raise ShareError(f"share: must be at most {limit} bytes")
     return data
+
+
+#: How the two end that have a vhost on each line (`pieces`).
+MAP_END, SHARE_END = b"}}", b"]}"
 
 
 # --- settings that are the same in the configuration and in shares ------------------------------------------
@@ -283,7 +295,7 @@ class ListenerShare:
     @classmethod
     def from_json(cls, data: Buffer) -> ListenerShare:
         """Read what `to_json` made. Raises ShareError."""
-        return checks.from_object(cls, _LISTENER_FIELDS, _parse(data, limits.MAX_SHARE_BYTES), "share")
+        return checks.from_object(cls, _LISTENER_FIELDS, parse(data, limits.MAX_SHARE_BYTES), "share")
 
 
 @dataclass(frozen=True, slots=True)
@@ -328,13 +340,24 @@ class UmasterShare:
         checks.distinct([peer.name for peer in self.vhosts], "vhosts")
 
     def to_json(self) -> bytes:
-        """Return the share as JSON in UTF-8."""
-        return _dump(asdict(self), limits.MAX_SHARE_BYTES)
+        """Return the share as JSON in UTF-8, with one vhost on each line."""
+        value = asdict(replace(self, vhosts=()))
+        del value["vhosts"]
+        lines = ",\n".join([_json(asdict(peer)) for peer in self.vhosts])
+        text = f'{_json(value)[:-1]},"vhosts":[\n{lines}\n{SHARE_END.decode()}'
+        return _bounded(text.encode(), limits.MAX_SHARE_BYTES)
+
+    def filled(self, vhosts: tuple[VhostPeer, ...]) -> UmasterShare:
+        """Return this share with `vhosts`, which have been checked one by one."""
+        other = object.__new__(UmasterShare)
+        for name in _UMASTER_FIELDS:
+            object.__setattr__(other, name, vhosts if name == "vhosts" else getattr(self, name))
+        return other
 
     @classmethod
     def from_json(cls, data: Buffer) -> UmasterShare:
         """Read what `to_json` made. Raises ShareError."""
-        return checks.from_object(cls, _UMASTER_FIELDS, _parse(data, limits.MAX_SHARE_BYTES), "share")
+        return checks.from_object(cls, _UMASTER_FIELDS, parse(data, limits.MAX_SHARE_BYTES), "share")
 
 
 @dataclass(frozen=True, slots=True)
@@ -395,7 +418,7 @@ class VhostShare:
     @classmethod
     def from_json(cls, data: Buffer) -> VhostShare:
         """Read what `to_json` made. Raises ShareError."""
-        return checks.from_object(cls, _VHOST_FIELDS, _parse(data, limits.MAX_SHARE_BYTES), "share")
+        return checks.from_object(cls, _VHOST_FIELDS, parse(data, limits.MAX_SHARE_BYTES), "share")
 
 
 _GENERATION = checks.integer(limits.GENERATION)
@@ -430,12 +453,13 @@ _VHOST_PEER_FIELDS: dict[str, Check] = {
     "queue_timeout": checks.number(limits.QUEUE_TIMEOUT),
     "handovers": checks.integer(limits.HANDOVERS),
 }
+vhost_peer = checks.object_of(VhostPeer, _VHOST_PEER_FIELDS)
 _UMASTER_FIELDS: dict[str, Check] = {
     "generation": _GENERATION,
     "listeners": checks.tuple_of(
         checks.object_of(ListenerPeer, _LISTENER_PEER_FIELDS), limits.MAX_LISTENER_PEERS
     ),
-    "vhosts": checks.tuple_of(checks.object_of(VhostPeer, _VHOST_PEER_FIELDS), MAX_VHOSTS),
+    "vhosts": checks.tuple_of(vhost_peer, MAX_VHOSTS),
     "log": _LOG,
     "grace": _GRACE,
 }
@@ -538,13 +562,29 @@ class HostMap:
             vhosts.setdefault(owner, []).append(name)
         for suffix, owner in self.wildcard.items():
             vhosts.setdefault(owner, []).append(f"*.{suffix}")
-        value = {"generation": self.generation, "default": self.default, "vhosts": vhosts}
-        return _dump(value, limits.MAX_HOST_MAP_BYTES)
+        lines = ",\n".join([f"{_json(owner)}:{_json(names)}" for owner, names in vhosts.items()])
+        head = _json({"generation": self.generation, "default": self.default})[:-1]
+        text = f'{head},"vhosts":{{\n{lines}\n{MAP_END.decode()}'
+        return _bounded(text.encode(), limits.MAX_HOST_MAP_BYTES)
+
+    @property
+    def depth(self) -> int:
+        """How many labels the longest wildcard suffix has; 0 without any."""
+        return self._depth
+
+    def filled(self, exact: dict[str, str], wildcard: dict[str, str], depth: int) -> HostMap:
+        """Return this map with these names, which have been checked piece by piece."""
+        other = object.__new__(HostMap)
+        for name, value in (("exact", exact), ("wildcard", wildcard), ("_depth", depth)):
+            object.__setattr__(other, name, value)
+        for name in ("generation", "default"):
+            object.__setattr__(other, name, getattr(self, name))
+        return other
 
     @classmethod
     def from_json(cls, data: Buffer) -> HostMap:
         """Read what `to_json` made. Raises ShareError."""
-        value = _parse(data, limits.MAX_HOST_MAP_BYTES)
+        value = parse(data, limits.MAX_HOST_MAP_BYTES)
         if not isinstance(value, dict) or value.keys() != {"generation", "default", "vhosts"}:
             raise ShareError("host map: wrong keys")
         vhosts = value["vhosts"]

@@ -38,6 +38,8 @@ INIT_TIMEOUT = 130.0
 RETIRE_AFTER = 10.0
 #: Lines of errors and of a plan that go into the log; the operator gets all.
 MAX_LOGGED = 20
+#: Of so many parts each is told to the operator; of more only how many.
+MAX_TOLD = 50
 
 
 class Phase(enum.Enum):
@@ -324,6 +326,7 @@ class Progress:
         )
         teller.say(f"generation {config.generation} is in force: {len(changed)} parts have something new")
         self._plan = plan
+        self._said = 0
         if self._open:
             registry.watch(self._open, self._told)
         else:
@@ -336,12 +339,19 @@ class Progress:
             self._away.append(f"{name} {AWAY}")
         elif problem and problem != AWAY:
             self._problems.append(f"{name}: {problem}; what served before goes on")
-        self._teller.say(f"{name}: {problem or 'in force'}")
+        self._said += 1
+        if self._said <= MAX_TOLD or self._said % (10 * MAX_TOLD) == 0 or (problem and problem != AWAY):
+            self._teller.say(
+                f"{name}: {problem or 'in force'}{f' ({len(self._open)} to go)' if self._open else ''}"
+            )
         if not self._open:
             self._finish()
 
     def _finish(self) -> None:
         seconds = self._service.loop.now - self._began
-        text = [*lines(self._plan, plain=self._plain), *self._away, *self._problems]
+        away = self._away[:MAX_TOLD]
+        if len(self._away) > MAX_TOLD:
+            away.append(f"... and {len(self._away) - MAX_TOLD} more are not there")
+        text = [*lines(self._plan, plain=self._plain), *away, *self._problems]
         text.append(f"generation {self._generation} is in force ({seconds:.1f} s)")
         self._teller.end(text, well=not self._problems)

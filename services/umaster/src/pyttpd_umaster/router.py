@@ -27,7 +27,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -225,15 +225,29 @@ class Router:
     def configure(self, share: UmasterShare) -> None:
         """Put another share into force. Pools that stay keep their workers and queues."""
         for peer in share.vhosts:
-            for work in ("requests", "metrics"):
-                pool = self.pools.get((peer.name, work))
-                if pool is None:
-                    self.pools[peer.name, work] = Pool(peer, work)
-                else:
-                    pool.peer = peer
-        names = {peer.name for peer in share.vhosts}
-        for key in [key for key in self.pools if key[0] not in names]:
-            pool = self.pools.pop(key)
+            self.add_vhost(peer)
+        for name in self.others({peer.name for peer in share.vhosts}):
+            self.remove_vhost(name)
+
+    def add_vhost(self, peer: VhostPeer) -> None:
+        """Take a vhost in, or its other quotas."""
+        for work in ("requests", "metrics"):
+            pool = self.pools.get((peer.name, work))
+            if pool is None:
+                self.pools[peer.name, work] = Pool(peer, work)
+            else:
+                pool.peer = peer
+
+    def others(self, names: Container[str]) -> list[str]:
+        """Return the vhosts that there are beside `names`."""
+        return list(dict.fromkeys(name for name, _ in self.pools if name not in names))
+
+    def remove_vhost(self, name: str) -> None:
+        """Refuse who waits for a vhost that is no longer configured, and let its workers go."""
+        for work in ("requests", "metrics"):
+            pool = self.pools.pop((name, work), None)
+            if pool is None:
+                continue
             self._demanding.discard(pool)
             for worker in list(pool.workers):
                 self.worker_gone(worker)

@@ -6,14 +6,16 @@ supervisors. A channel's `owner` is the router's object for who is at its other 
 
 from __future__ import annotations
 
+import gc
 import os
 import socket
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterable
 
 from pyttpd import confine, metrics, peercred
 from pyttpd.channel import Channel
-from pyttpd.config.shares import HostMap, ListenerPeer, UmasterShare
+from pyttpd.config.pieces import Steps, read_map, read_umaster, run
+from pyttpd.config.shares import ListenerPeer, UmasterShare
 from pyttpd.rendezvous import Caller
 from pyttpd.roles import Channel as Directory
 from pyttpd.service import Service
@@ -37,6 +39,8 @@ from pyttpd_umaster.router import ROUTE_WINDOW, WAIT_BUCKETS, Router, Source, Su
 
 #: How often (s) the ages in the queues are looked at.
 SWEEP_INTERVAL = 0.25
+#: Of a turn, what goes to putting another configuration into force (s): as long as a hundred connections take.
+SLICE = 0.004
 #: Answers that may wait for workers that offer connections and don't read: for all of a pool, at the least for each.
 #: With thousands of channels, each with a full outbox, a tenant would take all our memory.
 MAX_BEHIND, MIN_BEHIND = 32_768, 64
@@ -61,6 +65,8 @@ class Umaster:
         self._router = Router(service.budget)
         self._share: UmasterShare | None = None
         self._has_map = False
+        self._opened = False
+        self._work: deque[tuple[str, Steps[None]]] = deque()
         self._listeners: dict[str, ListenerPeer] = {}
         self._uids: dict[str, int] = {}
         self._channels: set[Channel] = set()
@@ -74,25 +80,76 @@ class Umaster:
         service.budget.on_free.append(self._resume)
         service.on_drain(self._drain)
         service.fetch_sockets(self._collect, self._no_listener)
-        service.fetch_shares(self._on_share)
+        self._subscription = service.fetch_shares(self._on_share)
         self._loop.after_turn.append(self._router.flush)
         self._loop.call_later(SWEEP_INTERVAL, self._sweep)
 
     # ---- configuration ----
 
     def _on_share(self, part: str, data: bytes) -> bool:
+        """Begin to put a part into force, and say whether it is already. Thousands of vhosts take a while, and
+        nobody who is routed meanwhile waits for that: it is done in slices.
+        """
+        self._work.append((part, self._put_in_force(part, data)))
+        if len(self._work) > 1:
+            return False
+        try:
+            done = self._do_some(float("inf") if not self._opened else SLICE)
+        except ValueError:
+            self._work.popleft()
+            raise
+        if not done:
+            self._loop.call_later(0.0, self._go_on)
+        return done
+
+    def _put_in_force(self, part: str, data: bytes) -> Steps[None]:
         if part == "share":
-            share = self._share = UmasterShare.from_json(data)
+            share = yield from read_umaster(data)
+            uids: dict[str, int] = {}
+            for peer in share.vhosts:
+                uids[peer.name] = peer.uid
+                self._router.add_vhost(peer)
+                yield
+            self._share, self._uids = share, uids
+            self._listeners = {each.name: each for each in share.listeners}
             self._service.log_as(share.log)
-            self._listeners = {peer.name: peer for peer in share.listeners}
-            self._uids = {peer.name: peer.uid for peer in share.vhosts}
-            self._router.configure(share)
         else:
-            self._router.set_map(HostMap.from_json(data))
+            hosts = yield from read_map(data)
+            self._router.set_map(hosts)  # in one step: nobody is routed by half of it
             self._has_map = True
-        if self._share is not None and self._has_map:
+            # Not before: until now names may have been theirs.
+            for name in self._router.others(self._uids):
+                self._router.remove_vhost(name)
+                yield
+        if self._share is not None and self._has_map and not self._opened:
+            self._opened = True
             self._service.when_sealed(self._open)
-        return True
+
+    def _do_some(self, seconds: float) -> bool:
+        """Go on with the first piece of work; say whether it is done."""
+        gc.disable()  # a collection would go through all that is being made, again and again
+        try:
+            done, _ = run(self._work[0][1], seconds)
+        finally:
+            gc.enable()
+        if done:
+            self._work.popleft()
+            # What a configuration is made of lives as long as it does: no collection needs to look at it.
+            gc.freeze()
+        return done
+
+    def _go_on(self) -> None:
+        part = self._work[0][0]
+        try:
+            done = self._do_some(SLICE)
+        except ValueError as error:
+            self._work.popleft()
+            self._subscription.refuse(str(error))
+        else:
+            if done:
+                self._subscription.in_force(part)
+        if self._work:
+            self._loop.call_later(0.0, self._go_on)
 
     def _open(self) -> None:
         self._route.open()
