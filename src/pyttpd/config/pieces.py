@@ -52,11 +52,10 @@ def read_map(data: Buffer) -> Steps[HostMap]:
     frame = HostMap.from_json(head)
     exact: dict[str, str] = {}
     wildcard: dict[str, str] = {}
-    count = depth = vhosts = 0
-    for line in lines:
+    count = depth = 0
+    for vhosts, line in enumerate(lines, 1):
         one = HostMap.from_json(b'{"generation":1,"default":null,"vhosts":{' + line + b"}}")
         count += len(one.exact) + len(one.wildcard)
-        vhosts += 1
         if count > MAX_NAMES or vhosts > MAX_VHOSTS:
             raise ShareError(f"host map: must be at most {MAX_NAMES} names of {MAX_VHOSTS} vhosts")
         exact |= one.exact
