@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
+from pyttpd.config.checks import ShareError
 from pyttpd.config.pieces import Steps, read_map, read_umaster, run
-from pyttpd.config.shares import HostMap, ListenerPeer, LogSettings, ShareError, UmasterShare, VhostPeer
+from pyttpd.config.shares import HostMap, ListenerPeer, LogSettings, UmasterShare, VhostPeer
 
 MAP = HostMap(
     3,
