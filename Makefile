@@ -4,7 +4,7 @@ SHELL := /bin/bash
 # The order of a target's prerequisites matters, and the programs below use both cores themselves.
 .NOTPARALLEL:
 
-.PHONY: chart soak help up down images run venv test lint format docs lock bench clean wheels
+.PHONY: chart soak chaos help up down images run venv test lint format docs lock bench clean wheels
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -58,6 +58,9 @@ bench: ## measure pyttpd beside what people would use instead (BENCH=case: one o
 
 soak: ## 60 seconds (SOAK=60) of load on workers that die all the time: no request may fail
 	@PYTTPD_SOAK=$${SOAK:-60} scripts/test tests/integration/test_pools.py -q -s -k soak
+
+chaos: ## 600 seconds (SECONDS=600 SEED=1) of kills, stops, replacements, reloads under load: nothing more may be lost
+	@PYTTPD_CHAOS_SECONDS=$(or $(SECONDS),600) PYTTPD_CHAOS_SEED=$(or $(SEED),1) scripts/test tests/chaos -q -s
 
 clean: ## remove what was made here (not the images)
 	rm -rf .venv .venv-test .venv-role .venv-lock .venv-bench .venv-apps build .cache .mypy_cache .ruff_cache .pytest_cache

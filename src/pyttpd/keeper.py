@@ -6,13 +6,22 @@ there within milliseconds. Between the two there is one socketpair over which th
 time: `R` ready, `N` not (any more), `D` draining, `.` alive; `j` or `t`, and `0` to `3`, say in which form and
 from which level on the log is wanted, which the keeper can't read in any share; `S` asks for a successor,
 and `F` is said by one that won't become ready. That is all the keeper ever reads, and any other byte counts as alive.
+The keeper says two things to the role: `L`, right before SIGTERM, when the keeper itself was told to leave, so that
+nobody follows; and `S` to who leaves, once the successor is ready.
 
     start      fork; the role confines itself and serves
     crash      start again, with a delay that grows while it keeps crashing
-    silence    no byte for BEAT_LIMIT seconds (a stopped or hung process): SIGKILL, then as a crash
+    silence    no byte for BEAT_LIMIT seconds (a hung process), or stopped by a signal for STOP_LIMIT: SIGKILL, then as
+               a crash
     max_age, S start a successor, wait until it is ready, ask the old one to leave (SIGTERM), kill it after `grace`
     SIGHUP     for master, who reads the configuration anew; elsewhere it is as if the role had said S
+    SIGUSR2    as if the role had said S, for master too
+    draining   somebody else has asked the role to leave (SIGTERM to its own process): a successor is started at once
     SIGTERM    ask all to leave; after `grace`, or at the second signal, SIGKILL; reap everything; end
+
+What a role that died has left behind (a tenant's workers, when their supervisor was killed) is ours now, as we are the
+subreaper. It gets `grace` to finish what its clients have in hand, and is killed then; what a role that left in good
+order leaves behind is killed at once.
 """
 
 from __future__ import annotations
@@ -47,9 +56,13 @@ SUCCESSION_TIMEOUT = 60.0
 
 #: The signals that ask a keeper to leave.
 _LEAVE = (signal.SIGTERM, signal.SIGINT)
+#: The one that asks it to replace its role's process.
+REPLACE = signal.SIGUSR2
 
 READY, NOT_READY, DRAINING, ALIVE = b"R", b"N", b"D", b"."
 RENEW, FAILED = b"S", b"F"
+#: What the keeper says to the role.
+NOBODY_FOLLOWS, RELIEVED = b"L", b"S"
 LOG_FORMATS = {b"j": "json", b"t": "text"}
 LOG_LEVELS = {b"%d" % number: level for number, level in enumerate(LEVELS)}
 
@@ -68,11 +81,16 @@ class Child:
     draining: bool = False
     asked_at: float | None = None
     deaf: bool = False
+    relieved: bool = False
 
 
 @dataclass(slots=True)
 class Keeper:
-    """Keeps one role alive. serve(beat) is run in the forked process, and owns `beat`."""
+    """Keeps one role alive. serve(beat) is run in the forked process, and owns `beat`.
+
+    overlap: a successor is ready before its predecessor is asked to leave. Not so init, whose successor gets back what
+    others hold only when they have lost the old one; it has nothing in hand that could be lost meanwhile.
+    """
 
     serve: Callable[[socket.socket], None]
     log: Log
@@ -81,6 +99,7 @@ class Keeper:
     max_age: float
     #: Where the role asks for what it has no right to any more.
     office: Office | None = None
+    overlap: bool = True
     #: SIGHUP is the role's own affair.
     forwards_hup: bool = False
     #: Whoever is started now succeeds somebody because that was asked for.
@@ -90,6 +109,8 @@ class Keeper:
     _start_at: float | None = 0.0
     _signals: int = 0
     _succession_since: float | None = None
+    _stopped: dict[int, float] = field(default_factory=dict)
+    _orphans: dict[int, float] = field(default_factory=dict)
 
     def run(self) -> int:
         """Keep the role until SIGTERM or SIGINT; return the exit status."""
@@ -100,6 +121,7 @@ class Keeper:
         signal.set_wakeup_fd(wake_end.fileno(), warn_on_full_buffer=False)
         for number in _LEAVE:
             signal.signal(number, lambda *_: self._on_leave())
+        signal.signal(REPLACE, lambda *_: self._on_replace())
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.signal(signal.SIGHUP, lambda *_: self._on_hup())
         self.health.write("starting")
@@ -141,6 +163,8 @@ class Keeper:
             self.office.turn(ready, now)
         self._reap(now)
         self._watch(now)
+        if self._orphans:
+            self._watch_orphans(now)
         self._tell()
 
     def _wait(self, now: float) -> float:
@@ -151,6 +175,8 @@ class Keeper:
             times.append(child.last_beat + BEAT_LIMIT)
             if child.asked_at is not None:
                 times.append(child.asked_at + self.grace)
+        times += [since + privileges.STOP_LIMIT for since in self._stopped.values()]
+        times += self._orphans.values()
         return max(0.0, min(times) - now) + 0.001
 
     def _start(self, now: float) -> None:
@@ -166,7 +192,7 @@ class Keeper:
         pid = os.fork()
         if pid == 0:
             signal.set_wakeup_fd(-1)
-            for number in (*_LEAVE, signal.SIGCHLD):
+            for number in (*_LEAVE, REPLACE, signal.SIGCHLD):
                 signal.signal(number, signal.SIG_DFL)
             # Until the role hears it, it must not end it.
             signal.signal(signal.SIGHUP, signal.SIG_IGN if self.forwards_hup else signal.SIG_DFL)
@@ -224,7 +250,8 @@ class Keeper:
             child.ready = said.rfind(READY) > said.rfind(NOT_READY)
 
     def _reap(self, now: float) -> None:
-        for pid, code in privileges.ended():
+        for pid, code in privileges.ended(self._stopped):
+            self._orphans.pop(pid, None)
             for child in self.children:
                 if child.pid == pid:
                     self._gone(child, code, now)
@@ -235,7 +262,10 @@ class Keeper:
         child.beat.close()
         if self.office is not None:
             self.office.gone(child.pid)
-        self._end_strays(keep={c.pid for c in self.children} | self._readers)
+        if self._signals or child.asked_at is not None or code == 0:
+            self._end_strays(keep={c.pid for c in self.children} | self._readers | self._orphans.keys())
+        else:
+            self._adopt(now + self.grace)
         if self._signals or (child.asked_at is not None and self.children):
             return
         reason = f"signal {-code}" if code < 0 else f"status {code}"
@@ -244,7 +274,7 @@ class Keeper:
         self.log.warning(
             "role died and is started again", pid=child.pid, reason=reason, delay=round(delay, 3)
         )
-        if not self.children:
+        if all(other.asked_at is not None for other in self.children):
             self._start_at = now + delay
         else:
             # A successor crashed: the next one comes after the delay as well.
@@ -257,6 +287,30 @@ class Keeper:
     def _readers(self) -> set[int]:
         return set() if self.office is None else self.office.pids
 
+    def _adopt(self, until: float) -> None:
+        """Let what a dead role has left behind live `until` then, so that clients get what they have been promised."""
+        known = {child.pid for child in self.children} | self._readers
+        for pid in privileges.children():
+            if pid not in known and pid not in self._orphans:
+                self._orphans[pid] = until
+                if privileges.is_stopped(pid):
+                    self._stopped.setdefault(pid, time.monotonic())
+
+    def _watch_orphans(self, now: float) -> None:
+        """Kill whose time is over. What they have forked has no more time than they, so this comes to an end."""
+        self._adopt(min(self._orphans.values()))
+        while late := [pid for pid, until in self._orphans.items() if now >= until]:
+            self.log.warning("processes of a dead role have not ended within grace", count=len(late))
+            for pid in late:
+                del self._orphans[pid]
+                self._stopped.pop(pid, None)
+                try:
+                    os.kill(pid, signal.SIGKILL)
+                    os.waitpid(pid, 0)
+                except (ProcessLookupError, ChildProcessError):
+                    pass
+            self._adopt(now)
+
     def _end_strays(self, keep: set[int] | frozenset[int] = frozenset()) -> None:
         """Kill what dead role processes have left behind: as the subreaper (or PID 1) we have become its parent."""
         while strays := [pid for pid in privileges.children() if pid not in keep]:
@@ -266,12 +320,17 @@ class Keeper:
                 except ProcessLookupError:
                     pass
             for pid in strays:
+                self._stopped.pop(pid, None)
                 try:
                     os.waitpid(pid, 0)
                 except ChildProcessError:
                     pass
 
     def _watch(self, now: float) -> None:
+        for pid in privileges.stopped_for_good(self._stopped, now):
+            # It may be an orphan. Not reaped, so the pid is still our child's.
+            self.log.error("process is stopped and is killed", pid=pid)
+            os.kill(pid, signal.SIGKILL)
         for child in self.children:
             if now - child.last_beat > BEAT_LIMIT:
                 self.log.error("role gives no sign of life and is killed", pid=child.pid, silent=BEAT_LIMIT)
@@ -285,13 +344,27 @@ class Keeper:
                 _kill(child, signal.SIGKILL)
         if self._signals:
             return
-        if len(self.children) == 1 and now >= min(self.children[0].dies_at, self.children[0].renew_at):
+        self._relieve()
+        if len(self.children) == 1 and self.children[0].draining and self.children[0].asked_at is None:
+            old = self.children[0]
+            self.log.info("role was asked to leave: a successor is started", pid=old.pid)
+            old.asked_at = now
+            self._start(now)
+        elif (
+            len(self.children) == 1
+            and self.children[0].asked_at is None
+            and now >= min(self.children[0].dies_at, self.children[0].renew_at)
+        ):
             old = self.children[0]
             self.renewing = now >= old.renew_at
             why = "was asked for" if self.renewing else "its predecessor has reached its age"
             self.log.info("a successor is started", pid=old.pid, reason=why)
             old.renew_at = float("inf")
-            self._succession_since = now
+            if self.overlap:
+                self._succession_since = now
+            else:
+                old.asked_at = now
+                _kill(old, signal.SIGTERM)
             self._start(now)
             self.renewing = self.renewing and len(self.children) > 1
         elif len(self.children) > 1 and self._succession_since is not None:
@@ -302,6 +375,13 @@ class Keeper:
                 _kill(old, signal.SIGTERM)
             elif not new.ready and now - self._succession_since > SUCCESSION_TIMEOUT:
                 self._give_up(new, now, f"not ready within {SUCCESSION_TIMEOUT:g} s")
+
+    def _relieve(self) -> None:
+        """Tell who leaves that its successor is ready: until then it may be the only one to hold something."""
+        for child in self.children[:-1]:
+            if self.children[-1].ready and not child.relieved:
+                child.relieved = True
+                _say(child, RELIEVED)
 
     def _failed(self, child: Child, now: float) -> None:
         """`child` says that it won't become ready. Alone it goes on trying; a successor makes way for who serves."""
@@ -333,15 +413,28 @@ class Keeper:
             else:
                 child.renew_at = time.monotonic()
 
+    def _on_replace(self) -> None:
+        for child in self.children[-1:]:
+            child.renew_at = time.monotonic()
+
     def _on_leave(self) -> None:
         self._signals += 1
         now = time.monotonic()
         for child in self.children:
             if self._signals > 1:
                 _kill(child, signal.SIGKILL)
-            elif child.asked_at is None:
-                child.asked_at = now
-                _kill(child, signal.SIGTERM)
+            else:
+                _say(child, NOBODY_FOLLOWS)
+                if child.asked_at is None:
+                    child.asked_at = now
+                    _kill(child, signal.SIGTERM)
+
+
+def _say(child: Child, byte: bytes) -> None:
+    try:
+        child.beat.send(byte, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+    except OSError:
+        pass  # it is gone
 
 
 def _kill(child: Child, number: int) -> None:

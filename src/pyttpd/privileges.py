@@ -5,11 +5,17 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
+import time
 from collections.abc import Iterator
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_NAME = 15
 _PR_SET_CHILD_SUBREAPER = 36
+
+#: A child that a signal has stopped (kill -STOP) is killed when it is still stopped after so long (s): who waits for it
+#: must be given to somebody else, and it must not wake up then. Short of it a continued process goes on as if nothing
+#: had been.
+STOP_LIMIT = 1.0
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -69,16 +75,53 @@ def adopt_orphans() -> None:
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
 
 
-def ended() -> Iterator[tuple[int, int]]:
-    """Reap children that have ended; yield each pid and its exit status, negative for a signal (waitpid(2))."""
+def let_signal_end(number: int) -> None:
+    """Give signal `number` its default action again, in any thread: signal.signal() does so in the main one only."""
+    _libc.signal(number, 0)
+
+
+def ended(stopped: dict[int, float] | None = None) -> Iterator[tuple[int, int]]:
+    """Reap children that have ended; yield each pid and its exit status, negative for a signal (waitpid(2)).
+
+    `stopped`, if given, is kept up to date: the pids of those that a signal has stopped, each with the time (s) since
+    when. The kernel tells a parent of it at once, so nobody has to wait for a heartbeat that doesn't come.
+    """
+    options = os.WNOHANG
+    if stopped is None:
+        stopped = {}
+    else:
+        options |= os.WUNTRACED | os.WCONTINUED
     while True:
         try:
-            pid, status = os.waitpid(-1, os.WNOHANG)
+            pid, status = os.waitpid(-1, options)
         except ChildProcessError:
             return
         if pid == 0:
             return
-        yield pid, os.waitstatus_to_exitcode(status)
+        if os.WIFSTOPPED(status):
+            stopped.setdefault(pid, time.monotonic())
+        elif os.WIFCONTINUED(status):
+            stopped.pop(pid, None)
+        else:
+            stopped.pop(pid, None)
+            yield pid, os.waitstatus_to_exitcode(status)
+
+
+def is_stopped(pid: int) -> bool:
+    """Say whether a signal has stopped a process (proc(5), stat): for who became its parent only afterwards."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as stat:
+            return stat.read(512).rpartition(b")")[2].split()[0] == b"T"
+    except (OSError, IndexError):
+        return False
+
+
+def stopped_for_good(stopped: dict[int, float], now: float) -> list[int]:
+    """Return who of `stopped` has been so for STOP_LIMIT, and forget that: they are to be killed."""
+    late = [pid for pid, since in stopped.items() if now - since >= STOP_LIMIT]
+    for pid in late:
+        del stopped[pid]
+    return late
 
 
 def children() -> list[int]:

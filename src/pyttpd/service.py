@@ -297,8 +297,29 @@ class Service:
         """Call `callback` when we are asked to leave; the last thing the role does is `leave()`."""
         self._on_drain.append(callback)
 
+    @property
+    def nobody_follows(self) -> bool:
+        """Whether the whole role ends, its keeper too. Otherwise somebody takes over what we have, sooner or later."""
+        return keeper.NOBODY_FOLLOWS in self._heard()
+
+    @property
+    def relieved(self) -> bool:
+        """Whether we may leave as far as others are concerned: a successor has all that we hold, or nobody follows."""
+        return self._heard() != b""
+
+    def _heard(self) -> bytes:
+        """What the keeper has said to us: it stays there, being two bytes at the most."""
+        try:
+            return self.beat.recv(8, socket.MSG_DONTWAIT | socket.MSG_PEEK) or keeper.NOBODY_FOLLOWS
+        except BlockingIOError:
+            return b""
+        except OSError:
+            return keeper.NOBODY_FOLLOWS
+
     def _leave(self) -> None:
         if self.draining:
+            self.log.info("asked a second time: leaving at once")
+            self.leave()
             return
         self.draining = True
         self._say(keeper.DRAINING)
@@ -608,6 +629,7 @@ def main(program: Program, arguments: list[str]) -> int:
         options.max_age,
         office=office,
         forwards_hup=role is Role.MASTER,
+        overlap=role is not Role.INIT,
     )
     try:
         return keep.run()

@@ -1,5 +1,10 @@
 """What the kernel knows of a TCP connection: how much of it has been read, and written (tcp(7) TCP_INFO, SIOCINQ,
-SIOCOUTQ).
+SIOCOUTQ), and who has it.
+
+A connection's *mark* is a number that all who have a descriptor of it see. A worker changes it right before it says
+Taken, so whoever has kept a copy can tell, when umaster has died with that message, whether the connection is somebody
+else's now although not a byte of it has been read yet. It is kept in TCP_SYNCNT: how often a SYN is repeated, which
+means nothing once a connection stands.
 """
 
 from __future__ import annotations
@@ -17,6 +22,27 @@ _BYTES_ACKED_AT = 120
 _BYTES_RECEIVED_AT = 128
 #: States (net/tcp_states.h) after the other side's FIN, which tcpi_bytes_received counts as a byte.
 _AFTER_FIN = frozenset({6, 7, 8, 9, 11})  # TIME_WAIT, CLOSE, CLOSE_WAIT, LAST_ACK, CLOSING
+
+
+#: Of TCP_SYNCNT (tcp(7); MAX_TCP_SYNCNT in net/tcp.h).
+_MOST = 127
+
+
+def mark(sock: socket.socket) -> int:
+    """Return the mark of a connection. Raises OSError."""
+    return sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_SYNCNT)
+
+
+def claim(sock: socket.socket) -> int:
+    """Change the mark, and return what it was."""
+    before = mark(sock)
+    put_back(sock, before % _MOST + 1)
+    return before
+
+
+def put_back(sock: socket.socket, before: int) -> None:
+    """Set the mark to what claim() has returned: it was not taken after all."""
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_SYNCNT, before)
 
 
 def consumed(sock: socket.socket) -> int:

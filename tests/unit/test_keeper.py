@@ -19,7 +19,7 @@ from support.leaks import descendants, state
 #: Times are a tenth of the product's, so that the tests are quick.
 PROGRAM = """
 import os, signal, socket, sys, time
-from pyttpd import keeper
+from pyttpd import keeper, privileges
 from pyttpd.health import HealthFile
 from pyttpd.log import Log
 
@@ -61,9 +61,14 @@ def serve(beat):
     beat.send(keeper.DRAINING)
     time.sleep(0.2)
 
+privileges.STOP_LIMIT = 0.3
 max_age = 0.3 if mode in ("old", "hesitant") else 0.0
 sys.exit(keeper.Keeper(serve, Log("test"), HealthFile(folder + "/health"), 0.5, max_age).run())
 """
+
+
+#: A tenth of the product's, as in PROGRAM.
+STOP_LIMIT = 0.3
 
 
 class Kept:
@@ -166,12 +171,8 @@ def test_a_keeper_logs_as_its_role_says(keep: Callable[[str], Kept]) -> None:
     assert ended(kept) == 0
 
 
-@pytest.mark.parametrize("how", ["hung", "stopped"])
-def test_a_role_without_a_sign_of_life_is_killed(keep: Callable[[str], Kept], how: str) -> None:
-    kept = keep("silent" if how == "hung" else "steady")
-    kept.until(lambda: len(kept.lives) == 1)
-    if how == "stopped":
-        os.kill(kept.lives[0], signal.SIGSTOP)
+def test_a_role_without_a_sign_of_life_is_killed(keep: Callable[[str], Kept]) -> None:
+    kept = keep("silent")
     kept.until(lambda: len(kept.lives) == 2 and kept.health == "ready")
     assert "no sign of life" in kept.log
     assert ended(kept) == 0
@@ -241,10 +242,51 @@ def test_a_successor_that_says_that_it_fails_makes_way_at_once_and_for_good(
     assert ended(kept) == 0
 
 
-def test_what_a_dead_role_has_left_is_killed(keep: Callable[[str], Kept]) -> None:
+def test_what_a_dead_role_has_left_is_killed_after_grace(keep: Callable[[str], Kept]) -> None:
     kept = keep("strays")
     kept.until(lambda: len(kept.lives) == 2 and kept.health == "ready")
-    assert [pid for pid in descendants(kept.process.pid) if pid != kept.lives[1]] == []
+    kept.until(lambda: [pid for pid in descendants(kept.process.pid) if pid != kept.lives[1]] == [])
+    assert "have not ended within grace" in kept.log
+    assert ended(kept) == 0
+
+
+def test_a_role_that_is_stopped_is_killed_and_one_that_is_continued_soon_is_not(
+    keep: Callable[[str], Kept],
+) -> None:
+    kept = keep("steady")
+    kept.until(lambda: kept.health == "ready")
+    (first,) = kept.lives
+    begin = time.monotonic()
+    while time.monotonic() - begin < 2 * STOP_LIMIT:
+        os.kill(first, signal.SIGSTOP)
+        os.kill(first, signal.SIGCONT)
+        time.sleep(0.01)
+    assert kept.lives == [first]
+    os.kill(first, signal.SIGSTOP)
+    kept.until(lambda: len(kept.lives) == 2 and kept.health == "ready")
+    assert "process is stopped and is killed" in kept.log
+    assert ended(kept) == 0
+
+
+def test_a_role_that_is_to_be_replaced_leaves_when_its_successor_is_ready(
+    keep: Callable[[str], Kept],
+) -> None:
+    kept = keep("steady")
+    kept.until(lambda: kept.health == "ready")
+    kept.process.send_signal(signal.SIGUSR2)
+    kept.until(lambda: len(kept.lives) == 2 and state(kept.lives[0]) in "XZ")
+    assert kept.health == "ready"
+    assert 'reason="was asked for"' in kept.log
+    assert ended(kept) == 0
+
+
+def test_a_role_that_somebody_has_asked_to_leave_has_a_successor_at_once(keep: Callable[[str], Kept]) -> None:
+    kept = keep("steady")
+    kept.until(lambda: kept.health == "ready")
+    os.kill(kept.lives[0], signal.SIGTERM)
+    kept.until(lambda: len(kept.lives) == 2 and kept.health == "ready")
+    assert "was asked to leave: a successor is started" in kept.log
+    assert "died" not in kept.log
     assert ended(kept) == 0
 
 

@@ -14,6 +14,7 @@ from email.utils import parsedate_to_datetime
 import pytest
 
 from pyttpd import head, memfd
+from pyttpd.keeper import NOBODY_FOLLOWS, RELIEVED
 from pyttpd.wire import messages as m
 
 from pyttpd_listener import listener as module
@@ -539,6 +540,9 @@ def test_draining_takes_nothing_new_and_leaves_when_all_is_settled(make: Make) -
     front.on.turns(0.05)
     assert front.listener.accepted == 1
     front.tell(m.Settled((id_,)))
+    front.on.until(lambda: not front.open)
+    assert not front.listener._may_leave()  # nobody else may have the listening socket yet
+    front.on.keeper.send(RELIEVED)
     front.on.loop.run()  # ends by itself
     assert not front.open
     late.close()
@@ -546,6 +550,7 @@ def test_draining_takes_nothing_new_and_leaves_when_all_is_settled(make: Make) -
 
 def test_draining_with_nothing_open_is_at_once(make: Make) -> None:
     front = make()
+    front.on.keeper.send(NOBODY_FOLLOWS)
     front.service._leave()
     front.on.loop.run()
 
@@ -555,6 +560,7 @@ def test_draining_does_not_wait_long_for_heads(make: Make, monkeypatch: pytest.M
     front = make()
     client = front.connect(HEAD[:10])
     front.on.until(lambda: len(front.listener._peeking))
+    front.on.keeper.send(NOBODY_FOLLOWS)
     front.service._leave()
     front.on.loop.run()
     assert client.recv(100) == b""

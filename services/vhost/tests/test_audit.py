@@ -16,7 +16,8 @@ import pytest
 
 from pyttpd.wire import messages as m
 
-from pyttpd_vhost.worker import PASS_TIMEOUT, TIMED_OUT
+from pyttpd_vhost import worker as module
+from pyttpd_vhost.worker import TIMED_OUT
 
 from .conftest import HOST, Client
 from .front import Fronts
@@ -158,8 +159,11 @@ def test_others_get_their_grace(front: Fronts) -> None:
     ours.wait_for(lambda: ours.row(2).requests == 1)
 
 
-def test_who_waits_behind_a_stuck_one_is_served_by_a_sibling_however_long_that_takes(front: Fronts) -> None:
-    """A kept connection, and one that has never been read from; there is no sibling for longer than PASS_TIMEOUT."""
+def test_who_waits_behind_a_stuck_one_is_served_by_a_sibling_however_long_that_takes(
+    front: Fronts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A kept connection, and one that has never been read from; there is no sibling for longer than others wait."""
+    monkeypatch.setattr(module, "PASS_SHARE", 0.03)
     ours = front(application, workers=2, slow_request=0, request_timeout=LIMIT)
     ours.wait_for(lambda: all(worker.credit for worker in ours.workers))
     ours.workers[1].credit -= 1000
@@ -168,7 +172,7 @@ def test_who_waits_behind_a_stuck_one_is_served_by_a_sibling_however_long_that_t
         ours.wait_for(lambda: ours.workers[0].taken == 3)
         ours.ask("/slow/0", kept)
         assert Client(stuck).answer().status == 504
-        time.sleep(PASS_TIMEOUT + 0.3)
+        time.sleep(30.0 * module.PASS_SHARE + 0.3)
         ours.workers[1].credit += 1000
         for sock in (kept, fresh):
             assert Client(sock).answer().status == 200
@@ -309,6 +313,11 @@ def hostile(environ: dict[str, Any], start_response: StartResponse) -> Iterable[
         case "/closerange":
             os.closerange(3, 10_000)
         case "/kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        case "/term":
+            os.kill(os.getpid(), signal.SIGTERM)
+        case "/term-twice":
+            os.kill(os.getpid(), signal.SIGTERM)
             os.kill(os.getpid(), signal.SIGTERM)
             time.sleep(1000)
         case "/usr1":
@@ -355,7 +364,15 @@ def test_a_child_that_the_application_forks_is_no_worker(front: Fronts, path: st
     assert "worker ended by an error" not in ours.log()
 
 
-@pytest.mark.parametrize("path", ["/closerange", "/kill", "/usr1"])
+@pytest.mark.parametrize("threads", [1, 3])
+def test_who_asks_a_worker_to_leave_has_his_answer_first(front: Fronts, threads: int) -> None:
+    ours = front(hostile, max_threads=threads)
+    with ours.ask("/term") as sock:
+        assert Client(sock).answer().status == 200
+    assert ours.wait_ended() == 0
+
+
+@pytest.mark.parametrize("path", ["/closerange", "/kill", "/term-twice", "/usr1"])
 def test_who_destroys_a_worker_ends_it_and_nobody_hangs(front: Fronts, path: str) -> None:
     ours = front(hostile, max_threads=2)
     with ours.ask(path) as sock:

@@ -129,7 +129,7 @@ PERMITS: dict[tuple[Kind, Side, Phase], Permits] = {
     },
     (Kind.CONTROL, Side.CONNECTOR, Phase.LEAVING): {m.Beat: _L, m.Detached: _L},
     (Kind.CONTROL, Side.BINDER, Phase.OPEN): {m.Spawn: _O, m.Attach: _O, m.Goodbye: _L},
-    (Kind.CONTROL, Side.BINDER, Phase.LEAVING): {m.Attach: _L},
+    (Kind.CONTROL, Side.BINDER, Phase.LEAVING): {m.Attach: _L, m.Goodbye: _L},
 }
 
 

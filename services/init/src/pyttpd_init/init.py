@@ -49,6 +49,8 @@ from pyttpd_init.holding import Holding
 from pyttpd_init.queues import AcceptQueues
 from pyttpd_init.sockets import AddressInUse, Plan, bind, is_planned, netns_cookie, plans
 
+#: How often (s) the metrics child is looked at.
+WATCH_INTERVAL = 0.5
 #: Who has a socket of our predecessor's brings it back within this (s), or it is tried to bind it anew.
 TAKE_BACK_TIMEOUT = 5.0
 
@@ -284,6 +286,16 @@ class Init:
         pidfd = os.pidfd_open(pid)
         # Without its child init's metrics are silent, which the keeper mends by starting both anew.
         self._service.loop.add(pidfd, READ, lambda _: self._service.leave())
+        self._watch_child({})
+
+    def _watch_child(self, stopped: dict[int, float]) -> None:
+        """Leave when a signal has stopped the metrics child: we may have no right to kill it, but our keeper has."""
+        for _ in privileges.ended(stopped):
+            pass
+        if privileges.stopped_for_good(stopped, self._service.loop.now):
+            self._service.log.error("process is stopped and is killed", child="init-metrics")
+            self._service.leave()
+        self._service.loop.call_later(WATCH_INTERVAL, lambda: self._watch_child(stopped))
 
     def _serve_metrics(self, parent: int) -> None:
         own = next(plan for plan in self.held.plans if plan.role == "init")

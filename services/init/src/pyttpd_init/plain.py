@@ -199,6 +199,7 @@ class Runner:
         self._status = 0
         self._lock = -1
         self._not_ours: frozenset[int] = frozenset()
+        self._stopped: dict[int, float] = {}
         self._doors: list[socket.socket] = []
         self._steward = Steward(self)
         self._had_terminal = has_terminal()
@@ -423,7 +424,7 @@ class Runner:
         namespaces.enter_mount_namespace(view)
 
     def _reap(self) -> None:
-        for pid, code in privileges.ended():
+        for pid, code in privileges.ended(self._stopped):
             for child in list(self.children):
                 if child.pid == pid:
                     self._gone(child, code)
@@ -438,6 +439,12 @@ class Runner:
         for pid in strays:
             _quietly(_kill_hard, pid)
         return bool(strays)
+
+    def _end_stopped(self) -> None:
+        """Kill a keeper that a signal has stopped: its role goes on, but nobody would start that again."""
+        for pid in privileges.stopped_for_good(self._stopped, time.monotonic()):
+            self.log.error("keeper is stopped and is killed", pid=pid)
+            _quietly(_kill_hard, pid)
 
     def _gone(self, child: Instance, code: int) -> None:
         child.pid = 0
@@ -469,6 +476,7 @@ class Runner:
                 self._start_due()
             info = signal.sigtimedwait(_SIGNALS, self._wait())
             self._reap()
+            self._end_stopped()
             self._end_strays()
             number = 0 if info is None else info.si_signo
             if number == signal.SIGHUP and not self._lost_terminal():
@@ -512,7 +520,9 @@ class Runner:
     def _wait(self) -> float:
         if self._phase is not Phase.READY or self._steward.waits:
             return POLL
-        times = [child.start_at - time.monotonic() for child in self.children if child.start_at is not None]
+        now = time.monotonic()
+        times = [child.start_at - now for child in self.children if child.start_at is not None]
+        times += [since + privileges.STOP_LIMIT - now for since in self._stopped.values()]
         return max(0.0, min(times, default=60.0))
 
     def _look_ready(self) -> None:

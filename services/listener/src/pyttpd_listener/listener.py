@@ -139,6 +139,7 @@ class Listener:
         self._buffer = bytearray(65536)
         self._view = memoryview(self._buffer)
         self._next_id = 0
+        self._fresh_mark = 0
         self._peeking = Deadlines(10.0)
         self._lingering = Deadlines(2.0)
         self._waiting_age = Deadlines(15.0)
@@ -193,6 +194,7 @@ class Listener:
             return
         sock.setblocking(False)
         self._sockets.append(sock)
+        self._fresh_mark = tcp.mark(sock)  # what is accepted inherits it
         if self._accepting:
             self._loop.add(sock.fileno(), READ, lambda _: self._accept(sock))
         else:
@@ -441,9 +443,10 @@ class Listener:
             self._waiting_age.stop(connection)
 
     def _offer_again(self, connection: Connection) -> None:
-        """Offer a connection once more, if nobody has read from it: otherwise somebody has answered, or never will."""
+        """Offer a connection once more, if nobody has it: otherwise that one has answered, or never will."""
         try:
-            unread = tcp.consumed(connection.sock) == connection.preface
+            sock = connection.sock
+            unread = tcp.mark(sock) == self._fresh_mark and tcp.consumed(sock) == connection.preface
         except OSError:
             unread = False
         if unread:
@@ -586,7 +589,7 @@ class Listener:
                 assert isinstance(connection, Connection)
                 self._answer(connection, 503)
         self._send_waiting()  # ETOOMANYREFS has no event of its own
-        if self._service.draining and not self._open():
+        if self._service.draining and self._may_leave():
             self._service.leave()
             return
         self._loop.call_later(SWEEP_INTERVAL, self._sweep)
@@ -598,8 +601,12 @@ class Listener:
         self._stop_accepting()
         if self._share is not None:
             self._set_deadlines()
-        if not self._open():
+        if self._may_leave():
             self._service.leave()
+
+    def _may_leave(self) -> bool:
+        # Without a successor that has them, the listening sockets are only ours and init's, which may have just ended.
+        return not self._open() and self._service.relieved
 
     # ---- metrics ----
 

@@ -486,11 +486,18 @@ class Router:
             raise RemoteProtocolError("replayed-id", f"worker {number} is announced already")
         if len(supervisor.workers) >= MAX_WORKERS:
             raise RemoteProtocolError("too-many", f"{MAX_WORKERS} workers are announced already")
-        channels = sum(len(self.pools[supervisor.vhost, work].workers) for work in ("requests", "metrics"))
-        if self._over_share(self._budget.used, channels, self._budget.limit):
-            raise RemoteProtocolError(
-                "over-share", f"{supervisor.vhost} has {channels} workers, and there is no room"
-            )
+
+    def no_room(self, supervisor: Supervisor, work: str) -> str:
+        """Say why one more worker's channel can't be had now, which is nobody's fault; "" if it can.
+
+        The one for metrics is outside of a vhost's share: there is one for each supervisor.
+        """
+        if self._budget.exhausted:
+            return "no free descriptor"
+        workers = len(self.pools[supervisor.vhost, "requests"].workers)
+        if work == "requests" and self._over_share(self._budget.used, workers, self._budget.limit):
+            return f"more than its share: it has {workers} workers"
+        return ""
 
     def add_worker(self, supervisor: Supervisor, channel: Peer, number: int, work: str) -> WorkerState:
         pool = self.pools[supervisor.vhost, work]

@@ -44,6 +44,8 @@ SLICE = 0.004
 #: Answers that may wait for workers that offer connections and don't read: for all of a pool, at the least for each.
 #: With thousands of channels, each with a full outbox, a tenant would take all our memory.
 MAX_BEHIND, MIN_BEHIND = 32_768, 64
+#: That a vhost has no room for another worker is said once in so long (s).
+TOLD_FOR = 600.0
 #: When leaving, what has been dispatched gets so long (s) to be taken; then its listeners decide.
 LEAVE_TIMEOUT = 5.0
 
@@ -71,6 +73,7 @@ class Umaster:
         self._uids: dict[str, int] = {}
         self._channels: set[Channel] = set()
         self._paused: list[Channel] = []
+        self._told: dict[str, float] = {}
         self._route = service.entrance(
             Directory.ROUTE, credits=ROUTE_WINDOW, authorise=self._is_listener, on_open=self._on_listener
         )
@@ -270,13 +273,23 @@ class Umaster:
             assert isinstance(own, Channel)
             if peercred.peer(sock).uid != peercred.peer(own.sock).uid:
                 raise RemoteProtocolError("descriptors", "a worker's channel that somebody else has made")
-            if self._service.budget.exhausted:
-                raise RemoteProtocolError("no-free-descriptor", "no room for a worker's channel")
         except (RemoteProtocolError, OSError) as error:
             sock.close()
             if isinstance(error, OSError):
                 raise RemoteProtocolError("descriptors", str(error)) from None
             raise
+        if reason := self._router.no_room(supervisor, work):
+            # Its other workers serve on. It hears of it by the end of the channel, and tries again after a while.
+            self._service.faults.add("vhost", "no-room")
+            if self._loop.now - self._told.get(supervisor.vhost, -TOLD_FOR) >= TOLD_FOR:
+                self._told[supervisor.vhost] = self._loop.now
+                self._log.warning(
+                    "no room for another worker: raise umaster's limit (ulimit -n), or lower max_workers",
+                    vhost=supervisor.vhost,
+                    reason=reason,
+                )
+            sock.close()
+            return
         channel = Channel(
             sock,
             Kind.WORKER,

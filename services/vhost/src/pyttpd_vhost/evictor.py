@@ -91,18 +91,20 @@ class Evictor:
         worker.why = worker.due.value
         self._ask(worker, "retire", now)
 
-    def overdue(self, worker: WorkerChild, now: float) -> None:
-        """A worker leaves by itself, since a request in it doesn't end; its others get `grace`."""
-        worker.why = "request-timeout"
+    def leaves(self, worker: WorkerChild, why: str, now: float) -> None:
+        """A worker leaves by itself: a request in it doesn't end, or somebody has asked it to. It gets `grace`."""
+        worker.why = why
         if worker.state is not State.LEAVING:
             worker.state = State.LEAVING
             worker.left = now
 
-    def dismiss(self, worker: WorkerChild, now: float) -> None:
-        """Ask a worker to leave because all do."""
-        if worker.state is not State.LEAVING:
+    def dismiss(self, worker: WorkerChild, reason: str, now: float) -> None:
+        """Ask a worker to leave because all do: for others that come (worker.REPLACED), or for nobody (STOP)."""
+        if worker.state is State.LEAVING:
+            worker.control.send(Goodbye(reason))  # how long it waits for siblings depends on it
+        else:
             worker.why = "stop"
-            self._ask(worker, "stop", now)
+            self._ask(worker, reason, now)
 
     def _ask(self, worker: WorkerChild, reason: str, now: float) -> None:
         worker.state = State.LEAVING

@@ -8,7 +8,7 @@ Rules:
 - Only what is unread is offered (`Connection.unread`). It is out of epoll and of `parked` before: nobody of us reads it
   any more. It isn't counted for its client meanwhile; whoever takes it counts it.
 - Refuse says that no sibling has it. After Retry, or without umaster, one may have had it: it is taken back only if
-  nobody has read from it since.
+  nobody has claimed it, or read from it, since.
 """
 
 from __future__ import annotations
@@ -54,6 +54,7 @@ class Offers:
         self._next_id += 1
         try:
             one.consumed = tcp.consumed(one.connection.sock)
+            one.mark = tcp.mark(one.connection.sock)
         except OSError:
             one.connection.detach().close()
             return
@@ -99,7 +100,8 @@ class Offers:
             return
         if not sure:
             try:
-                sure = tcp.consumed(one.connection.sock) == one.consumed
+                sock = one.connection.sock
+                sure = tcp.mark(sock) == one.mark and tcp.consumed(sock) == one.consumed
             except OSError:
                 pass
         if sure:

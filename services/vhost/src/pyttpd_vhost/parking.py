@@ -32,9 +32,9 @@ _EVENTS = {Want.READ: READ, Want.WRITE: WRITE}
 
 
 class Parked:
-    """A connection of ours with what leads back to it. `consumed` is set while it is offered to a sibling."""
+    """A connection of ours with what leads back to it. `consumed` and `mark` are set while it is offered."""
 
-    __slots__ = ("authority", "client", "connection", "consumed", "fd", "want")
+    __slots__ = ("authority", "client", "connection", "consumed", "fd", "mark", "want")
 
     def __init__(self, connection: Connection, client: Client, authority: str, fd: int) -> None:
         self.connection = connection
@@ -42,7 +42,7 @@ class Parked:
         self.authority = authority
         self.fd = fd
         self.want: Want | None = None
-        self.consumed = 0
+        self.consumed = self.mark = 0
 
 
 class Parking:

@@ -36,8 +36,9 @@ class PrototypeChild:
 class WorkerChild(Member):
     """A worker: what the policy knows of it, and what its supervisor has to do with it.
 
-    `pid` is 0 until the prototype has said it and the kernel has confirmed it. `left` is when it was asked to leave,
-    `why` for what its exit will be counted; `sentence` is the worst signal sent to it so far.
+    `attached` is when it got its channel to umaster, `attach_delay` how long (s) it waits for the next one if that is
+    closed at once. `pid` is 0 until the prototype has said it and the kernel has confirmed it. `left` is when it was
+    asked to leave, `why` for what its exit will be counted; `sentence` is the worst signal sent to it so far.
     """
 
     slot: int = 0
@@ -54,6 +55,8 @@ class WorkerChild(Member):
     cpu_before: float = 0.0
     measured: float = 0.0
     at_birth: int = 0
+    attached: float = 0.0
+    attach_delay: float = 0.0
 
     @classmethod
     def new(cls, number: int, slot: int, control: Channel, limits: Limits, now: float) -> WorkerChild:

@@ -11,7 +11,7 @@ import socket
 from collections.abc import Callable
 from typing import NoReturn
 
-from pyttpd import metrics, privileges
+from pyttpd import metrics, privileges, tcp
 from pyttpd.channel import Channel
 from pyttpd.service import Service
 from pyttpd.wire.messages import Credit, Dispatch, Message, Taken, Worker
@@ -73,9 +73,12 @@ class Scrapes:
         match message:
             case Dispatch(id_):
                 assert fd is not None
-                if not channel.send(Taken(id_)):
-                    os.close(fd)
-                    return
+                with socket.socket(fileno=os.dup(fd)) as sock:
+                    before = tcp.claim(sock)
+                    if not channel.send(Taken(id_)):
+                        tcp.put_back(sock, before)
+                        os.close(fd)
+                        return
                 who = metrics.About.me()
                 try:
                     pid = os.fork()

@@ -21,6 +21,7 @@ the scoreboard harm nobody else, and a broken control channel costs the child it
 from __future__ import annotations
 
 import os
+import random
 import signal
 import socket
 import time
@@ -57,7 +58,7 @@ from pyttpd.wire.messages import (
 from pyttpd.wire.permits import Kind, Side
 
 from pyttpd_vhost import inquest, policy, prototype, report
-from pyttpd_vhost.backoff import STABLE_AFTER
+from pyttpd_vhost.backoff import FIRST_DELAY, LAST_DELAY, STABLE_AFTER
 from pyttpd_vhost.commons import Commons
 from pyttpd_vhost.evictor import SPAWN_TIMEOUT, Evictor
 from pyttpd_vhost.execution.places import Listeners
@@ -72,7 +73,7 @@ from pyttpd_vhost.processes import PrototypeChild, WorkerChild, keep_only, send_
 from pyttpd_vhost.scoreboard import Scoreboard
 from pyttpd_vhost.scrapes import Scrapes
 from pyttpd_vhost.stress import Stress
-from pyttpd_vhost.worker import CREDIT
+from pyttpd_vhost.worker import ASKED, CREDIT, REPLACED, STOP
 
 #: How often (s) we look: while anything goes on, while nothing does, and while the tenant sleeps.
 BUSY_INTERVAL, QUIET_INTERVAL = 0.1, 0.5
@@ -129,6 +130,8 @@ class Supervisor:
         self._share_memory(rows=1, limit=0, mounts=())
         self._stress = Stress()
         self._workers: dict[int, WorkerChild] = {}
+        self._stopped: dict[int, float] = {}
+        self._drains_for = ""
         self._next_number = 0  # which is the metrics' worker's
         self._nursery = Nursery(self._be_prototype, lambda sock: self._channel(sock, "prototype", 0))
         self._programs = Programs(service, listeners)
@@ -212,6 +215,9 @@ class Supervisor:
         self._timer.cancel()
         share, now = self._share, time.monotonic()
         active = False
+        self._end_stopped(now)
+        if self._drains_for == REPLACED and self._service.nobody_follows:
+            self._dismiss_all(STOP)  # whoever was to follow won't
         if share is not None and self._may_start:
             active = self._observer.look(self._workers.values(), share.pool.max_threads, now)
             self._inquest.listen(
@@ -240,9 +246,8 @@ class Supervisor:
         moving = len(self._workers) < self._notes.size or any(
             worker.state is not State.SERVING or worker.due for worker in self._workers.values()
         )
-        self._timer = self._loop.call_later(
-            BUSY_INTERVAL if active or moving or self._waiting else QUIET_INTERVAL, self._turn
-        )
+        busy = active or moving or self._waiting or self._stopped
+        self._timer = self._loop.call_later(BUSY_INTERVAL if busy else QUIET_INTERVAL, self._turn)
 
     def _kill_stuck(self, worker: WorkerChild) -> None:
         """Umaster says that `worker` takes nothing: it is asked where it stands, and killed."""
@@ -332,6 +337,19 @@ class Supervisor:
         if well:
             self._proved = True
             self._subscription.in_force()
+
+    def _end_stopped(self, now: float) -> None:
+        """Kill whoever of our children a signal has stopped, before the kernel lets somebody wake it up again."""
+        for pid in privileges.stopped_for_good(self._stopped, now):
+            worker = next((worker for worker in self._workers.values() if worker.pid == pid), None)
+            child = self._nursery.prototype
+            self._log.error("process is stopped and is killed", pid=pid, worker=worker and worker.number)
+            if worker is not None:
+                self._evictor.kill(worker, "stopped")
+            elif child is not None and child.pid == pid:
+                self._evictor.kill_prototype(child)
+            else:
+                send_signal(pid, signal.SIGKILL)
 
     def _known(self) -> set[int]:
         """Return the pids of all our children that we have made."""
@@ -456,11 +474,15 @@ class Supervisor:
                 pass
             case Detached():
                 self._attach_again(worker)
+            case Goodbye(reason) if reason == ASKED:
+                self._log.info("worker was asked to leave by a signal", worker=worker.number)
+                self._evictor.leaves(worker, ASKED, self._loop.now)
+                self._turn()
             case Goodbye(reason):
                 if not self._may_have_timed_out(worker):
                     raise RemoteProtocolError("not-permitted", "no request of it can have had its time yet")
                 self._log.warning("worker leaves", worker=worker.number, reason=reason)
-                self._evictor.overdue(worker, self._loop.now)
+                self._evictor.leaves(worker, "request-timeout", self._loop.now)
                 self._turn()
             case Detail(text):
                 self._nursery.detail(text)
@@ -481,23 +503,32 @@ class Supervisor:
         return bool(worker.ready and limit) and time.monotonic() - worker.ready >= limit
 
     def _attach(self, worker: WorkerChild) -> None:
-        """Give `worker`, if it serves, a channel to umaster, if umaster is there and we are open."""
-        if (
-            not self._open
-            or worker.state is not State.SERVING
-            or self._umaster is None
-            or self._umaster.closed
-        ):
+        """Give `worker` a channel to umaster, if that is there and we are open: to serve, or to pass on what it has."""
+        if not self._open or worker.state is State.SPAWNING or self._umaster is None or self._umaster.closed:
             return
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with ours, theirs:
+            worker.attached = time.monotonic()
             if self._umaster.send(Worker(worker.number, "requests"), theirs.fileno()):
                 worker.control.send(Attach(), ours.fileno())
 
     def _attach_again(self, worker: WorkerChild) -> None:
         """The worker has closed its channel; what was in it is gone with it, which umaster may not have noticed yet."""
-        if worker.state is State.SERVING and self._umaster is not None:
+        if worker.state is not State.SPAWNING and self._umaster is not None:
             self._umaster.send(Gone(worker.number))
+            if time.monotonic() - worker.attached >= FIRST_DELAY + worker.attach_delay:
+                worker.attach_delay = 0.0
+                self._attach(worker)
+                return
+            # Closed as soon as it was there, so umaster has no room for it: growing and jittered, as links are.
+            worker.attach_delay = min(LAST_DELAY, max(FIRST_DELAY, 2 * worker.attach_delay))
+            umaster = self._umaster
+            self._loop.call_later(
+                worker.attach_delay * random.uniform(0.5, 1.5), lambda: self._attach_if_there(worker, umaster)
+            )
+
+    def _attach_if_there(self, worker: WorkerChild, umaster: Channel) -> None:
+        if self._workers.get(worker.number) is worker and umaster is self._umaster:
             self._attach(worker)
 
     def _bury(self, worker: WorkerChild, reason: str) -> None:
@@ -523,7 +554,7 @@ class Supervisor:
     # ---- reaping ----
 
     def _reap(self) -> None:
-        for pid, code in privileges.ended():
+        for pid, code in privileges.ended(self._stopped):
             if self._nursery.prototype is not None and pid == self._nursery.prototype.pid:
                 self._prototype_gone(self._nursery.prototype, code)
             elif pid in self._scrapes.pids:
@@ -566,7 +597,10 @@ class Supervisor:
         )
         reason = worker.why if ours and worker.why else "crashed" if code else "left"
         self._bury(worker, reason)
-        if asked and not code:
+        if reason == ASKED:
+            # Its own word: one that says so as soon as it lives is waited for like one that dies.
+            self._nursery.worker_died(now - (worker.ready or now), now)
+        elif asked and not code:
             self._nursery.healthy()
         if not asked and not self._service.draining:
             delay = self._nursery.worker_died(now - (worker.ready or now), now)
@@ -633,11 +667,13 @@ class Supervisor:
     # ---- the end ----
 
     def _drain(self) -> None:
-        for worker in self._workers.values():
-            self._evictor.dismiss(worker, time.monotonic())
-        if self._umaster is not None:
-            self._umaster.send(Goodbye("leaving"))
+        self._dismiss_all(STOP if self._service.nobody_follows else REPLACED)
         self._leave_when_empty()
+
+    def _dismiss_all(self, reason: str) -> None:
+        self._drains_for = reason
+        for worker in self._workers.values():
+            self._evictor.dismiss(worker, reason, time.monotonic())
 
     def _leave_when_empty(self) -> None:
         if self._service.draining and not any(worker.pid for worker in self._workers.values()):
@@ -647,6 +683,9 @@ class Supervisor:
                 self._evictor.kill_prototype(self._nursery.prototype)
             self._programs.close()
             self._evictor.leave_nobody()
+            if self._umaster is not None:
+                # Not before: workers that still have connections to pass may need a channel to a new umaster.
+                self._umaster.send(Goodbye("leaving"))
             self._link.close()
             self._logs.finish()
             self._service.leave()

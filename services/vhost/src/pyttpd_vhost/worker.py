@@ -33,6 +33,7 @@ from __future__ import annotations
 import contextlib
 import os
 import resource
+import signal
 import socket
 import threading
 import time
@@ -41,6 +42,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NoReturn
 
+from pyttpd import privileges, tcp
 from pyttpd.channel import Channel, Faults
 from pyttpd.log import Log
 from pyttpd.loop import READ, RESERVE, WRITE, Loop, soft_descriptor_limit
@@ -66,6 +68,7 @@ from pyttpd_vhost.audit import Audit
 from pyttpd_vhost.crew import Crew, Server
 from pyttpd_vhost.http.connection import Want
 from pyttpd_vhost.offers import Offers
+from pyttpd_vhost.output import redirect
 from pyttpd_vhost.parking import Parked, Parking
 from pyttpd_vhost.scoreboard import (
     HOST_SIZE,
@@ -97,8 +100,11 @@ SWEEP_INTERVAL = 0.5
 HELD_LIMIT = 64 << 20
 #: While it leaves, a worker looks so often (s) whether it is done.
 LEAVING_INTERVAL = 0.05
-#: A retiring worker waits so long (s) for siblings to take its idle connections.
-PASS_TIMEOUT = 2.0
+#: A worker that leaves waits for others to take its idle connections: for this share of `grace`, as siblings may all be
+#: busy, or have to be started first; and umaster may be replaced meanwhile.
+PASS_SHARE = 0.5
+#: What a supervisor asks for with Goodbye: to leave for siblings, for successors that come, or for nobody.
+RETIRE, REPLACED, STOP = "retire", "replaced", "stop"
 #: With threads to be had, the watcher looks so often (s) whether one is needed, when nothing was a moment ago.
 THREAD_LOOK = 0.02
 #: And so often at the most, however small thread_wait is.
@@ -109,6 +115,8 @@ EVENTS, CROWD_EVENTS = 256, 16
 QUICK, CALM = 0.001, 16
 #: What the worker says to its supervisor when a request has had its time (wire: Goodbye).
 TIMED_OUT = "request-timeout"
+#: ... and when somebody else has asked it to leave (SIGTERM).
+ASKED = "asked"
 
 
 class Worker(Loop):
@@ -161,6 +169,11 @@ class Worker(Loop):
         self._leaving = False
         self._aside: Aside | None = None
         self._pass_idle_until = 0.0
+        #: Without a supervisor: until when we may finish.
+        self._orphaned_until = 0.0
+        #: Somebody has sent us SIGTERM.
+        self._asked = False
+        self._left = 0.0
         self._looked_at = 0.0
         self._pid = 0
         self._control = Channel(
@@ -191,6 +204,7 @@ class Worker(Loop):
             aside.begin(self)
             self._crew.sites.append(aside.site)
             self._aside = aside
+        signal.signal(signal.SIGTERM, self._on_term)
         threading.Thread(target=self._be_watcher, name="watcher", daemon=True).start()
         self._control.send(Ready())
         try:
@@ -212,6 +226,13 @@ class Worker(Loop):
         self._be_another(main)
         if self._aside is not None and os.getpid() == self._pid:
             self._aside.end()
+
+    def _on_term(self, *_: object) -> None:
+        """An operator's word: leave as if we were retired, which the watcher sees to. Said a second time: at once."""
+        if self._asked:
+            privileges.let_signal_end(signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGTERM)
+        self._asked = True
 
     def stop(self) -> None:
         """Let all threads come to their end."""
@@ -464,8 +485,10 @@ class Worker(Loop):
                 host = client.host
                 family = socket.AF_INET6 if ":" in host else socket.AF_INET
                 sock = socket.socket(family, socket.SOCK_STREAM, 0, fileno=fd)
+                before = tcp.claim(sock)
                 if not channel.send(Taken(id_)):
                     # Nobody hears that we have it: closed unread, so that it can be offered to somebody else.
+                    tcp.put_back(sock, before)
                     sock.close()
                     return
                 sock.setblocking(False)
@@ -503,21 +526,32 @@ class Worker(Loop):
                 assert fd is not None
                 self._attach(fd)
             case Goodbye(reason):
-                self._leave(retire=reason == "retire")
+                self._leave(self._patience(reason))
             case _:
                 pass  # Spawn is for prototypes
 
-    def _supervisor_gone(self, _: Channel, _reason: str) -> None:
-        self._leave(retire=False)
+    def _patience(self, reason: str) -> float:
+        """How long (s) idle connections wait for somebody to take them."""
+        return 0.0 if reason == STOP else self._site.share.grace * PASS_SHARE
 
-    def _leave(self, *, retire: bool) -> None:
-        """Take nothing more, finish what is open, and end. Retiring, idle connections are given to siblings first."""
+    def _supervisor_gone(self, _: Channel | None = None, _reason: str = "") -> None:
+        """It was killed: we finish what our clients have in hand, within `grace`; a new one makes others meanwhile."""
+        if self._orphaned_until:
+            return
+        self._orphaned_until = time.monotonic() + self._site.share.grace
+        # Who read what the application prints is gone, too; it must not fail for that.
+        redirect(os.open("/dev/null", os.O_WRONLY | os.O_CLOEXEC))
+        self._leave(self._patience(REPLACED))
+
+    def _leave(self, patience: float) -> None:
+        """Take nothing more, finish what is open, and end; siblings have `patience` (s) to take idle connections."""
+        self._pass_idle_until = time.monotonic() + patience
         if self._leaving:
             return
         self._leaving = True
+        self._left = time.monotonic()
         for site in self._crew.sites:
             site.retiring = True
-        self._pass_idle_until = time.monotonic() + (PASS_TIMEOUT if retire else 0.0)
         if self._channel is not None:
             self._channel.send(Goodbye("leaving"))
         if self._aside is not None:
@@ -533,13 +567,14 @@ class Worker(Loop):
         mine: list[Parked] = []
         with self._lock:
             # Where all threads are stuck nobody but a sibling can serve what waits, so we don't give up.
-            passing = self._channel is not None and (
-                now < self._pass_idle_until or (me is None and self._audit.timed_out > 0)
+            passing = now < self._pass_idle_until or (
+                me is None and self._channel is not None and self._audit.timed_out > 0
             )
+            may_pass = self._may_pass()
             for one in list(self._parked.values()):
                 if not one.connection.unread or not self._parking.take(one, unread=True):
                     continue
-                if passing and not self._offers.pausing:
+                if passing and may_pass:
                     self._offers.make(one, self._channel)
                 elif passing or not one.connection.idle:
                     self._settle(None, one, Want.READ)
@@ -591,7 +626,16 @@ class Worker(Loop):
                 self._count()
                 with self._lock:
                     if not self._control.send(Beat()):
-                        os._exit(1)  # without a supervisor nobody would end us
+                        self._supervisor_gone()  # whoever leads may be too busy to hear of it
+                        if now >= self._orphaned_until:
+                            os._exit(1)  # our keeper would do it, unless it is gone as well
+            if self._asked and not self._leaving:
+                with self._lock:
+                    self._control.send(Goodbye(ASKED))
+                    self._leave(self._patience(RETIRE))
+            if self._leaving and now - self._left >= self._site.share.grace:
+                # Our supervisor's SIGTERM is meant so, and has to be heard even where no Python runs.
+                privileges.let_signal_end(signal.SIGTERM)
             self._wake.clear()
             if (
                 self._parked
@@ -748,7 +792,7 @@ class Worker(Loop):
         with self._lock:
             if not self._leaving:
                 self._control.send(Goodbye(TIMED_OUT))
-                self._leave(retire=True)
+                self._leave(self._patience(RETIRE))
 
     def _end(self) -> None:
         """End the process, whatever its threads do."""
@@ -762,6 +806,7 @@ class Worker(Loop):
         Not a connection, whose client would wait for the child's end; not the loop, whose events it would take from us;
         and no way to answer the request a second time.
         """
+        privileges.let_signal_end(signal.SIGTERM)
         self._running = False
         self._solo = None
         self._lock = threading.RLock()

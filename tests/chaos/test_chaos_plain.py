@@ -1,0 +1,132 @@
+"""Any process of a tree is killed, stopped, asked to leave, replaced or reloaded under load: nothing more is lost than
+what a killed process alone held.
+
+`make chaos SECONDS=600 SEED=7` runs longer, with another schedule. In CI it is CI_SECONDS, and always the same one.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from chaos import clients, schedule
+from chaos.stage import NotWhole, Stage, crowd, table
+from support.tree import Tree
+
+#: Long enough for each action on each process once.
+CI_SECONDS = 60.0
+SECONDS = float(os.environ.get("PYTTPD_CHAOS_SECONDS") or CI_SECONDS)
+SEED = int(os.environ.get("PYTTPD_CHAOS_SEED") or 1)
+#: For trying one thing: names of actions, and targets.
+LOG = os.environ.get("PYTTPD_CHAOS_LOG", "")
+ONLY = os.environ.get("PYTTPD_CHAOS_ONLY", "")
+
+HOSTS = ("wsgi.localhost", "static.localhost")
+TENANTS = """
+[vhost.static]
+hosts = ["static.localhost"]
+uid = 20001
+kind = "static"
+root = "site"
+access_log = "off"
+[vhost.static.pool]
+max_workers = 2
+max_requests = 500
+
+[vhost.wsgi]
+hosts = ["wsgi.localhost"]
+uid = 20002
+kind = "wsgi"
+root = "application"
+application = "app:application"
+access_log = "off"
+[vhost.wsgi.pool]
+max_workers = 3
+max_threads = 4
+max_requests = 300
+"""
+APPLICATION = """
+import hashlib, random
+
+def application(environ, start_response):
+    words = environ["PATH_INFO"].split("/")
+    if words[1] == "pattern":
+        body = random.Random(int(words[2])).randbytes(int(words[3]))
+    else:
+        digest = hashlib.sha256()
+        while data := environ["wsgi.input"].read(65536):
+            digest.update(data)
+        body = digest.hexdigest().encode()
+    start_response("200 OK", [("Content-Type", "application/octet-stream"), ("Content-Length", str(len(body)))])
+    return [body]
+"""
+#: What the log says of all this at level error; everything else there is unexpected.
+EXPECTED = (
+    "gives no sign of life",
+    "is stopped",
+    "has not left within grace",
+)
+
+
+def files() -> dict[str, str | bytes]:
+    found: dict[str, str | bytes] = {"application/app.py": APPLICATION}
+    for seed in clients.SEEDS:
+        for size in (*clients.SIZES, clients.SLOW_SIZE):
+            found[f"site/pattern/{seed}/{size}"] = clients.pattern(seed, size)
+    return found
+
+
+def retired(tree: Tree) -> int:
+    return sum(
+        int(value)
+        for name in ("static", "wsgi")
+        for (metric, *labels), value in tree.samples("vhost", name).items()
+        if metric == "pyttpd_vhost_worker_exits_total" and ("reason", "requests") in labels
+    )
+
+
+@pytest.mark.root
+@pytest.mark.timeout(SECONDS + 300)
+def test_nothing_is_lost(plant: Callable[..., Tree]) -> None:
+    memory = set(os.listdir("/dev/shm"))
+    tree = plant(tenants=TENANTS, files=files(), hosts=(), extra="", listen="")
+    tree.expect(*EXPECTED)
+    stage = Stage(tree, HOSTS, tenants=2)
+    events = schedule.plan(SEED)
+    count = 0
+    broken: list[str] = []
+    with crowd(tree.port, SEED, HOSTS, HOSTS[:1]) as seen:
+        until = time.monotonic() + SECONDS
+        try:
+            while time.monotonic() < until:
+                event = next(events)
+                if ONLY and not any(ONLY in str(deed) for deed in event.deeds):
+                    continue
+                stage.do(event)
+                count += 1
+        except NotWhole as error:
+            broken = [f"the tree was not whole again {error}"]
+        finally:
+            time.sleep(clients.IDLE)  # who sleeps finds out what has become of its connection
+    violations = broken + stage.judge(seen.failures)
+    print(f"\nseed {SEED}, {SECONDS:g} s, {count} events\n")
+    print(table(stage.done, seen.summaries, seen.failures, 0))
+    if LOG:
+        Path(LOG).write_text(tree.log())
+    print()
+    for text in violations:
+        print("VIOLATION", text)
+    tree.wait_for(lambda: not tree.busy())
+    tree.wait_for(lambda: not stage.zombies())
+    assert not violations, f"{len(violations)} violations, the first: {violations[0]}"
+    assert all(summary.answered for summary in seen.summaries)
+    for name, number in stage.descriptors().items():
+        assert number <= stage.before.get(name, number), (
+            f"{name} has {number} descriptors, {stage.before[name]} before"
+        )
+    tree.end()
+    assert set(os.listdir("/dev/shm")) <= memory
