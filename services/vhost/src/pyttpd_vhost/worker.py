@@ -704,7 +704,7 @@ class Worker(Loop):
             with self._lock:
                 if not self._leaving:
                     self._control.send(Goodbye(TIMED_OUT))
-                    self._leave(retire=True)
+                    self._leave(self._patience(RETIRE))
 
     def _ready(self) -> dict[int, object]:
         """Return what could be served now, each with what tells its request from the next one."""
