@@ -39,10 +39,11 @@ format: ## let ruff format the code and put imports in order
 	.venv-test/bin/ruff check --select I --fix --quiet .
 	.venv-test/bin/ruff format .
 
-docs: ## write what is made from the configuration's schema: docs/configuration.md, docs/pyttpd.schema.json
+docs: ## write what is made from the configuration's schema: docs/configuration.md, docs/pyttpd.schema.json, the chart's
 	@scripts/venv test
 	.venv-test/bin/python -m pyttpd.config.document > docs/configuration.md
 	.venv-test/bin/python -m pyttpd.config.json_schema > docs/pyttpd.schema.json
+	.venv-test/bin/python scripts/chart.py
 
 chart: ## write what is made from the chart: its schema of values, the table in its README, k8s/base
 	@scripts/venv test

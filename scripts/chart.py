@@ -7,6 +7,7 @@
 - k8s/pyttpd/values.schema.json: what this file says of Kubernetes' part, and the configuration's own schema
   (pyttpd.config.json_schema) of what the chart hands through. Only what draft 7 knows, for Helm 3.
 - k8s/pyttpd/README.md: the table of values, from the comments in values.yaml ("# -- text" above a key).
+- k8s/pyttpd/files/dashboards: Grafana's, from scripts/dashboards.py.
 - k8s/base: the chart, rendered with k8s/base.values.yaml, for `kubectl apply -k`.
 """
 
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from dashboards import dashboards
 
 from pyttpd.config.json_schema import json_schema
 
@@ -350,6 +352,7 @@ def main(arguments: list[str]) -> int:
                     path.write_text(text)
 
     put({CHART / "values.schema.json": schema, CHART / "README.md": readme()})
+    put({CHART / "files/dashboards" / name: text for name, text in dashboards().items()})
     manifests = base()
     put(manifests)
     for path in set(BASE.glob("*")) - set(manifests):

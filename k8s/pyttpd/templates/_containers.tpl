@@ -117,7 +117,7 @@ dict "root" $ "name" "listener-http" "module" "pyttpd_listener" "image" $image "
 {{- $base := int .Values.metrics.basePort }}
 {{ include "pyttpd.container" (dict
     "root" . "name" "master" "module" "pyttpd_master" "image" (include "pyttpd.image" (dict "root" . "role" "master"))
-    "uid" 10001 "args" (list "--config" "/etc/pyttpd/pyttpd.toml") "binds" (list "master") "connects" (list "init")
+    "uid" 10001 "args" (list "--config" "/etc/pyttpd/pyttpd.toml") "binds" (list "master" "admin") "connects" (list "init")
     "configured" true "gates" true "leaves" "last" "resources" .Values.master.resources
     "ports" (list (dict "name" "metrics-master" "containerPort" (add $base 1)))) }}
 {{ include "pyttpd.container" (dict
@@ -164,7 +164,7 @@ dict "root" $ "name" "listener-http" "module" "pyttpd_listener" "image" $image "
 {{- end }}
 
 {{- define "pyttpd.volumes" -}}
-{{- range $name := list "init" "master" "route" "vhost" }}
+{{- range $name := list "init" "master" "admin" "route" "vhost" }}
 {{ include "pyttpd.memory" (dict "name" (printf "channel-%s" $name) "size" "64Ki") }}
 {{- end }}
 - name: configuration
