@@ -43,11 +43,11 @@ docs: ## write what is made from the configuration's schema: docs/configuration.
 	@scripts/venv test
 	.venv-test/bin/python -m pyttpd.config.document > docs/configuration.md
 	.venv-test/bin/python -m pyttpd.config.json_schema > docs/pyttpd.schema.json
-	.venv-test/bin/python scripts/chart.py
+	.venv-test/bin/python -m scripts.chart
 
 chart: ## write what is made from the chart: its schema of values, the table in its README, k8s/base
 	@scripts/venv test
-	.venv-test/bin/python scripts/chart.py
+	.venv-test/bin/python -m scripts.chart
 
 lock: ## write the hash-pinned locks anew (KEEP=1: only what the projects' dependencies changed)
 	@scripts/venv lock

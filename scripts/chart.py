@@ -1,8 +1,7 @@
-#!/usr/bin/env python3
 """Write what is made from the chart: `make chart`.
 
-    scripts/chart.py           write it
-    scripts/chart.py --check   say what isn't in step; the exit status is 1 then
+    python -m scripts.chart           write it
+    python -m scripts.chart --check   say what isn't in step; the exit status is 1 then
 
 - k8s/pyttpd/values.schema.json: what this file says of Kubernetes' part, and the configuration's own schema
   (pyttpd.config.json_schema) of what the chart hands through. Only what draft 7 knows, for Helm 3.
@@ -22,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from dashboards import dashboards
+from scripts.dashboards import dashboards
 
 from pyttpd.config.json_schema import json_schema
 

@@ -1,13 +1,13 @@
 """Grafana's dashboards, made from a table of panels: `make chart` writes them to k8s/pyttpd/files/dashboards.
 
-A panel is a row of the table: its title, its unit, what it asks (expression and legend), where it differs from others. Only
-metrics that a role's README lists (tests/chart/test_rules.py).
+A panel is a row of the table: its title, its unit, what it asks (expression and legend), where it differs from others.
+Only metrics that a role's README lists (tests/chart/test_rules.py).
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 SOURCE = {"type": "prometheus", "uid": "${datasource}"}
@@ -31,8 +31,10 @@ class Panel:
 
 @dataclass(frozen=True, slots=True)
 class Row:
+    """Panels under a title."""
+
     title: str
-    panels: tuple[Panel, ...] = field(default=())
+    panels: tuple[Panel, ...]
 
 
 def rate(metric: str, selector: str = "", by: str = "vhost") -> str:
@@ -42,6 +44,18 @@ def rate(metric: str, selector: str = "", by: str = "vhost") -> str:
 def total(metric: str, selector: str = "", by: str = "vhost") -> str:
     return f"sum by ({by}) ({metric}{{{selector}}})"
 
+
+def quantiles(histogram: str, *which: float, selector: str = "") -> tuple[tuple[str, str], ...]:
+    inside = f"sum by (le) (rate({histogram}_bucket{{{selector}}}[$__rate_interval]))"
+    return tuple((f"histogram_quantile({q}, {inside})", str(q)) for q in which)
+
+
+#: Of all tenants' requests, those that failed.
+FAILED = rate("pyttpd_vhost_requests_total", 'code="5xx"', by="")
+ALL = rate("pyttpd_vhost_requests_total", by="")
+#: What a thread spends on one request.
+BUSY = rate("pyttpd_vhost_busy_seconds_total", VHOST)
+EACH = rate("pyttpd_vhost_requests_total", VHOST)
 
 TREE = (
     Row(
@@ -58,8 +72,7 @@ TREE = (
                 "percentunit",
                 (
                     (
-                        'sum(rate(pyttpd_vhost_requests_total{code="5xx"}[$__rate_interval])) '
-                        "/ sum(rate(pyttpd_vhost_requests_total[$__rate_interval]))",
+                        f"{FAILED} / {ALL}",
                         "failed",
                     ),
                 ),
@@ -122,13 +135,7 @@ TREE = (
             Panel(
                 "From the offer to the worker",
                 "s",
-                tuple(
-                    (
-                        f"histogram_quantile({q}, sum by (le) (rate(pyttpd_umaster_queue_wait_seconds_bucket[$__rate_interval])))",
-                        f"{q}",
-                    )
-                    for q in (0.5, 0.9, 0.99)
-                ),
+                quantiles("pyttpd_umaster_queue_wait_seconds", 0.5, 0.9, 0.99),
             ),
             Panel(
                 "Accept queues",
@@ -199,7 +206,7 @@ TENANT = (
                 "s",
                 (
                     (
-                        f"{rate('pyttpd_vhost_busy_seconds_total', VHOST)} / {rate('pyttpd_vhost_requests_total', VHOST)}",
+                        f"{BUSY} / {EACH}",
                         "{{vhost}}",
                     ),
                 ),
@@ -223,14 +230,7 @@ TENANT = (
             Panel(
                 "From the offer to the worker",
                 "s",
-                tuple(
-                    (
-                        f"histogram_quantile({q}, sum by (le) "
-                        f"(rate(pyttpd_umaster_queue_wait_seconds_bucket{{{VHOST}}}[$__rate_interval])))",
-                        f"{q}",
-                    )
-                    for q in (0.5, 0.9, 0.99)
-                ),
+                quantiles("pyttpd_umaster_queue_wait_seconds", 0.5, 0.9, 0.99, selector=VHOST),
             ),
             Panel(
                 "Queue",
@@ -281,14 +281,7 @@ TENANT = (
             Panel(
                 "Until a new worker serves",
                 "s",
-                tuple(
-                    (
-                        f"histogram_quantile({q}, sum by (le) "
-                        f"(rate(pyttpd_vhost_worker_spawn_seconds_bucket{{{VHOST}}}[$__rate_interval])))",
-                        f"{q}",
-                    )
-                    for q in (0.5, 0.9)
-                ),
+                quantiles("pyttpd_vhost_worker_spawn_seconds", 0.5, 0.9, selector=VHOST),
             ),
         ),
     ),

@@ -20,7 +20,11 @@ BASE = TOP / "k8s/base"
 def test_schema_documentation_and_plain_manifests_are_made_of_the_chart(helm: Helm) -> None:
     assert helm.process.poll() is None
     done = subprocess.run(
-        [sys.executable, TOP / "scripts/chart.py", "--check"], capture_output=True, text=True, timeout=120
+        [sys.executable, "-m", "scripts.chart", "--check"],
+        cwd=TOP,
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
     assert (done.returncode, done.stdout) == (0, ""), f"run `make chart`:\n{done.stdout}{done.stderr}"
 

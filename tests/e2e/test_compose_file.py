@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 import subprocess
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -134,3 +135,47 @@ def test_a_container_has_longer_than_its_role_to_leave(services: dict[str, Any])
     for service in services.values():
         assert re.fullmatch(r"\d+s", service["stop_grace_period"])
         assert int(service["stop_grace_period"][:-1]) > grace
+
+
+# ---- the profile observability ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def watchers() -> dict[str, Any]:
+    done = subprocess.run(
+        ["docker", "compose", "--profile", "observability", "config", "--format", "json"],
+        cwd=TOP,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    services = json.loads(done.stdout)["services"]
+    return {name: services[name] for name in ("prometheus", "grafana")}
+
+
+def test_who_watches_has_no_right_either(watchers: dict[str, Any]) -> None:
+    for service in watchers.values():
+        assert service["read_only"] is True
+        assert service["cap_drop"] == ["ALL"]
+        assert "no-new-privileges:true" in service["security_opt"]
+        assert {port["host_ip"] for port in service["ports"]} == {"127.0.0.1"}
+
+
+def test_what_is_mounted_is_there(watchers: dict[str, Any]) -> None:
+    for service in watchers.values():
+        binds = [mount for mount in service["volumes"] if mount["type"] == "bind"]
+        assert binds
+        for mount in binds:
+            assert Path(mount["source"]).exists(), mount["source"]
+            assert mount["read_only"]
+
+
+def test_every_tenant_of_the_example_is_scraped() -> None:
+    config = load(str(TOP / "examples/compose/pyttpd.toml"))
+    text = (TOP / "examples/observability/prometheus.yml").read_text()
+    found = re.findall(r"\b([a-z0-9-]+)@net:9110", text)
+    assert found == [one.name for one in config.vhosts]
+    ports = set(map(int, re.findall(r"net:(\d+)", text)))
+    assert ports == {
+        port for one in config.listeners for port in (one.metrics_port, one.address.port) if port > 1024
+    } | {config.metrics.base_port + offset for offset in (0, 1, 2)}

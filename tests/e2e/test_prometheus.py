@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from support.compose import Deployment
+from support.images import TOP
 from support.tree import free_port
 
 pytestmark = [pytest.mark.docker, pytest.mark.program("prometheus"), pytest.mark.timeout(600)]
@@ -28,13 +29,24 @@ def ask(port: int, path: str) -> Any:
         return json.load(connection.getresponse())["data"]
 
 
+def rules(port: int) -> list[dict[str, Any]]:
+    return [rule for group in ask(port, "/api/v1/rules")["groups"] for rule in group["rules"]]
+
+
 def configuration(tree: Deployment) -> str:
-    # JSON is YAML.
-    jobs = [
-        {"job_name": name, "metrics_path": path, "static_configs": [{"targets": [address]}]}
-        for name, (address, path) in tree.targets().items()
-    ]
-    return json.dumps({"global": {"scrape_interval": "1s", "scrape_timeout": "1s"}, "scrape_configs": jobs})
+    """Return the example's configuration with the ports that this tree has published, and the rules' own place."""
+    text = (TOP / "examples/observability/prometheus.yml").read_text()
+    for address, _ in tree.targets().values():
+        port = int(address.rpartition(":")[2])
+        ours = 9100 + port - tree.metrics_port
+        if port >= tree.tenant_metrics_port:
+            ours = 9109 + port - tree.tenant_metrics_port
+        text = text.replace(f"net:{ours}", address)
+    assert "net:" not in text
+    text = text.replace("/etc/prometheus/rules.yaml", str(TOP / "k8s/pyttpd/files/rules.yaml"))
+    return text.replace(
+        "scrape_interval: 15s", "scrape_interval: 1s\n  scrape_timeout: 1s\n  evaluation_interval: 1s"
+    )
 
 
 def test_every_target_is_up(tree: Deployment, tmp_path: Path) -> None:
@@ -61,8 +73,9 @@ def test_every_target_is_up(tree: Deployment, tmp_path: Path) -> None:
                 if targets and all(target["health"] != "unknown" for target in targets):
                     break
             time.sleep(0.3)
-        states = {target["labels"]["job"]: (target["health"], target["lastError"]) for target in targets}
-        assert states == dict.fromkeys(tree.targets(), ("up", "")), (tmp_path / "log").read_text()[-2000:]
+        states = {target["scrapeUrl"]: (target["health"], target["lastError"]) for target in targets}
+        expected = {f"http://{address}{path}": ("up", "") for address, path in tree.targets().values()}
+        assert states == expected, (tmp_path / "log").read_text()[-2000:]
         # What it has stored is what the roles say they are: one information series for each.
         tree.wait_for(
             lambda: (
@@ -70,6 +83,9 @@ def test_every_target_is_up(tree: Deployment, tmp_path: Path) -> None:
                 >= len(tree.targets())
             )
         )
+        # The rules are evaluated without an error, and none finds anything wrong with a healthy tree.
+        tree.wait_for(lambda: all(rule["health"] == "ok" for rule in rules(port)))
+        assert [rule["name"] for rule in rules(port) if rule.get("state", "inactive") != "inactive"] == []
     finally:
         prometheus.terminate()
         prometheus.wait(10)
