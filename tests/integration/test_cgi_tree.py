@@ -198,7 +198,7 @@ def counted(tree: Tree, name: str, **labels: str) -> float:
     return tree.samples("vhost", "tools").get((name, *sorted({"vhost": "tools", **labels}.items())), 0)
 
 
-@pytest.mark.program("perl")
+@pytest.mark.program("perl", "/usr/share/gitweb/gitweb.cgi")
 def test_perl_with_its_cgi_module(tools: Tools) -> None:
     tree = tools.tree
     answer = tree.get(HOST, "/cgi-bin/form.pl/a/b?name=caf%C3%A9")
@@ -242,7 +242,7 @@ def test_refused_with_its_reason(tools: Tools) -> None:
     )
 
 
-@pytest.mark.program("git")
+@pytest.mark.program("git", "/usr/share/gitweb/gitweb.cgi")
 def test_git_over_http_and_gitweb(tools: Tools, tmp_path: Path) -> None:
     work = tmp_path / "work"
     tools.git("clone", "-q", tools.url("/git/project.git"), str(work), cwd=tmp_path)
@@ -255,11 +255,10 @@ def test_git_over_http_and_gitweb(tools: Tools, tmp_path: Path) -> None:
     tools.git("push", "-q", "origin", "main", cwd=work)
     tools.git("clone", "-q", "-b", "main", tools.url("/git/project.git"), "again", cwd=tmp_path)
     assert (tmp_path / "again/large").read_bytes() == (work / "large").read_bytes()
-    if Path("/usr/share/gitweb/gitweb.cgi").exists():
-        answer = tools.tree.get(HOST, "/gitweb?p=project.git;a=shortlog;h=refs/heads/main")
-        assert answer.status == 200
-        assert b"the first one" in answer.body
-        assert b"project.git" in tools.tree.get(HOST, "/gitweb/").body
+    answer = tools.tree.get(HOST, "/gitweb?p=project.git;a=shortlog;h=refs/heads/main")
+    assert answer.status == 200
+    assert b"the first one" in answer.body
+    assert b"project.git" in tools.tree.get(HOST, "/gitweb/").body
 
 
 def test_three_kinds_in_one_vhost_and_connections_that_are_handed_over(tools: Tools) -> None:

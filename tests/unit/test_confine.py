@@ -434,6 +434,25 @@ def test_a_domain_can_be_signalled_from_outside_and_not_the_other_way_round(tmp_
     assert status == -15
 
 
+def test_a_program_may_move_and_link_files_from_folder_to_folder(tmp_path: Path) -> None:
+    """Each domain takes that away unless it says that it doesn't: also the one in which the exec service runs it."""
+    told = confined(
+        tmp_path,
+        """
+        be_tenant()
+        landlock.keep_signals(landlock.kernel_abi())
+        os.chdir(tmp)
+        for folder in ("a", "b"):
+            os.mkdir(folder)
+        open("a/x", "w").close()
+        tell([error(os.link, "a/x", "b/y"), error(os.rename, "a/x", "b/x"), sorted(os.listdir("b")),
+              error(os.link, f"{root}/page", "b/z"), error(os.rename, "b/x", f"{root}/x")])
+        """,
+    )
+    assert told[:3] == ["none", "none", ["x", "y"]]
+    assert "none" not in told[3:]
+
+
 def test_confining_twice_takes_more_away(tmp_path: Path) -> None:
     told = confined(
         tmp_path,

@@ -462,6 +462,7 @@ def test_the_pools_limit_of_a_request_counts_too(cgi: Cgi) -> None:
     assert cgi.ask("/slow").status == 504
 
 
+@pytest.mark.program("perl")
 def test_limit_of_memory(cgi: Cgi) -> None:
     cgi.write("eat", f'{PERL}print "Content-Type: a/b\\n\\n"; my $x = "x" x 1_000_000_000; print length $x;')
     cgi.start(max_memory=200_000_000)
@@ -470,6 +471,7 @@ def test_limit_of_memory(cgi: Cgi) -> None:
 
 
 @pytest.mark.root
+@pytest.mark.program("perl")
 def test_limit_of_processes(cgi: Cgi) -> None:
     """Root has none, so the program becomes somebody else first."""
     cgi.write(

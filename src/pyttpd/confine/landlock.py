@@ -173,10 +173,13 @@ def keep_signals(abi: int) -> bool:
     """
     if abi < SCOPE_ABI:
         return False
-    attr = struct.pack("<3Q", 0, 0, Scope.SIGNAL)
+    # REFER is what a domain takes away even if it handles no files: without it no program here could move or link a
+    # file from one folder to another (git does). What the domains around this one say of that stays in force.
+    attr = struct.pack("<3Q", Fs.REFER, 0, Scope.SIGNAL)
     try:
         ruleset = syscall("landlock_create_ruleset", attr, len(attr), 0)
         try:
+            _add_path(ruleset, "/", Fs.REFER)
             syscall("landlock_restrict_self", ruleset, 0)
         finally:
             os.close(ruleset)
