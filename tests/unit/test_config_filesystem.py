@@ -324,3 +324,39 @@ def test_pth_files_without_end(folder: Path, environment: Path) -> None:
     said = _said(folder)
     assert 0 < len(said) <= 1024
     assert all("names /etc, which the tenant can't read: add that to python_path" in line for line in said)
+
+
+def test_programs(folder: Path) -> None:
+    """A mount of kind cgi: the folder, the one program, and the interpreters."""
+    (folder / "cgi").mkdir()
+    (folder / "cgi").chmod(0o755)
+    (folder / "cgi" / "text.pl").write_text("#!/usr/bin/perl")
+    (folder / "cgi" / "text.pl").chmod(0o644)
+    text = TEXT.partition("kind =")[0] + 'root = "root"\n'
+    mount = '[[vhost.a.mount]]\npath = "/{}"\nkind = "cgi"\n{}\n'
+    good = [
+        mount.format("a", 'root = "cgi"'),
+        mount.format("b", 'script = "/bin/sh"'),
+        mount.format("c", 'script = "cgi/text.pl"\nhandlers = { pl = "/bin/sh" }'),
+    ]
+    (folder / "pyttpd.toml").write_text(text + "".join(good))
+    assert _said(folder) == []
+    bad = [
+        mount.format("a", 'root = "none"'),
+        mount.format("b", 'script = "cgi"'),
+        mount.format("c", 'script = "cgi/none"'),
+        mount.format("d", 'script = "cgi/text.pl"'),
+        mount.format("e", 'root = "cgi"\nhandlers = { pl = "/usr/bin/none" }'),
+    ]
+    (folder / "pyttpd.toml").write_text(text + "".join(bad))
+    place = "[[vhost.a.mount]]"
+    said = _said(folder)
+    assert [each.partition(": ")[2].partition(": ")[0] for each in said] == [
+        *(f"{place} root", f"{place} script", f"{place} script", f"{place} script", f"{place} handlers"),
+    ]
+    assert said[0].endswith("none: No such file or directory")
+    assert said[1].endswith("cgi: must be a program, and it is no regular file")
+    assert said[2].endswith("cgi/none: No such file or directory")
+    assert "may not" in said[3]
+    assert said[3].endswith("run it")
+    assert said[4].endswith("/usr/bin/none: No such file or directory")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from pyttpd.config import limits
 from pyttpd.config.errors import ConfigError, printable
-from pyttpd.config.kinds import StaticOptions, WsgiOptions
+from pyttpd.config.kinds import CgiOptions, StaticOptions, WsgiOptions
 from pyttpd.confine.policy import PROGRAMS
 from pyttpd.virtualenv import VirtualenvError, finds_elsewhere, linked, look
 
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 #: Bits of a mode's last octal digit.
 _READ, _WRITE, _SEARCH = 4, 2, 1
+#: Of a file the same bit is another right.
+_EXECUTE = _SEARCH
 
 
 def check_filesystem(config: Config, locate: Locate | None = None) -> list[ConfigError]:
@@ -59,8 +61,42 @@ def _mount_problems(vhost: Vhost, mount: Mount, packages: list[str] | None) -> l
         case WsgiOptions(application=application) if packages is not None:
             message = _module_problem(vhost, application, packages)
             return [("application", message)] if message else []
+        case CgiOptions() as options:
+            return _cgi_problems(vhost, options)
         case _:
             return []
+
+
+def _cgi_problems(vhost: Vhost, options: CgiOptions) -> list[tuple[str, str]]:
+    """Look at the folder of a mount's programs, and at those that it names."""
+    found = []
+    if options.root != vhost.root:
+        found.append(("root", _folder_problem(options.root, _READ | _SEARCH, vhost.uid, vhost.gid)))
+    if options.script is not None:
+        suffix = os.path.splitext(options.script)[1]
+        rights = _READ if suffix in options.handlers else _READ | _EXECUTE
+        found.append(("script", _program_problem(vhost, options.script, rights)))
+    for program in options.handlers.values():
+        found.append(("handlers", _program_problem(vhost, program, _EXECUTE)))
+    return [(key, message) for key, message in found if message]
+
+
+def _program_problem(vhost: Vhost, path: str, rights: int) -> str | None:
+    """Say why the tenant couldn't run (or, without that right, read) the file `path`."""
+    shown = printable(path, 200)
+    try:
+        mode = os.stat(path).st_mode
+    except OSError as error:
+        return f"{shown}: {os.strerror(error.errno or 0)}"
+    if not stat.S_ISREG(mode):
+        return f"{shown}: must be a program, and it is no regular file"
+    if os.geteuid() == 0:
+        real = os.path.realpath(path)
+        problem = _permission_problem(real, rights, vhost.uid, vhost.gid)
+        if problem and problem.startswith(f"{printable(real, 200)}:"):
+            problem = problem.replace("enter it", "run it")
+        return problem
+    return None if os.access(path, rights) else f"{shown}: you ({os.geteuid()}) may not run it"
 
 
 def _problems(vhost: Vhost, packages: list[str]) -> list[tuple[str, str]]:
