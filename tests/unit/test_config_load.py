@@ -401,6 +401,11 @@ def test_defaults_are_the_schema_s(tmp_path: Path) -> None:
                 assert getattr(places[path], key.name) == key.default, (path, key.name)
 
 
+def test_the_example_of_a_hand_off_is_valid() -> None:
+    (mount,) = load(ROOT / "examples/handoff/pyttpd.toml").vhost("handoff").mounts
+    assert mount.options == HandoffOptions(command=("python3", "app.py"), processes=2)
+
+
 def test_the_example_is_valid() -> None:
     config = load(ROOT / "examples" / "pyttpd.toml")
     assert str(config.listener("http").address) == "127.0.0.1:8080"

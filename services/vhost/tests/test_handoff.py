@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import http.server
+import importlib.util
 import socket
 import struct
 import threading
@@ -24,7 +24,7 @@ from pyttpd_vhost.site import Site
 
 from .conftest import HOST, Client, Serve, Server, descriptors
 from .test_handoff_channels import PATIENCE, Program, Script, busy, greet, greeted, said, taking
-from .test_handoff_frames import reference
+from .test_handoff_frames import TOP, reference
 
 GET = f"GET /a?b HTTP/1.1\r\nHost: {HOST}\r\nX-A:  b \r\n\r\n".encode()
 
@@ -287,33 +287,78 @@ def serving(
         assert not thread.is_alive()
 
 
-class Handler(http.server.BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
+def test_the_example_serves_with_the_standard_librarys_server(
+    serve: Serve, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spec = importlib.util.spec_from_file_location("examples_handoff_app", TOP / "examples/handoff/app.py")
+    assert spec is not None
+    assert spec.loader is not None
+    example = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(example)
 
-    def do_GET(self) -> None:
-        body = f"{self.path} for {self.client_address[0]}".encode()
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *_: object) -> None: ...
-
-
-def test_the_standard_librarys_server(serve: Serve, tmp_path: Path) -> None:
     def run(listener: socket.socket, stop: threading.Event) -> None:
-        def handle(client: Any) -> None:
-            Handler(client.sock, (client.address, client.port), None)  # type: ignore[arg-type]
-
-        reference.serve_threads(handle, listener, stop=stop.is_set)
+        reference.serve_threads(example.Handler, listener, stop=stop.is_set)
 
     with serving(serve, tmp_path, run) as server:
         for _ in range(3):
             with server.connect() as sock:
                 client = Client(sock)
-                for path in ("/one", "/two"):
+                for path, status in (("/", 200), ("/none", 404)):
                     sock.sendall(f"GET {path} HTTP/1.1\r\nHost: {HOST}\r\n\r\n".encode())
-                    assert client.answer().body == f"{path} for 127.0.0.1".encode()
+                    answer = client.answer()
+                    assert answer.status == status
+                    assert (b"from 127.0.0.1" in answer.body) is (path == "/")
+        with server.connect() as sock:
+            sock.sendall(f"GET /clock HTTP/1.1\r\nHost: {HOST}\r\n\r\n".encode())
+            data = b""
+            while data.count(b"data: ") < 2:
+                piece = sock.recv(65536)
+                assert piece
+                data += piece
+    assert capsys.readouterr().out.count('"GET / HTTP/1.1" 200') == 3
+
+
+def test_uvicorns_protocol_as_it_is(serve: Serve, tmp_path: Path) -> None:
+    """A real server's class, made for connections that asyncio has accepted."""
+    from uvicorn.config import Config
+    from uvicorn.protocols.http.h11_impl import H11Protocol
+    from uvicorn.server import ServerState
+
+    async def application(scope: Any, _: Any, send: Any) -> None:
+        body = f"{scope['path']} for {scope['client'][0]}".encode()
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": body})
+
+    def run(listener: socket.socket, stop: threading.Event) -> None:
+        async def main() -> None:
+            config = Config(application, log_config=None, lifespan="off")
+            config.load()
+            state = ServerState()
+            ended = asyncio.Event()
+
+            async def wait() -> None:
+                await asyncio.to_thread(stop.wait)
+                ended.set()
+
+            async def closing() -> None:
+                for connection in list(state.connections):
+                    connection.shutdown()
+
+            waiting = asyncio.create_task(wait())
+            await reference.serve_asyncio(
+                lambda: H11Protocol(config, state, {}), listener, stop=ended, closing=closing
+            )
+            await waiting
+
+        asyncio.run(main())
+
+    with serving(serve, tmp_path, run) as server, server.connect() as sock, server.connect() as idle:
+        for each in (sock, idle):
+            client = Client(each)
+            for path in ("/one", "/two"):
+                each.sendall(f"GET {path} HTTP/1.1\r\nHost: {HOST}\r\n\r\n".encode())
+                assert client.answer().body == f"{path} for 127.0.0.1".encode()
+        server.site.kind.close()  # type: ignore[attr-defined]
 
 
 class Echo(asyncio.Protocol):

@@ -76,8 +76,9 @@ def _cgi_problems(vhost: Vhost, options: CgiOptions) -> list[tuple[str, str]]:
         suffix = os.path.splitext(options.script)[1]
         rights = _READ if suffix in options.handlers else _READ | _EXECUTE
         found.append(("script", _program_problem(vhost, options.script, rights)))
-    for program in options.handlers.values():
-        found.append(("handlers", _program_problem(vhost, program, _EXECUTE)))
+    found += [
+        ("handlers", _program_problem(vhost, program, _EXECUTE)) for program in options.handlers.values()
+    ]
     return [(key, message) for key, message in found if message]
 
 
