@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from pyttpd import fdpass
+from pyttpd.config.kinds import AsgiOptions
 from pyttpd.config.shares import HttpSettings, PoolSettings
 from pyttpd.log import Log
 from pyttpd.wire import messages as m
@@ -71,9 +72,12 @@ class Front:
         *,
         workers: int = 1,
         http: HttpSettings | None = None,
+        asgi: AsgiOptions | None = None,
+        grace: float = 30.0,
         **pool: Any,
     ) -> None:
-        share = make_share(pool=PoolSettings(**pool), http=http or HttpSettings())
+        share = make_share(pool=PoolSettings(**pool), http=http or HttpSettings(), grace=grace)
+        self._asgi = asgi
         self.board = Scoreboard(workers)
         self._log = log
         self.workers: list[Played] = []
@@ -106,7 +110,12 @@ class Front:
                 log = Log("vhost", "test")
                 log.level = "debug"
                 site = Site(share, log)
-                site.kind = WsgiKind(application, site)
+                if self._asgi is None:
+                    site.kind = WsgiKind(application, site)
+                else:
+                    from pyttpd_vhost.kinds.asgi import AsgiKind
+
+                    site.kind = AsgiKind(application, self._asgi, site)
                 worker = Worker(site, theirs, self.board, slot, number, log)
                 worker.run()
                 os._exit(0)

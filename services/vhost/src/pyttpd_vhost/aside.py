@@ -54,6 +54,8 @@ class Aside(Protocol):
 
     #: It can take nothing more, or is stuck: what becomes readable is better served by a sibling.
     full: bool
+    #: How many requests it takes at a time.
+    most: int
     #: Its own site: counters, parser and memory of heads of its thread.
     site: Site
     #: Requests that were logged as slow, and those that were ended since they had had their time.

@@ -155,6 +155,7 @@ class Worker(Loop):
         self._wake = threading.Event()
         self._crew = Crew(site, most=pool.max_threads, idle_after=pool.thread_idle)
         self._credit = min(MAX_CREDIT, CREDIT + pool.max_threads - 1)
+        self._portion = CREDIT_PORTION
         #: Who serves all that is ready by itself, if anybody: the leader, while there is no crowd.
         self._solo: Server | None = None
         self._quick = CALM
@@ -203,6 +204,8 @@ class Worker(Loop):
         if aside is not None:
             aside.begin(self)
             self._crew.sites.append(aside.site)
+            self._credit = min(self._credit, aside.most)
+            self._portion = min(CREDIT_PORTION, self._credit)
             self._aside = aside
         signal.signal(signal.SIGTERM, self._on_term)
         threading.Thread(target=self._be_watcher, name="watcher", daemon=True).start()
@@ -305,7 +308,7 @@ class Worker(Loop):
                     self._parking.ignore(fd, self._crew.served())
             if lines and (not events or len(lines) >= BATCH):
                 self._site.flush()
-            if self._spent >= CREDIT_PORTION or self._timers or self.now >= self._sweep_at:
+            if self._spent >= self._portion or self._timers or self.now >= self._sweep_at:
                 self._look_after(me)
             if away and self._crew.main_waits:
                 self._solo = None
@@ -316,7 +319,7 @@ class Worker(Loop):
             fresh = self._next_fresh()
             if fresh is not None:
                 return fresh, READ
-            if self._spent >= CREDIT_PORTION or self._timers or self.now >= self._sweep_at:
+            if self._spent >= self._portion or self._timers or self.now >= self._sweep_at:
                 self._look_after(me)
                 if self._crew.leader is not me:
                     break  # that has taken a while
@@ -385,7 +388,7 @@ class Worker(Loop):
 
     def give_credit(self) -> None:
         """See `Host.give_credit`."""
-        if self._spent >= CREDIT_PORTION:
+        if self._spent >= self._portion:
             self._give_credit(None)
 
     def _make_room(self, me: Server) -> None:
@@ -398,7 +401,7 @@ class Worker(Loop):
 
     def _look_after(self, me: Server) -> None:
         """What is due between turns: credit, timers, deadlines."""
-        if self._spent >= CREDIT_PORTION:
+        if self._spent >= self._portion:
             self._give_credit(me)
         if self._timers:
             with self._lock:
@@ -414,7 +417,7 @@ class Worker(Loop):
             due = self._spent - sum(one is not None for one in self._crew.served() if one is not mine)
             if self._aside is not None:
                 due -= self._aside.excess(self._credit)
-            if due >= CREDIT_PORTION and self._channel is not None and not self._leaving:
+            if due >= self._portion and self._channel is not None and not self._leaving:
                 self._channel.send(Credit(due))
                 self._spent -= due
 

@@ -192,6 +192,7 @@ class EventLoop:
         self.site = site
         self.applications: list[Application] = []
         self.full = False
+        self.most = 0
         self.leaving = False
         self.loop: asyncio.AbstractEventLoop = None  # type: ignore[assignment]  # there is one from `begin` on
         self._home = site
@@ -220,6 +221,7 @@ class EventLoop:
     def begin(self, host: Host) -> None:
         """See `Aside.begin`."""
         self._host = host
+        self.most = min(app.options.max_concurrency for app in self.applications)
         self.site = self._home.for_thread()
         wanted = {app.options.event_loop for app in self.applications}
         self.loop = _new_loop("uvloop" if "uvloop" in wanted else "asyncio")
