@@ -1,4 +1,4 @@
-"""What users run, in a tenant's virtual environment (`scripts/venv apps`); and the steps of docs/wsgi.md."""
+"""What users run, in a tenant's virtual environment (`scripts/venv apps`); and the steps of documents."""
 
 from __future__ import annotations
 
@@ -14,21 +14,20 @@ from urllib.parse import urlencode
 from support.tree import ANSWER_WITHIN, Answer, Tree
 
 TOP = Path(__file__).resolve().parents[2]
-DOCUMENT = TOP / "docs/wsgi.md"
 
 
 @cache
 def environment() -> Path:
-    """Return the virtual environment with Django, Flask and WhiteNoise; made if it isn't there."""
+    """Return the virtual environment with Django, Flask, FastAPI and WhiteNoise; made if it isn't there."""
     subprocess.run([TOP / "scripts/venv", "apps"], check=True, stdout=subprocess.DEVNULL)
     return TOP / ".venv-apps"
 
 
-def blocks(mark: str) -> list[str]:
-    """Return the blocks of docs/wsgi.md behind `<!-- test: MARK -->`."""
+def blocks(mark: str, document: str = "wsgi.md") -> list[str]:
+    """Return the blocks of a document behind `<!-- test: MARK -->`."""
     pattern = re.compile(rf"<!-- test: {mark} -->\n```\w+\n(.*?)```", re.DOTALL)
-    found = pattern.findall(DOCUMENT.read_text())
-    assert found, f"{DOCUMENT.name} has no block marked {mark}"
+    found = pattern.findall((TOP / "docs" / document).read_text())
+    assert found, f"{document} has no block marked {mark}"
     return found
 
 

@@ -1,4 +1,4 @@
-"""ASGI in real workers, with umaster and supervisor played (front.py): rooms, siblings, retirement, a loop that hangs."""
+"""ASGI in real workers, with umaster and supervisor played (front.py): room, siblings, retirement, a stuck loop."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ async def application(scope: Any, receive: Any, send: Any) -> None:
         pid = os.fork()
         if not pid:
             return  # back to where it came from, and the end
-        os.waitpid(pid, 0)
+        os.waitpid(pid, 0)  # noqa: ASYNC222 - it ends at once
     body = str(os.getpid()).encode()
     await send({"type": "http.response.start", "status": 200, "headers": []})
     await send({"type": "http.response.body", "body": body})
@@ -83,7 +83,9 @@ def test_retirement(front: Fronts) -> None:
     """WebSockets get 1012, a request is finished, idle connections go to a sibling, the application is told."""
     ours = front(application, asgi=OPTIONS, workers=2)
     first = ours.workers[0].pid
-    websockets, idle, slow = [], [], None
+    websockets: list[socket.socket] = []
+    idle: list[socket.socket] = []
+    slow = None
     while not (websockets and idle and slow):
         sock = ours.ask()
         mine = answer(sock) == first
