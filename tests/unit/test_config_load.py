@@ -15,7 +15,16 @@ import pytest
 from pyttpd.address import Address
 from pyttpd.config.document import document
 from pyttpd.config.kind_keys import KIND_TABLES
-from pyttpd.config.kinds import AsgiOptions, CgiOptions, HandoffOptions, Mount, StaticOptions, WsgiOptions
+from pyttpd.config.kinds import (
+    AsgiOptions,
+    CgiOptions,
+    FastcgiOptions,
+    HandoffOptions,
+    Mount,
+    ScgiOptions,
+    StaticOptions,
+    WsgiOptions,
+)
 from pyttpd.config.loader import load, load_located
 from pyttpd.config.model import foreign_names
 from pyttpd.config.schema import SCHEMA
@@ -229,6 +238,31 @@ max_channels = 4
 path = "/game"
 kind = "handoff"
 socket = "game.sock"
+[[vhost.shop-two.mount]]
+path = "/php"
+kind = "fastcgi"
+command = ["php-cgi", "-d", "x=y"]
+processes = 3
+mode = "dynamic"
+min_spare = 2
+max_spare = 3
+idle_timeout = 7
+max_requests = 8
+max_age = 9
+max_memory = 100000000
+params = { APP = "live" }
+connect_timeout = 4
+read_timeout = 6
+root = "php"
+scripts = [".php", ".phtml"]
+index = ["index.php"]
+front_controller = "index.php"
+files = false
+keep_connections = 1
+[[vhost.shop-two.mount]]
+path = "/scgi"
+kind = "scgi"
+socket = "run/scgi.sock"
 """
 
 
@@ -242,6 +276,26 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_everything_that_can_be_written(folder: Path) -> None:
+    php = FastcgiOptions(
+        command=("php-cgi", "-d", "x=y"),
+        processes=3,
+        mode="dynamic",
+        min_spare=2,
+        max_spare=3,
+        idle_timeout=7.0,
+        max_requests=8,
+        max_age=9.0,
+        max_memory=100_000_000,
+        params={"APP": "live"},
+        connect_timeout=4.0,
+        read_timeout=6.0,
+        root=str(folder / "conf.d" / "php"),
+        scripts=(".php", ".phtml"),
+        index=("index.php",),
+        front_controller="index.php",
+        files=False,
+        keep_connections=1,
+    )
     config = load(folder, generation=7)
     assert config == load(folder / "pyttpd.toml", generation=7)
     assert config.file == str(folder / "pyttpd.toml")
@@ -364,6 +418,8 @@ def test_everything_that_can_be_written(folder: Path) -> None:
             Mount("/cgi-bin", programs),
             Mount("/chat", chat),
             Mount("/game", HandoffOptions(socket=str(folder / "conf.d" / "game.sock"))),
+            Mount("/php", php),
+            Mount("/scgi", ScgiOptions(socket=str(folder / "conf.d" / "run/scgi.sock"))),
         ),
         False,
     )
@@ -395,6 +451,10 @@ def test_defaults_are_the_schema_s(tmp_path: Path) -> None:
     places |= {"vhost.NAME.static": vhost.mounts[0].options, "vhost.NAME.cgi": CgiOptions("/")}
     places |= {"vhost.NAME.handoff": HandoffOptions(socket="/")}
     places |= {"vhost.NAME.asgi": AsgiOptions("app:app")}
+    places |= {
+        "vhost.NAME.fastcgi": FastcgiOptions(root="/", socket="/a"),
+        "vhost.NAME.scgi": ScgiOptions(socket="/a"),
+    }
     for path, table in SCHEMA.walk():
         for key in table.keys:
             if isinstance(key.default, str | int | float | bool) and key.name != "default":

@@ -9,14 +9,42 @@ import socket
 import struct
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
+
+from pyttpd.config.kinds import FastcgiOptions, Mount, ScgiOptions
+
+from pyttpd_vhost.execution.places import Place
+from pyttpd_vhost.kinds.fastcgi.kind import FastcgiKind
+from pyttpd_vhost.kinds.scgi import ScgiKind
+from pyttpd_vhost.site import Site
 
 HEADER = struct.Struct(">BBHHBx")
 BEGIN, ABORT, END, PARAMS, STDIN, STDOUT, STDERR = range(1, 8)
 #: What a test waits for comes within (s): far more than it takes, on a machine that does a lot else.
 PATIENCE = 20.0
 COMPLETE = b"\0\0\0\0\0\0\0\0"
+
+
+def fastcgi(path: str, root: str = "/srv/app", **options: Any) -> Callable[[Site], FastcgiKind]:
+    """Return what makes a site's kind of the application at `path`."""
+    return lambda site: FastcgiKind(
+        _mounted(FastcgiOptions(socket=path, root=root, **options), site), site, 0
+    )
+
+
+def scgi(path: str, **options: Any) -> Callable[[Site], ScgiKind]:
+    return lambda site: ScgiKind(_mounted(ScgiOptions(socket=path, **options), site), site)
+
+
+Options = TypeVar("Options", FastcgiOptions, ScgiOptions)
+
+
+def _mounted(options: Options, site: Site) -> Options:
+    site.share = replace(site.share, mounts=(Mount("/", options),))
+    site.places = {"/": Place(0, options.socket or "")}
+    return options
 
 
 class Played:

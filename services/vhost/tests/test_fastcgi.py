@@ -17,12 +17,10 @@ from hypothesis import strategies as st
 from pyttpd.config.shares import PoolSettings
 
 from pyttpd_vhost.kinds.fastcgi import records
-from pyttpd_vhost.kinds.fastcgi.kind import FastcgiKind
 from pyttpd_vhost.kinds.gateway import relay
 from pyttpd_vhost.kinds.gateway.errors import MAX_TOTAL
 from pyttpd_vhost.kinds.gateway.faults import BackendError
 from pyttpd_vhost.kinds.gateway.relay import Said
-from pyttpd_vhost.kinds.gateway.sockets import Settings
 
 from . import backends as b
 from .backends import COMPLETE, END, STDERR, STDIN, STDOUT, Played, record
@@ -45,7 +43,7 @@ def play(serve: Serve, tmp_path: Path) -> Iterator[Play]:
             stack.callback(played.close)
             settings.setdefault("read_timeout", 20.0)
             server = serve(
-                kind=lambda site: FastcgiKind(Settings(played.path, "/srv/app", **settings), site),
+                kind=b.fastcgi(played.path, **settings),
                 share={"pool": PoolSettings(**(pool or {}))},
                 **(http or {}),
             )
@@ -118,7 +116,7 @@ RIGHT: dict[str, tuple[bytes, ...]] = {
 @pytest.mark.parametrize("keep", [0, 2])
 @pytest.mark.parametrize("case", RIGHT)
 def test_right(play: Play, case: str, keep: int) -> None:
-    server = play(says(*RIGHT[case]), keep=keep)
+    server = play(says(*RIGHT[case]), keep_connections=keep)
     for _ in range(2):
         answer = ask(server)
         assert (answer.status, answer.body) == (200, b"body")
@@ -287,7 +285,7 @@ def test_nobody_there(serve: Serve, tmp_path: Path) -> None:
         dead.bind(str(tmp_path / "dead"))
         for name in ("missing", "file", "dead"):
             path = str(tmp_path / name)
-            server = serve(kind=lambda site, path=path: FastcgiKind(Settings(path, "/"), site))
+            server = serve(kind=b.fastcgi(path))
             assert ask(server).status == 503
             assert faults(server) == ["unreachable"]
 
@@ -305,8 +303,7 @@ def test_full(serve: Serve, tmp_path: Path) -> None:
                 waiting.connect(str(tmp_path / "full"))
             except BlockingIOError:
                 break
-        settings = Settings(str(tmp_path / "full"), "/", connect_timeout=0.05)
-        server = serve(kind=lambda site: FastcgiKind(settings, site))
+        server = serve(kind=b.fastcgi(str(tmp_path / "full"), connect_timeout=0.1))
         assert ask(server).status == 503
         assert faults(server) == ["full"]
 
@@ -401,7 +398,7 @@ def keeps(
 
 
 def test_a_kept_connection_is_used_again(play: Play) -> None:
-    server = play(keeps(3, then=drain), keep=1)
+    server = play(keeps(3, then=drain), keep_connections=1)
     assert [ask(server).body for _ in range(3)] == [b"0 0", b"1 0", b"2 0"]
     assert server.played.connections == 1  # type: ignore[attr-defined]
 
@@ -413,7 +410,7 @@ def test_one_that_was_closed_meanwhile_is_none(play: Play) -> None:
         sock.close()
         closed.release()
 
-    server = play(keeps(1, then=then), keep=2)
+    server = play(keeps(1, then=then), keep_connections=2)
     for _ in range(3):
         assert ask(server, "POST", "/", b"x").body == b"0 1"
         assert closed.acquire(timeout=b.PATIENCE)
@@ -436,7 +433,7 @@ def test_one_that_closes_when_it_is_asked(play: Play, method: str, body: bytes |
         if count == 1:
             b.exactly(sock, 8)  # asked once more, and no answer
 
-    server = play(answer, keep=1)
+    server = play(answer, keep_connections=1)
     assert ask(server).status == 200
     assert ask(server, method, "/", body).status == status
     assert faults(server) == ["died"] * (status == 502)
@@ -458,7 +455,7 @@ def test_nobody_gets_the_rest_of_another_answer(play: Play, junk: bytes, *, late
         said.release()
         drain(sock)
 
-    server = play(answer, keep=1)
+    server = play(answer, keep_connections=1)
     for _ in range(3):
         assert ask(server).body == b"body"
         assert said.acquire(timeout=b.PATIENCE)

@@ -16,9 +16,7 @@ from typing import Any
 
 import pytest
 
-from pyttpd_vhost.kinds.fastcgi.kind import FastcgiKind
-from pyttpd_vhost.kinds.gateway.sockets import Settings
-
+from .backends import fastcgi
 from .conftest import HOST, Answer, Client, Serve, Server
 from .test_wsgi import ask
 
@@ -69,9 +67,7 @@ def serve_php(
     serve: Serve, path: str, root: Path, http: Any = None, share: Any = None, **settings: Any
 ) -> Server:
     made: dict[str, Any] = {"scripts": (".php",), "index": ("index.php", "index.html"), **settings}
-    return serve(
-        kind=lambda site: FastcgiKind(Settings(path, str(root), **made), site), share=share, **(http or {})
-    )
+    return serve(kind=fastcgi(path, str(root), **made), share=share, **(http or {}))
 
 
 def told(server: Server) -> list[tuple[str, str, dict[str, object]]]:
@@ -369,7 +365,7 @@ def test_a_client_that_leaves(serve: Serve, php: Php, site: Path) -> None:
 @pytest.mark.parametrize("keep", [0, 1])
 def test_kept_connections(serve: Serve, php: Php, site: Path, keep: int) -> None:
     (site / "index.php").write_text("<?php echo getmypid();")
-    server = serve_php(serve, php(), site, keep=keep)
+    server = serve_php(serve, php(), site, keep_connections=keep)
     with server.connect() as sock:
         client = Client(sock)
         pids = set()

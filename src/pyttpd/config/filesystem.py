@@ -5,12 +5,15 @@ plain form; in compose each tenant's files are in its own container, where nobod
 from __future__ import annotations
 
 import os
+import shutil
 import stat
 from importlib.machinery import PathFinder
 from typing import TYPE_CHECKING
 
 from pyttpd.config import limits
+from pyttpd.config.asked import AskedOptions, ScriptOptions
 from pyttpd.config.errors import ConfigError, printable
+from pyttpd.config.kind_keys import SHORTHAND
 from pyttpd.config.kinds import CgiOptions, StaticOptions, WsgiOptions
 from pyttpd.confine.policy import PROGRAMS
 from pyttpd.virtualenv import VirtualenvError, finds_elsewhere, linked, look
@@ -20,6 +23,8 @@ if TYPE_CHECKING:
     from pyttpd.config.loader import Locate
     from pyttpd.config.model import Config, Vhost
 
+#: Where the supervisor of a tenant looks for programs (pyttpd_vhost.execution.plan).
+_PATH = os.environ.get("PATH") or "/usr/local/bin:/usr/bin:/bin"
 #: Bits of a mode's last octal digit.
 _READ, _WRITE, _SEARCH = 4, 2, 1
 #: Of a file the same bit is another right.
@@ -34,7 +39,8 @@ def check_filesystem(config: Config, locate: Locate | None = None) -> list[Confi
     found: list[ConfigError] = []
 
     def add(where: tuple[str, ...], key: str, message: str) -> None:
-        table = f"[[vhost.{where[1]}.mount]]" if len(where) > 2 else f"[vhost.{where[1]}]"
+        named = ".".join([part for part in where if not part.isdigit()])
+        table = f"[[{named}]]" if where[-1].isdigit() else f"[{named}]"
         file, line = locate((*where, key)) if locate else (config.file, None)
         found.append(ConfigError(file, line, f"{table} {key}", message))
 
@@ -46,8 +52,11 @@ def check_filesystem(config: Config, locate: Locate | None = None) -> list[Confi
             add(own, key, message)
         searched = not any(key in ("root", "python_path", "virtualenv") for key, _ in wrong)
         for number, mount in enumerate(vhost.mounts):
-            place = own if vhost.shorthand else (*own, "mount", str(number))
             for key, message in _mount_problems(vhost, mount, packages if searched else None):
+                if not vhost.shorthand:
+                    place: tuple[str, ...] = (*own, "mount", str(number))
+                else:
+                    place = own if key in [each.name for each in SHORTHAND] else (*own, mount.kind)
                 add(place, key, message)
     return found
 
@@ -63,6 +72,8 @@ def _mount_problems(vhost: Vhost, mount: Mount, packages: list[str] | None) -> l
             return [("application", message)] if message else []
         case CgiOptions() as options:
             return _cgi_problems(vhost, options)
+        case AskedOptions() as options:
+            return _asked_problems(vhost, options)
         case _:
             return []
 
@@ -98,6 +109,25 @@ def _program_problem(vhost: Vhost, path: str, rights: int) -> str | None:
             problem = problem.replace("enter it", "run it")
         return problem
     return None if os.access(path, rights) else f"{shown}: you ({os.geteuid()}) may not run it"
+
+
+def _asked_problems(vhost: Vhost, options: AskedOptions) -> list[tuple[str, str]]:
+    """Look for the application's folder, its socket's, and its program. (The socket itself may come later.)"""
+    found = []
+    root = options.root if isinstance(options, ScriptOptions) else vhost.root
+    if root != vhost.root and (message := _folder_problem(root, _READ | _SEARCH, vhost.uid, vhost.gid)):
+        found.append(("root", message))
+    if options.socket is not None and (
+        message := _folder_problem(os.path.dirname(options.socket), _SEARCH, vhost.uid, vhost.gid)
+    ):
+        found.append(("socket", message))
+    if options.command:
+        program = shutil.which(options.command[0], path=_PATH)
+        if program is None:
+            found.append(("command", f"{printable(options.command[0], 200)}: there is no such program"))
+        elif message := _program_problem(vhost, program, _EXECUTE):
+            found.append(("command", message))
+    return found
 
 
 def _problems(vhost: Vhost, packages: list[str]) -> list[tuple[str, str]]:

@@ -41,6 +41,12 @@ _KINDS: dict[Kind, dict[str, Any]] = {
     Kind.PATHS: {"type": "array", "items": _PATH, "maxItems": limits.MAX_PATHS},
     Kind.PATTERNS: {"anyOf": [_PATH, {"type": "array", "items": _PATH}]},
     Kind.NAMES: {"type": "array", "items": _TEXT},
+    Kind.SUFFIXES: {
+        "type": "array",
+        "items": {"type": "string", "pattern": "^[.]"},
+        "maxItems": limits.MAX_SUFFIXES,
+    },
+    Kind.FILE: _TEXT,
     Kind.COMMAND: {
         "type": "array",
         "items": {"type": "string", "maxLength": limits.MAX_ARGUMENT},

@@ -36,6 +36,8 @@ class Kind(enum.Enum):
     NAMES = "a list of file names"
     CACHE_CONTROL = "a table of file name patterns, each with a value of Cache-Control"
     TYPES = "a table of file name suffixes, each with a media type"
+    SUFFIXES = "a list of file name suffixes"
+    FILE = "a file below the root"
     CHARSET = "the name of a character set"
     COMMAND = "a list of texts: a program and its arguments"
     HANDLERS = "a table of file name suffixes, each with a program"

@@ -7,7 +7,14 @@ from __future__ import annotations
 
 from pyttpd.config import limits
 from pyttpd.config.keys import REQUIRED, Key, Kind, Table, count, seconds
-from pyttpd.config.kinds import AsgiOptions, CgiOptions, HandoffOptions, StaticOptions
+from pyttpd.config.kinds import (
+    AsgiOptions,
+    CgiOptions,
+    FastcgiOptions,
+    HandoffOptions,
+    ScgiOptions,
+    StaticOptions,
+)
 from pyttpd.config.processes import ProcessOptions
 
 _STATIC = StaticOptions("/")
@@ -15,6 +22,8 @@ _ASGI = AsgiOptions("app:app")
 _CGI = CgiOptions("/")
 _HANDOFF = HandoffOptions(socket="/")
 _PROCESSES = ProcessOptions()
+_FASTCGI = FastcgiOptions(root="/", socket="/")
+_SCGI = ScgiOptions(socket="/")
 
 APPLICATION = Key(
     "application",
@@ -90,6 +99,94 @@ PROCESS_KEYS = (
         "A process is replaced when it and what it has forked have so much memory; 0: no limit.",
         limits.MEMORY,
         "bytes",
+    ),
+)
+
+#: For kinds whose applications are asked over a socket, besides PROCESS_KEYS. In step with: asked.py.
+ASKED_KEYS = (
+    Key(
+        "socket",
+        Kind.PATH,
+        None,
+        "The Unix socket of an application that somebody else runs, such as PHP-FPM. The tenant's uid must be allowed "
+        "to connect.",
+        default_text="none: `command`'s processes have their own",
+        example='"/srv/wiki-run/php.sock"',
+    ),
+    Key(
+        "params",
+        Kind.ENV,
+        {},
+        "Variables that the application is told with each request, on top of the request's own and in their place.",
+        default_text="none",
+        example='{ APP_ENV = "live" }',
+    ),
+    seconds(
+        "connect_timeout",
+        _SCGI.connect_timeout,
+        "How long a connection to the application may take, while its queue is full; then the answer is 503.",
+    ),
+    seconds(
+        "read_timeout",
+        _SCGI.read_timeout,
+        "How long the application may say nothing, and take nothing; then the answer is 504. `pool.request_timeout` "
+        "bounds the request as a whole.",
+    ),
+)
+
+#: For those that run scripts below a folder.
+SCRIPT_KEYS = (
+    Key(
+        "root",
+        Kind.PATH,
+        None,
+        "The folder of the scripts, and DOCUMENT_ROOT: /app/a.php of a mount at /app is its a.php.",
+        default_text="the vhost's `root`",
+        example='"public"',
+    ),
+    Key(
+        "scripts",
+        Kind.SUFFIXES,
+        (),
+        "What the names of scripts end in: the first file on a path that does is run, and what follows it is "
+        "PATH_INFO.",
+        default_text="none: the application is one program for all paths",
+        example='[".php"]',
+    ),
+    Key(
+        "index",
+        Kind.NAMES,
+        _FASTCGI.index,
+        "With `scripts`: what a folder is answered with, the first of these that is in it.",
+        default_text='`["index.php", "index.html"]`',
+        example='["index.php"]',
+    ),
+    Key(
+        "front_controller",
+        Kind.FILE,
+        "",
+        "With `scripts`: the script for every path that leads to none, and to no other file.",
+        default_text="none: 404",
+        example='"index.php"',
+    ),
+    Key(
+        "files",
+        Kind.FLAG,
+        _FASTCGI.files,
+        "With `scripts`: whether other files below `root` are sent as they are, unless their names could be a "
+        "script's that was put aside.",
+    ),
+    Key(
+        "keep_connections",
+        Kind.INTEGER,
+        None,
+        "Idle connections to the application that each worker keeps. A process that serves one request at a time, "
+        "as PHP's do, is taken by one.",
+        "connections",
+        limits.KEPT,
+        default_text='with `command` and `mode = "static"`: `processes` divided by `pool.max_workers`, rounded down; '
+        "else 0",
+        example="0",
     ),
 )
 
@@ -367,5 +464,15 @@ KIND_TABLES: dict[str, Table] = {
                 "connections",
             ),
         ),
+    ),
+    "fastcgi": Table(
+        "fastcgi",
+        'For kind "fastcgi": PHP, or another FastCGI application ([fastcgi.md](fastcgi.md)).',
+        (*PROCESS_KEYS, *ASKED_KEYS, *SCRIPT_KEYS),
+    ),
+    "scgi": Table(
+        "scgi",
+        'For kind "scgi": an SCGI application ([scgi.md](scgi.md)).',
+        (*PROCESS_KEYS, *ASKED_KEYS),
     ),
 }

@@ -19,7 +19,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from pyttpd.config import checks, limits, processes
+from pyttpd.config import asked, checks, limits, processes
+from pyttpd.config.asked import AskedOptions, ScriptOptions
 from pyttpd.config.checks import Check, ShareError
 from pyttpd.config.processes import ProcessOptions
 
@@ -68,6 +69,30 @@ class WsgiOptions(KindOptions):
 
     def __post_init__(self) -> None:
         checks.validate(self, KINDS[self.kind].fields)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FastcgiOptions(ScriptOptions, KindOptions):
+    """A FastCGI application."""
+
+    kind: ClassVar[str] = "fastcgi"
+
+    def __post_init__(self) -> None:
+        checks.validate(self, KINDS[self.kind].fields)
+        for _, wrong in self.contradictions():
+            raise ShareError(f"{self.kind}: {wrong}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScgiOptions(AskedOptions, KindOptions):
+    """An SCGI application."""
+
+    kind: ClassVar[str] = "scgi"
+
+    def __post_init__(self) -> None:
+        checks.validate(self, KINDS[self.kind].fields)
+        for _, wrong in self.contradictions():
+            raise ShareError(f"{self.kind}: {wrong}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,6 +253,8 @@ KINDS: Mapping[str, Entry] = {
             "max_channels": checks.integer(limits.CHANNELS),
         },
     ),
+    "fastcgi": Entry(FastcgiOptions, asked.SCRIPT_FIELDS),
+    "scgi": Entry(ScgiOptions, asked.FIELDS),
 }
 
 

@@ -111,6 +111,12 @@ STATIC_CACHE = Range(0, 65536)
 # --- programs -----------------------------------------------------------------------------------------------
 #: A command of a mount: the program and its arguments, and the bytes of one. What is longer belongs into a file.
 MAX_COMMAND = 64
+#: sun_path has 108 bytes, the last of them a NUL (unix(7)).
+MAX_SOCKET_PATH = 107
+#: Suffixes of scripts: PHP's many, and some to spare.
+MAX_SUFFIXES = 16
+#: Idle connections that a worker keeps to one application.
+KEPT = Range(0, 256)
 MAX_ARGUMENT = 4096
 #: Mounts of one vhost that have processes of their own: their sockets are made before anything is known of the vhost.
 MAX_COMMANDS = 16

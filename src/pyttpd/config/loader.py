@@ -33,6 +33,7 @@ from pyttpd.config.kind_keys import KIND_TABLES, SHORTHAND
 from pyttpd.config.kinds import KINDS, KindOptions, Mount
 from pyttpd.config.lines import LineIndex
 from pyttpd.config.model import Config, Listener, MetricsSettings, QueueSettings, Vhost
+from pyttpd.config.processes import ProcessOptions
 from pyttpd.config.schema import MOUNT, SCHEMA, mount_table
 from pyttpd.config.shares import HttpSettings, LogSettings, PoolSettings
 from pyttpd.config.values import INVALID, convert, describe
@@ -572,6 +573,7 @@ def _compare(tree: _Tree, errors: _Errors) -> None:
     for record in vhosts:
         _check_vhost(record, errors)
         _check_pool(record, errors)
+        _check_options(record, errors)
     _compare_hosts(vhosts, errors)
     _compare_defaults(vhosts, errors)
     _compare_uids(vhosts, errors)
@@ -798,6 +800,25 @@ def _check_pool(record: Record, errors: _Errors) -> None:
         object.__setattr__(settings, name, value)
     for key, wrong in settings.contradictions():
         errors.at(record.source, (*record.path, "pool"), key, wrong)
+
+
+def _check_options(record: Record, errors: _Errors) -> None:
+    """What the keys of each mount's kind demand of each other; where one is wrong by itself, that is said already."""
+    places = [(mount.values.get("kind"), mount.values, mount.path) for mount in record.mounts]
+    if not record.mounts and (kind := record.values.get("kind")) is not None:
+        places = [(kind, record.tables.get(kind, {}), (*record.path, kind))]
+    for kind, values, path in places:
+        entry = KINDS.get(kind or "")
+        if entry is None or not issubclass(entry.options, ProcessOptions):
+            continue
+        if any(name not in values for name in entry.fields if name != "root"):
+            continue
+        # Without validation, which would raise at the first.
+        options = object.__new__(entry.options)
+        for name in entry.fields:
+            object.__setattr__(options, name, values.get(name))
+        for key, wrong in options.contradictions():
+            errors.at(record.source, path, key, wrong)
 
 
 def _compare_hosts(vhosts: list[Record], errors: _Errors) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os.path
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -116,6 +117,18 @@ class Vhost:
     error_pages: Mapping[str, str] = field(default_factory=dict)
     slow_log_file: str | None = None
     shorthand: bool = False
+
+    @property
+    def folders(self) -> tuple[str, ...]:
+        """What its mounts read or reach that is not below `root` or `writable`: their own folders, and sockets'."""
+        found = [getattr(mount.options, "root", None) for mount in self.mounts]
+        found += [
+            os.path.dirname(path) for mount in self.mounts if (path := getattr(mount.options, "socket", None))
+        ]
+        known = [f"{path}/" for path in (self.root, *self.writable)]
+        return tuple(
+            {folder: None for folder in found if folder and not f"{folder}/".startswith(tuple(known))}
+        )
 
     @property
     def log_files(self) -> tuple[str, ...]:

@@ -544,6 +544,37 @@ def _page_rule(status: str, text: str) -> tuple[str | None, str]:
     return None, status
 
 
+def _suffixes(key: Key, value: object, report: Report) -> object:
+    if not isinstance(value, list):
+        report(f"must be a list of file name suffixes{_such_as(key)}, not {describe(value)}", None)
+        return INVALID
+    if len(value) > limits.MAX_SUFFIXES:
+        report(f"must be at most {limits.MAX_SUFFIXES} suffixes, not {len(value)}", None)
+        return INVALID
+    valid = True
+    for item in value:
+        if not isinstance(item, str) or limits.SUFFIX.fullmatch(item) is None:
+            shown = f'"{printable(item)}"' if isinstance(item, str) else describe(item)
+            report(
+                f'must hold ends of file names, such as ".php", not {shown}',
+                item if isinstance(item, str) else None,
+            )
+            valid = False
+    return tuple(value) if valid else INVALID
+
+
+def _file(key: Key, value: object, report: Report) -> object:
+    if (
+        isinstance(value, str)
+        and (not value or {"", ".", ".."}.isdisjoint(value.split("/")))
+        and value.isprintable()
+        and len(value.encode()) < limits.MAX_PATH_LENGTH
+    ):
+        return value
+    report(f"must be a file below the root{_such_as(key)}, without dots, not {describe(value)}", None)
+    return INVALID
+
+
 def _charset(key: Key, value: object, report: Report) -> object:
     if value == "" or (isinstance(value, str) and limits.CHARSET.fullmatch(value) is not None):
         return value
@@ -681,6 +712,8 @@ _CONVERSIONS: dict[Kind, Callable[[Key, object, Report], object]] = {
     Kind.CHOICES: _choices,
     Kind.NAMES: _names,
     Kind.COMMAND: _command,
+    Kind.SUFFIXES: _suffixes,
+    Kind.FILE: _file,
     Kind.CACHE_CONTROL: _texts(_cache_rule, limits.MAX_CACHE_PATTERNS),
     Kind.TYPES: _texts(_type_rule, limits.MAX_TYPES),
     Kind.CHARSET: _charset,

@@ -407,7 +407,11 @@ class Runner:
             view = namespaces.tenant_view(
                 vhost.root,
                 channels=channels,
-                python_path=(*vhost.python_path, *((vhost.virtualenv,) if vhost.virtualenv else ())),
+                python_path=(
+                    *vhost.python_path,
+                    *((vhost.virtualenv,) if vhost.virtualenv else ()),
+                    *vhost.folders,
+                ),
                 writable=(*vhost.writable, *own, *log_folders(vhost)),
                 hidden=(os.path.dirname(self.file),)
                 if not _inside(vhost.root, os.path.dirname(self.file))

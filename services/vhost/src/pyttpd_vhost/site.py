@@ -10,7 +10,15 @@ import copy
 import sys
 from typing import TYPE_CHECKING, Protocol
 
-from pyttpd.config.kinds import AsgiOptions, CgiOptions, HandoffOptions, StaticOptions, WsgiOptions
+from pyttpd.config.kinds import (
+    AsgiOptions,
+    CgiOptions,
+    FastcgiOptions,
+    HandoffOptions,
+    ScgiOptions,
+    StaticOptions,
+    WsgiOptions,
+)
 from pyttpd.head import bounds_of
 
 from pyttpd_vhost.commons import Commons
@@ -236,6 +244,14 @@ class Site:
                     prefix=prefix,
                     whole=len(self.share.mounts) == 1 and not prefix,
                 )
+            case FastcgiOptions():
+                from pyttpd_vhost.kinds.fastcgi.kind import FastcgiKind
+
+                return FastcgiKind(options, self, number, prefix)
+            case ScgiOptions():
+                from pyttpd_vhost.kinds.scgi import ScgiKind
+
+                return ScgiKind(options, self, number, prefix)
             case _:
                 raise ValueError(f"no such kind: {options.kind}")
 

@@ -93,7 +93,7 @@ class CgiKind(GatewayKind):
             return ""
         except ToFolder as moved:
             query = f"?{request.query.decode('latin-1')}" if request.query else ""
-            fields, content = self.site.page(301, [("Location", f"{self.path}/{moved.location}{query}")])
+            fields, content = self.site.page(301, [("Location", f"{request.mount}/{moved.location}{query}")])
             exchange.respond(STATUS[301], 301, fields, content)
             return ""
         except CheckFailed as failed:

@@ -4,7 +4,7 @@ Rules
 - A connection serves one request at a time. It is kept if the application may keep it (FastCGI), has said all of its
   answer and not a byte more, and was told all of the request; at most `keep` of them are, for `KEEP_FOR` seconds.
 - One that has become readable while it was kept is closed (or says something out of turn), and isn't used.
-- connect(2) waits while the application's queue is full, for up to `connect_timeout`.
+- connect(2) waits while the application's queue is full, for up to `connect_timeout` (execution/places.py).
 """
 
 from __future__ import annotations
@@ -13,25 +13,26 @@ import errno
 import os
 import select
 import socket
-import struct
 import threading
 from time import monotonic
+from typing import TYPE_CHECKING
 
 from pyttpd_vhost.kinds.gateway.faults import BackendError, Fault
+
+if TYPE_CHECKING:
+    from pyttpd_vhost.execution.places import Place
 
 #: Idle connections of an application that serves one at a time keep others out; who has traffic uses them at once.
 KEEP_FOR = 5.0
 
-_TIMEVAL = struct.Struct("@ll")
-
 
 class Backend:
-    """One application's socket. For all threads of a process; made before it is forked."""
+    """One application's socket. For all threads of a process; made before it is forked. `patience` in s."""
 
-    def __init__(self, path: str, *, keep: int, connect_timeout: float) -> None:
-        self.path = path
+    def __init__(self, place: Place, *, keep: int, patience: float) -> None:
+        self.place = place
         self._keep = keep
-        self._timeout = connect_timeout
+        self._patience = patience
         self._kept: list[tuple[socket.socket, float]] = []
         self._pid = 0
         self._lock = threading.Lock()
@@ -79,21 +80,17 @@ class Backend:
 
     def connect(self) -> socket.socket:
         """Return a new connection, non-blocking; the caller owns it. Raises BackendError."""
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        if self.place.fails:
+            raise BackendError(Fault.UNREACHABLE, "its processes end as soon as they are started")
         try:
-            seconds, rest = divmod(self._timeout, 1.0)
-            sock.setsockopt(
-                socket.SOL_SOCKET, socket.SO_SNDTIMEO, _TIMEVAL.pack(int(seconds), max(1, int(rest * 1e6)))
-            )
-            sock.connect(self.path)
-            sock.setblocking(False)
+            sock = self.place.connect(self._patience)
         except OSError as error:
-            sock.close()
-            if error.errno in (errno.EAGAIN, errno.EINPROGRESS):
-                raise BackendError(Fault.FULL, f"nobody took a connection for {self._timeout:g} s") from None
+            if error.errno == errno.EAGAIN:
+                raise BackendError(Fault.FULL, f"nobody took a connection for {self._patience:g} s") from None
             raise BackendError(
-                Fault.UNREACHABLE, f"{self.path}: {os.strerror(error.errno or errno.EINVAL)}"
+                Fault.UNREACHABLE, f"{self.place.path}: {os.strerror(error.errno or errno.EINVAL)}"
             ) from None
+        sock.setblocking(False)
         return sock
 
 

@@ -34,7 +34,7 @@ class Redirected(Request):
 
 
 class GatewayKind(ABC):
-    """Serves the mount number `mount` of the site, whose path is `path` ("" for "/")."""
+    """Serves the mount number `mount` of the site, whose prefix is `path` ("" for "/")."""
 
     def __init__(self, site: Site, mount: int, path: str) -> None:
         self.site = site

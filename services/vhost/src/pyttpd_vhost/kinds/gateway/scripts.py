@@ -8,8 +8,8 @@ Rules
   PATH_INFO such names mean nothing and are left alone.
 - A folder's script is the first of the `index` names that is there; a folder without a slash at its end is redirected
   to the one with it, or relative links would lead elsewhere.
-- What is no script, but another file, may be sent as it is (`files`); never one whose name could be a script's that
-  somebody has put aside ("config.php~", "index.php.bak", "INDEX.PHP"): its text is a secret.
+- What is no script, but another file, may be sent as it is (`programs` says which may not): never one whose name could
+  be a script's that somebody has put aside ("config.php~", "INDEX.PHP"), whose text is a secret.
 - Whatever else is asked for leads to the front controller, if there is one: a script that reads REQUEST_URI. It has no
   PATH_INFO then, as with nginx's `try_files` and Apache's FallbackResource.
 """
@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from pyttpd_vhost.kinds.static.paths import WELL_KNOWN
+from pyttpd_vhost.kinds.static.programs import Programs
 from pyttpd_vhost.openat2 import Root
 
 
@@ -44,14 +45,14 @@ class Moved(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """`suffixes`: of scripts, with their dots; `index`: names; `front`: the front controller, "" for none; `files`:
-    whether other files may be sent.
+    """`suffixes`: of scripts, with their dots; `index`: names; `front`: the front controller, "" for none; `programs`:
+    what of the other files must not be sent, None if none may.
     """
 
     suffixes: tuple[bytes, ...]
     index: tuple[bytes, ...]
     front: bytes = b""
-    files: bool = False
+    programs: Programs | None = None
 
 
 class Scripts:
@@ -80,15 +81,15 @@ class Scripts:
             found = self._folder(path)
             if found is not None:
                 return found
-            if self._rules.files and self._may_be_sent(components[-1]) and self._is_file(path[1:]):
+            if self._may_be_sent(path[1:]) and self._is_file(path[1:]):
                 return File()
         if self._rules.front and self._is_file(self._rules.front):
             return Script(self._rules.front, b"")
         return None
 
-    def _may_be_sent(self, name: bytes) -> bool:
-        lower = name.lower()
-        return not any(suffix.lower() in lower for suffix in self._rules.suffixes)
+    def _may_be_sent(self, path: bytes) -> bool:
+        programs = self._rules.programs
+        return programs is not None and not programs.has(path)
 
     def _folder(self, path: bytes) -> Script | File | Moved | None:
         slash = path[-1:] == b"/"
@@ -96,7 +97,7 @@ class Scripts:
         for name in self._rules.index:
             script = (folder if slash or not folder else folder + b"/") + name
             runs = name.endswith(self._rules.suffixes)
-            if (runs or (self._rules.files and self._may_be_sent(name))) and self._is_file(script):
+            if (runs or self._may_be_sent(script)) and self._is_file(script):
                 if not slash:
                     return Moved(folder)
                 return Script(script, b"") if runs else File()

@@ -14,9 +14,9 @@ import contextlib
 import socket
 from abc import abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
+from pyttpd.config.asked import AskedOptions, ScriptOptions
 from pyttpd.config.kinds import StaticOptions
 
 from pyttpd_vhost.http.engine import Request
@@ -31,6 +31,7 @@ from pyttpd_vhost.kinds.gateway.kind import GatewayKind
 from pyttpd_vhost.kinds.gateway.relay import Codec, Relay, Wires
 from pyttpd_vhost.kinds.gateway.scripts import File, Moved, Rules, Script, Scripts
 from pyttpd_vhost.kinds.static.paths import location
+from pyttpd_vhost.kinds.static.programs import Programs
 
 if TYPE_CHECKING:
     from pyttpd_vhost.kinds.static import StaticKind
@@ -46,24 +47,6 @@ class Conversation(Codec, Protocol):
     clean: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """How an application is asked. `socket`: its path; `root`: its folder; `scripts`: suffixes of scripts below it,
-    none if the application is one program for all paths; `files`: whether other files below it are sent; times in s.
-    """
-
-    socket: str
-    root: str
-    scripts: tuple[str, ...] = ()
-    index: tuple[str, ...] = ()
-    front_controller: str = ""
-    files: bool = True
-    params: Mapping[str, str] = field(default_factory=dict)
-    connect_timeout: float = 5.0
-    read_timeout: float = 60.0
-    keep: int = 0
-
-
 class _StaleError(Exception):
     """A kept connection was none any more."""
 
@@ -71,30 +54,27 @@ class _StaleError(Exception):
 class SocketKind(GatewayKind):
     """See the module's text."""
 
-    def __init__(self, settings: Settings, site: Site, mount: int = 0, path: str = "") -> None:
+    def __init__(self, options: AskedOptions, site: Site, mount: int = 0, path: str = "") -> None:
         super().__init__(site, mount, path)
-        self._settings = settings
-        self._backend = Backend(settings.socket, keep=settings.keep, connect_timeout=settings.connect_timeout)
+        share = site.share
+        self._read_timeout = options.read_timeout
+        self._root = share.root
         self._scripts: Scripts | None = None
         self._files: StaticKind | None = None
-        if settings.scripts:
-            rules = Rules(
-                tuple(suffix.encode() for suffix in settings.scripts),
-                tuple(name.encode() for name in settings.index),
-                settings.front_controller.encode(),
-                files=settings.files,
-            )
-            self._scripts = Scripts(settings.root, rules)
-            if settings.files:
-                from pyttpd_vhost.kinds.static import StaticKind
-
-                names = tuple(name for name in settings.index if not name.endswith(settings.scripts))
-                self._files = StaticKind(StaticOptions(settings.root, index=names), site)
+        keep = 0
+        if isinstance(options, ScriptOptions):
+            keep = options.kept(share.pool.max_workers)
+            self._root = options.root.rstrip("/")
+            if options.scripts:
+                self._scripts = Scripts(options.root, _rules(options, site))
+                if options.files:
+                    self._files = _files(options, site)
+        self._backend = Backend(site.places[path or "/"], keep=keep, patience=options.connect_timeout)
         self._params = {
-            "DOCUMENT_ROOT": settings.root,
+            "DOCUMENT_ROOT": self._root,
             # php-cgi wants to know that a server has sent it here and no browser
             "REDIRECT_STATUS": "200",
-            **settings.params,
+            **{name: value.encode().decode("latin-1") for name, value in options.params.items()},
         }
 
     def close(self) -> None:
@@ -158,22 +138,22 @@ class SocketKind(GatewayKind):
 
     def _of_script(self, variables: dict[str, str], script: Script) -> None:
         name = script.path.decode("latin-1")
-        root = self._settings.root.rstrip("/")
         variables["SCRIPT_NAME"] += f"/{name}"
-        variables["SCRIPT_FILENAME"] = f"{root}/{name}"
+        variables["SCRIPT_FILENAME"] = f"{self._root}/{name}"
         rest = variables["PATH_INFO"] = script.info.decode("latin-1")
         if rest:
-            variables["PATH_TRANSLATED"] = root + rest
+            variables["PATH_TRANSLATED"] = self._root + rest
 
     def _converse(self, request: Request, exchange: Exchange, variables: dict[str, str], body: Source) -> str:
         first = self.first(variables, body.length)
-        kept = self._backend.kept() if self._backend.keeps else None
-        if kept is not None:
-            try:
-                return self._once(kept, request, exchange, first, body, kept=True)
-            except _StaleError:
-                body.rewind()
-        return self._once(self._backend.connect(), request, exchange, first, body)
+        with self._backend.place.request():
+            kept = self._backend.kept() if self._backend.keeps else None
+            if kept is not None:
+                try:
+                    return self._once(kept, request, exchange, first, body, kept=True)
+                except _StaleError:
+                    body.rewind()
+            return self._once(self._backend.connect(), request, exchange, first, body)
 
     def _once(
         self,
@@ -194,7 +174,7 @@ class SocketKind(GatewayKind):
             body,
             first,
             Errors(self.site.log, self.path),
-            self._settings.read_timeout,
+            self._read_timeout,
         )
         try:
             return relay.run()
@@ -216,3 +196,20 @@ class SocketKind(GatewayKind):
                     with contextlib.suppress(OSError):
                         self.abort(sock)
                 sock.close()
+
+
+def _rules(options: ScriptOptions, site: Site) -> Rules:
+    return Rules(
+        tuple([suffix.encode() for suffix in options.scripts]),
+        tuple([name.encode() for name in options.index]),
+        options.front_controller.encode(),
+        Programs(site.share.mounts, options.root) if options.files else None,
+    )
+
+
+def _files(options: ScriptOptions, site: Site) -> StaticKind:
+    """Make what sends the files that are no scripts."""
+    from pyttpd_vhost.kinds.static import StaticKind
+
+    index = tuple([name for name in options.index if not name.endswith(options.scripts)])
+    return StaticKind(StaticOptions(options.root, index=index), site)

@@ -1,0 +1,95 @@
+"""The options of kinds whose applications are asked over a Unix socket: fastcgi and scgi.
+
+In step with: kind_keys.py (`ASKED_KEYS`), docs/fastcgi.md, docs/scgi.md. Lean: every role process imports this module.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+from pyttpd.config import checks, limits, processes
+from pyttpd.config.checks import Check, ShareError
+from pyttpd.config.processes import ProcessOptions
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AskedOptions(ProcessOptions):
+    """How an application is asked: processes of `command`, or somebody else's at `socket`. Times in s."""
+
+    socket: str | None = None
+    params: Mapping[str, str] = field(default_factory=dict)
+    connect_timeout: float = 5.0
+    read_timeout: float = 60.0
+
+    def contradictions(self) -> list[tuple[str, str]]:
+        """See `ProcessOptions.contradictions`."""
+        found = ProcessOptions.contradictions(self)
+        if self.command and self.socket is not None:
+            found.append(("socket", "is for an application that somebody else runs: remove it, or command"))
+        if not self.command and self.socket is None:
+            found.append(
+                ("command", "is missing: the program that serves (or socket, if somebody else runs it)")
+            )
+        return found
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScriptOptions(AskedOptions):
+    """And which scripts below `root` it runs. `keep_connections`: idle ones that each worker keeps, None: as many as
+    there are processes for it.
+    """
+
+    root: str
+    scripts: tuple[str, ...] = ()
+    index: tuple[str, ...] = ("index.php", "index.html")
+    front_controller: str = ""
+    files: bool = True
+    keep_connections: int | None = None
+
+    def contradictions(self) -> list[tuple[str, str]]:
+        """See `ProcessOptions.contradictions`."""
+        found = AskedOptions.contradictions(self)
+        if self.front_controller and not self.front_controller.endswith(self.scripts or ("\0",)):
+            found.append(("front_controller", "must be a script: its name must end in one of scripts"))
+        return found
+
+    def kept(self, workers: int) -> int:
+        """Return how many idle connections each of so many workers may keep: a process that serves one request at a
+        time is taken by a connection that is kept.
+        """
+        if self.keep_connections is not None:
+            return self.keep_connections
+        return self.processes // workers if self.command and self.mode == "static" else 0
+
+
+def socket_path(value: object, where: str) -> str | None:
+    """Check the path of a socket, or None (see checks.py)."""
+    path = checks.path_or_none(value, where)
+    if path is not None and len(path.encode()) > limits.MAX_SOCKET_PATH:
+        raise ShareError(f"{where}: must be a path of at most {limits.MAX_SOCKET_PATH} bytes")
+    return path
+
+
+def _count_or_none(value: object, where: str) -> int | None:
+    return None if value is None else checks.integer(limits.KEPT)(value, where)
+
+
+#: The check of each field.
+FIELDS: Final[Mapping[str, Check]] = {
+    **processes.FIELDS,
+    "socket": socket_path,
+    "params": checks.env,
+    "connect_timeout": checks.number(limits.TIMEOUT),
+    "read_timeout": checks.number(limits.TIMEOUT),
+}
+SCRIPT_FIELDS: Final[Mapping[str, Check]] = {
+    **FIELDS,
+    "root": checks.path,
+    "scripts": checks.tuple_of(checks.matching(limits.SUFFIX, "a file name's suffix"), limits.MAX_SUFFIXES),
+    "index": checks.tuple_of(checks.file_name, limits.MAX_INDEX_NAMES),
+    "front_controller": checks.or_empty(checks.below_root),
+    "files": checks.flag,
+    "keep_connections": _count_or_none,
+}

@@ -1,0 +1,139 @@
+"""FastCGI and SCGI in a whole tree: PHP by processes of the supervisor's, somebody else's socket, counted faults."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from support.leaks import arguments, descendants
+from support.tree import Tree
+
+Plant = Callable[..., Tree]
+BOTH = pytest.mark.parametrize(
+    "ordinary",
+    [pytest.param(False, id="as-root", marks=pytest.mark.root), pytest.param(True, id="ordinary-user")],
+)
+HOST = "php.localhost"
+TENANT = """
+[vhost.php]
+hosts = ["php.localhost"]
+uid = 20002
+root = "web"
+[vhost.php.pool]
+max_workers = 2
+[[vhost.php.mount]]
+path = "/"
+kind = "fastcgi"
+command = ["php-cgi", "-d", "log_errors=1", "-d", "error_log=", "-d", "opcache.lockfile_path=${TMPDIR}"]
+processes = 2
+scripts = [".php"]
+front_controller = "index.php"
+[[vhost.php.mount]]
+path = "/files"
+kind = "static"
+root = "files"
+[[vhost.php.mount]]
+path = "/socket"
+kind = "scgi"
+socket = "elsewhere/scgi.sock"
+"""
+FILES = {
+    "web/index.php": "<?php echo 'front ', $_SERVER['REQUEST_URI'];",
+    "web/style.css": "body {}",
+    "web/info.php": (
+        "<?php session_start(); $_SESSION['n'] = ($_SESSION['n'] ?? 0) + 1; error_log('said');"
+        "echo json_encode([$_SERVER['PATH_INFO'] ?? '', $_SESSION['n'], $_FILES['f']['size'] ?? -1]);"
+    ),
+    "files/a.txt": "a file",
+    "elsewhere/keep": "",
+}
+
+
+def processes(tree: Tree) -> list[int]:
+    return [pid for pid in descendants(tree.process.pid) if arguments(pid)[:1] == ["php-cgi"]]
+
+
+def faults(tree: Tree, mount: str, reason: str) -> float:
+    key = ("pyttpd_vhost_backend_errors_total", ("mount", mount), ("reason", reason), ("vhost", "php"))
+    return tree.samples("vhost", "php").get(key, -1)
+
+
+@contextlib.contextmanager
+def scgi(path: Path) -> Iterator[None]:
+    """An SCGI application that answers one request."""
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        path.chmod(0o666)
+        listener.listen()
+        listener.settimeout(20)
+        yield
+        with listener.accept()[0] as sock:
+            data = b""
+            while b"," not in data[-1:]:
+                data += sock.recv(65536)
+            path_info = data.split(b"\0PATH_INFO\0")[1].split(b"\0")[0]
+            sock.sendall(b"Status: 201 Made\n\n" + path_info)
+
+
+@BOTH
+@pytest.mark.program("php-cgi")
+def test_php_and_two_more_kinds(plant: Plant, ordinary: bool) -> None:
+    tree = plant(tenants=TENANT, files=FILES, hosts=(HOST,), ordinary=ordinary)
+    assert tree.get(HOST, "/a/b?c").body == b"front /a/b?c"
+    assert tree.get(HOST, "/style.css").headers["content-type"].startswith("text/css")
+    assert tree.get(HOST, "/files/a.txt").body == b"a file"
+    assert tree.get(HOST, "/files/../web/index.php").body.startswith(b"front ")
+    # a session, and an upload: files in the tenant's own /tmp
+    first = tree.get(HOST, "/info.php/x")
+    cookie = first.headers["set-cookie"].partition(";")[0]
+    content = b'Content-Disposition: form-data; name="f"; filename="f"\r\n\r\n' + bytes(1_000_000)
+    form = b"--X\r\n" + content + b"\r\n--X--\r\n"
+    headers = {"Cookie": cookie, "Content-Type": "multipart/form-data; boundary=X"}
+    second = tree.request("POST", HOST, "/info.php/y", form, headers)
+    assert json.loads(first.body) == ["/x", 1, -1]
+    assert json.loads(second.body) == ["/y", 2, 1_000_000]
+    tree.wait_for(lambda: "output: /: said" in tree.log() or "output /: said" in tree.log())
+    # somebody else's socket: nobody there, then somebody
+    assert tree.get(HOST, "/socket/x").status == 503
+    tree.wait_for(lambda: faults(tree, "/socket", "unreachable") == 1)
+    with scgi(tree.folder / "elsewhere" / "scgi.sock"):
+        if ordinary:
+            os.chown(tree.folder / "elsewhere" / "scgi.sock", 31_234, 31_234)
+        request = tree.connect()
+        request.sendall(f"GET /socket/%61/b HTTP/1.1\r\nHost: {HOST}\r\nConnection: close\r\n\r\n".encode())
+    with request:
+        data = b""
+        while piece := request.recv(65536):
+            data += piece
+    assert data.startswith(b"HTTP/1.1 201 Made\r\n")
+    assert data.endswith(b"/a/b")
+    assert faults(tree, "/", "died") == 0
+
+
+@pytest.mark.root
+@pytest.mark.program("php-cgi")
+def test_a_process_that_is_killed(plant: Plant) -> None:
+    """Its request gets 502, the next one is served; the count outlives the worker that has made it."""
+    tree = plant(
+        tenants=TENANT,
+        files=FILES | {"web/die.php": "<?php exec('kill -9 ' . getmypid());"},
+        hosts=(HOST,),
+    )
+    assert tree.get(HOST, "/die.php").status == 502
+    tree.wait_for(lambda: faults(tree, "/", "died") == 1)
+    tree.wait_for(lambda: tree.get(HOST, "/").status == 200)
+    tree.wait_for(lambda: len(processes(tree)) == 2)
+    for pid in tree.pids("vhost", "php"):
+        with contextlib.suppress(OSError):
+            if Path(f"/proc/{pid}/comm").read_text().startswith("w"):
+                os.kill(pid, signal.SIGKILL)
+    tree.wait_for(lambda: tree.log().count("worker ended") == 2)
+    tree.wait_for(lambda: tree.get(HOST, "/").status == 200)
+    assert faults(tree, "/", "died") == 1
