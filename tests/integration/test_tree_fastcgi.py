@@ -31,7 +31,7 @@ max_workers = 2
 [[vhost.php.mount]]
 path = "/"
 kind = "fastcgi"
-command = ["php-cgi", "-d", "log_errors=1", "-d", "error_log=", "-d", "opcache.lockfile_path=${TMPDIR}"]
+command = ["php-cgi", "-d", "log_errors=1", "-d", "error_log="]
 processes = 2
 scripts = [".php"]
 front_controller = "index.php"

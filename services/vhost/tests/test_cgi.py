@@ -391,7 +391,7 @@ def test_answers_that_are_cut(cgi: Cgi, script: str, reason: str) -> None:
     cgi.write("bad", script)
     cgi.start(max_output=1_000_000)
     with cgi.server.connect() as sock:
-        sock.sendall(f"GET /bad HTTP/1.1\r\nHost: {HOST}\r\n\r\n".encode())
+        sock.sendall(f"GET /bad HTTP/1.1\r\nHost: {HOST}\r\nConnection: close\r\n\r\n".encode())
         data = b""
         while piece := sock.recv(65536):
             data += piece

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 #: Of a kind's socket: whole packets where the kind passes descriptors, else bytes.
 _SOCKET_TYPES: Final = {"handoff": socket.SOCK_SEQPACKET}
+#: Folders with settings for PHP; an empty one is the system's.
+_PHP_INI: Final = "PHP_INI_SCAN_DIR"
 #: Where programs are looked for if the supervisor wasn't told.
 _PATH: Final = "/usr/local/bin:/usr/bin:/bin"
 
@@ -77,7 +79,7 @@ def plan(
                 mount.kind,
                 command,
                 getattr(options, "root", None) or share.root,
-                environment(share, tmp),
+                {**environment(share, tmp), **_for_php(share, options)},
                 settings(options),
                 sock.fileno(),
             )
@@ -87,6 +89,13 @@ def plan(
 
 def _command(options: object) -> tuple[str, ...]:
     return options.command if isinstance(options, ProcessOptions) else ()
+
+
+def _for_php(share: VhostShare, options: ProcessOptions) -> dict[str, str]:
+    """Return what PHP needs to find the tenant's own folder for temporary files, unless the tenant says where."""
+    if ".php" not in getattr(options, "scripts", ()) or _PHP_INI in share.env:
+        return {}
+    return {_PHP_INI: f":{os.path.dirname(__file__)}/php"}
 
 
 def settings(options: ProcessOptions) -> PoolSettings:
