@@ -33,6 +33,9 @@ MAX_FRAMES_A_TURN = 16
 #: Frames that may wait for a peer that doesn't read. A role's answers are bounded by what the peer has open.
 MAX_OUTBOX = 8192
 
+#: The reason for the end of a channel that the peer, or its end, has closed.
+GONE = "peer-gone"
+
 _OTHER_SIDE = {Side.BINDER: Side.CONNECTOR, Side.CONNECTOR: Side.BINDER}
 #: The kernel has no room now: the caller tries again later. ETOOMANYREFS: too many descriptors in flight (unix(7)).
 _LATER = (errno.EAGAIN, errno.ENOBUFS, errno.ENOMEM)
@@ -272,13 +275,13 @@ class Channel:
                 self._fault(error)
                 return taken
             except OSError as error:
-                self._end("peer-gone", error.strerror or "")
+                self._end(GONE, error.strerror or "")
                 return taken
             if not frame:
                 # A packet of no bytes and the end of the channel look the same (recv(2)); neither leads on.
                 if fd is not None:
                     os.close(fd)
-                self._end("peer-gone", "end of channel")
+                self._end(GONE, "end of channel")
                 return taken
             try:
                 message = self._admit(frame, fd)
@@ -356,7 +359,7 @@ class Channel:
             self._ending = False
             if not self._paused:
                 self.receive(MAX_OUTBOX)
-                self._end("peer-gone", detail)
+                self._end(GONE, detail)
 
         if not self._ending:
             self._ending = True

@@ -12,6 +12,7 @@ from __future__ import annotations
 import fcntl
 import socket
 import struct
+import sys
 import termios
 
 #: struct tcp_info (linux/tcp.h): tcpi_state is its first byte, tcpi_bytes_acked lies at 120, tcpi_bytes_received at
@@ -24,6 +25,8 @@ _BYTES_RECEIVED_AT = 128
 _AFTER_FIN = frozenset({6, 7, 8, 9, 11})  # TIME_WAIT, CLOSE, CLOSE_WAIT, LAST_ACK, CLOSING
 
 
+#: Not in the socket module (asm-generic/socket.h).
+_SO_COOKIE = 57
 #: Of TCP_SYNCNT (tcp(7); MAX_TCP_SYNCNT in net/tcp.h).
 _MOST = 127
 
@@ -38,6 +41,15 @@ def claim(sock: socket.socket) -> int:
     before = mark(sock)
     put_back(sock, before % _MOST + 1)
     return before
+
+
+def cookie(fd: int) -> int:
+    """Return what identifies the connection that `fd` refers to, whoever has it (socket(7), SO_COOKIE)."""
+    sock = socket.socket(fileno=fd)
+    try:
+        return int.from_bytes(sock.getsockopt(socket.SOL_SOCKET, _SO_COOKIE, 8), sys.byteorder)
+    finally:
+        sock.detach()
 
 
 def put_back(sock: socket.socket, before: int) -> None:

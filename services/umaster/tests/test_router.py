@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
 from collections import Counter
 from collections.abc import Callable, Iterator
 
@@ -324,6 +325,68 @@ def test_metrics_go_to_the_metrics_worker_alone(world: World) -> None:
     )
     world.offer(source, "a", metrics=True)
     assert (len(dispatched(requests)), len(dispatched(metrics))) == (0, 1)
+
+
+# ---- a listener that dies, or only loses its channel ----
+
+
+@pytest.fixture
+def client() -> Iterator[socket.socket]:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        yield ours
+
+
+def offered(world: World, source: Source, client: socket.socket) -> int:
+    world.ids += 1
+    fd = os.dup(client.fileno())
+    world.router.route(source, world.ids, CLIENT, "a.example", fd, metrics=False, now=world.now)
+    return world.ids
+
+
+def test_what_a_dead_listener_has_queued_is_served(world: World, client: socket.socket) -> None:
+    source = world.listener()
+    offered(world, source, client)
+    world.router.listener_gone(source, world.now)
+    worker = world.worker(world.supervisor(), credit=1)
+    assert len(dispatched(worker)) == 1
+    world.router.taken(worker, only(worker), world.now)
+    assert world.heard(source) == []
+    world.now += module.ORPHAN_TIMEOUT + 1
+    world.router.sweep(world.now)
+    assert not world.router._orphans
+
+
+def test_what_nobody_takes_of_a_dead_listener_is_closed(world: World, client: socket.socket) -> None:
+    source = world.listener()
+    offered(world, source, client)
+    world.router.listener_gone(source, world.now)
+    world.now += TIMEOUT
+    world.router.sweep(world.now)
+    assert world.heard(source) == []
+
+
+@pytest.mark.parametrize("when", ["queued", "given", "taken"])
+def test_a_listener_that_lives_has_its_connection_again_and_only_once(
+    world: World, client: socket.socket, when: str
+) -> None:
+    source = world.listener()
+    offered(world, source, client)
+    world.router.listener_gone(source, world.now)
+    worker = world.worker(world.supervisor(), credit=0 if when == "queued" else 2)
+    if when == "taken":
+        world.router.taken(worker, only(worker), world.now)
+    again = world.listener()
+    id_ = offered(world, again, client)
+    if when == "queued":
+        assert world.heard(again) == []
+        world.router.credit(worker, 2, world.now)
+    if when != "taken":
+        world.router.taken(worker, only(worker), world.now)
+    assert world.heard(again) == [Settled((id_,))]
+    assert len(dispatched(worker)) == 1
+    offered(world, again, client)  # what has ended may come anew: that number is another connection's by then
+    world.router.taken(worker, only(worker), world.now)
 
 
 # ---- who gets it ----

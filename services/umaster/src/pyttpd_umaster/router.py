@@ -17,6 +17,10 @@ or Drop; exactly one of these ends each offer:
 One *pool* is one vhost's workers for one kind of work (its requests, or its metrics): no pool waits for
 another's workers, and what all queues together may hold is shared out fairly (`Router._make_room`).
 
+A listener that dies leaves its queued offers to us: nobody else has these connections any more, so they are served as
+ever (*orphans*), and only their Refuse has nobody to go to. Whether it has died can't be told: one that lives, and only
+lost its channel, offers them again. Then the offer that we have is its own again, known by the connection's cookie.
+
 Between pools nothing is shared but this process's time and descriptors. The caller gives the descriptor with the offer;
 the pool closes it when the offer ends, or has been dispatched.
 
@@ -31,6 +35,7 @@ from collections.abc import Container, Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from pyttpd import tcp
 from pyttpd.config.shares import HostMap, UmasterShare, VhostPeer
 from pyttpd.loop import Budget
 from pyttpd.wire.errors import RemoteProtocolError
@@ -67,6 +72,9 @@ MAX_QUEUED = ROUTE_WINDOW // 2
 VHOST_SHARE = 1 / 16
 MIN_SHARE = 4
 
+#: For so long (s) a listener that has lost its channel may come again with a connection that it has offered before.
+ORPHAN_TIMEOUT = 60.0
+
 WAIT_BUCKETS = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0)
 
 
@@ -78,6 +86,21 @@ class Peer(Protocol):
     def send(self, message: Message, fd: int | None = None) -> bool: ...
     def close(self) -> None: ...
     def fault(self, reason: str, detail: str) -> None: ...
+
+
+class Nobody:
+    """The channel of a source that is gone."""
+
+    closed = True
+
+    def send(self, message: Message, fd: int | None = None) -> bool:
+        return False
+
+    def close(self) -> None:
+        """There is nothing to close."""
+
+    def fault(self, reason: str, detail: str) -> None:
+        """There is nobody to blame."""
 
 
 class Source:
@@ -217,6 +240,9 @@ class Router:
         self._travelling = 0
         self._unsent: set[Source] = set()
         self._sources: set[Source] = set()
+        self._orphaned = Source(Nobody(), "")
+        # Orphans by cookie, each with when it became one; they stay here for a while when they have ended.
+        self._orphans: dict[int, tuple[float, Offer]] = {}
         self._demanding: set[Pool] = set()
         self._to_tell: dict[Supervisor, Demand] = {}
 
@@ -264,6 +290,39 @@ class Router:
         self._sources.add(source)
         return source
 
+    def listener_gone(self, source: Source, now: float) -> None:
+        """The channel of a listener has closed: what it has queued stays, since it may have died with its copies."""
+        for offer in [offer for offer in source.open.values() if offer.fd >= 0]:
+            del source.open[offer.source_id]
+            try:
+                offer.source_id = tcp.cookie(offer.fd)
+            except OSError:
+                continue  # no socket that we could know again; it stays queued all the same
+            finally:
+                offer.source = self._orphaned
+            self._orphaned.open[offer.source_id] = offer
+            self._orphans[offer.source_id] = now, offer
+        self.source_gone(source)
+
+    def _comes_again(self, source: Source, id_: int, fd: int) -> bool:
+        """Say whether a listener offers an orphan anew, which is its own again then."""
+        try:
+            cookie = tcp.cookie(fd)
+        except OSError:
+            return False
+        _, offer = self._orphans.pop(cookie, (0.0, None))
+        if offer is None:
+            return False
+        if self._orphaned.open.pop(cookie, None) is None:
+            # It has ended meanwhile. Somebody has taken it, or it was refused, which nobody could be told.
+            del source.open[id_]
+            source.settled.append(id_)
+            self._unsent.add(source)
+        else:
+            offer.source, offer.source_id = source, id_
+            source.open[id_] = offer
+        return True
+
     def source_gone(self, source: Source) -> None:
         """The channel of `source` has closed: what it offered and nobody has yet, is closed; it offers again."""
         self._sources.discard(source)
@@ -292,6 +351,9 @@ class Router:
             raise
         if self._leaving:
             self._give_back(offer)
+            return
+        if self._orphans and self._comes_again(source, id_, fd):
+            self._close(offer)
             return
         vhost = name if metrics else self._map.find(name)
         pool = self.pools.get((vhost, "metrics" if metrics else "requests")) if vhost is not None else None
@@ -581,6 +643,9 @@ class Router:
         """Refuse what has waited too long, and find workers that don't take. Returns those newly found stuck."""
         for worker in list(self._blocked):
             self.credit(worker, 0, now)  # ETOOMANYREFS has no event of its own
+        for cookie, (since, _) in list(self._orphans.items()):
+            if now - since > ORPHAN_TIMEOUT:
+                del self._orphans[cookie]
         for pool in list(self._queues):
             limit = now - pool.peer.queue_timeout
             while pool.queue and pool.queue[0].since <= limit:

@@ -13,7 +13,7 @@ from collections import Counter, deque
 from collections.abc import Iterable
 
 from pyttpd import confine, metrics, peercred
-from pyttpd.channel import Channel
+from pyttpd.channel import GONE, Channel
 from pyttpd.config.pieces import Steps, read_map, read_umaster, run
 from pyttpd.config.shares import ListenerPeer, UmasterShare
 from pyttpd.rendezvous import Caller
@@ -211,7 +211,10 @@ class Umaster:
     def _listener_gone(self, channel: Channel, reason: str) -> None:
         self._channels.discard(channel)
         assert isinstance(channel.owner, Source)
-        self._router.source_gone(channel.owner)
+        if reason == GONE:
+            self._router.listener_gone(channel.owner, self._loop.now)
+        else:
+            self._router.source_gone(channel.owner)  # we have cut it off: it lives, and is not to be believed
         self._log.info("listener is gone", name=channel.peer_name, reason=reason)
 
     def _check_budget(self, channel: Channel) -> None:
