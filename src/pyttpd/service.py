@@ -29,7 +29,7 @@ from pyttpd.confine.kernel import set_no_new_privs
 from pyttpd.confine.landlock import SCOPE_ABI
 from pyttpd.health import DEFAULT_FILE, HealthFile
 from pyttpd.log import Log
-from pyttpd.loop import Budget, Loop
+from pyttpd.loop import Budget, Loop, soft_descriptor_limit
 from pyttpd.office import Counter, Desk, NoDesk, Office
 from pyttpd.rendezvous import BACKLOG, SOCKET_NAME, Caller, Door, Entrance, Link
 from pyttpd.roles import ROLES, Role, binder_of
@@ -61,6 +61,10 @@ DEFAULT_MAX_AGE = 86_400.0
 
 #: Listening sockets that a role takes from init; it has two.
 MAX_SOCKETS = 8
+
+
+#: Whoever has less than this for its peers is told so: it works, but with few clients at a time.
+FEW_DESCRIPTORS = 128
 
 
 class StartError(Exception):
@@ -264,6 +268,12 @@ class Service:
             signal.SIGINT, lambda: None
         )  # a terminal's Ctrl-C reaches all; the keeper says when
         self._say(keeper.ALIVE)
+        if self.budget.limit < FEW_DESCRIPTORS:
+            self.log.warning(
+                "few descriptors: clients wait, or get 503, when there are more at a time; raise the limit (ulimit -n)",
+                for_peers=self.budget.limit,
+                limit=soft_descriptor_limit(),
+            )
         self.loop.run()
 
     def _say(self, byte: bytes) -> None:

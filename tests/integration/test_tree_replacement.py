@@ -139,10 +139,9 @@ def test_a_role_that_is_killed_loses_at_most_what_it_had_in_hand(plant: Plant, o
     tree.expect(*WORDS)
     tree.wait_for(lambda: all_ready(tree), 20.0)
     with load(tree) as clients:
-        for role in ("init", "master", "umaster"):
+        for role in ("init", "master", "umaster", "vhost"):
             assert (role, end_one(tree, clients, role, signal.SIGKILL)) == (role, [])
-        for role in ("listener", "vhost"):
-            assert len(end_one(tree, clients, role, signal.SIGKILL)) <= CLIENTS  # one of each client
+        assert len(end_one(tree, clients, "listener", signal.SIGKILL)) <= CLIENTS  # one of each client
 
 
 @BOTH

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -116,6 +117,47 @@ def test_alive_asks_for_signs_of_life_alone(tmp_path: Path) -> None:
     old = time.time() - health.STALE_AFTER - 5
     os.utime(path, (old, old))
     assert health.main(["--alive", "--file", path]) == 1
+
+
+DAY = 86_400.0
+
+
+@pytest.mark.parametrize("step", [-DAY, DAY])
+@pytest.mark.parametrize("lives", ["beats", "changes", "dead"])
+def test_a_clock_that_is_set_makes_nobody_unwell_and_nobody_well(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: float, lives: str
+) -> None:
+    path = str(tmp_path / "state")
+    file = HealthFile(path)
+    file.write("ready")
+    before = time.time() - step
+    os.utime(path, (before, before))
+
+    def meanwhile(_: float) -> None:
+        if lives != "dead":
+            file.write("ready" if lives == "beats" else "draining")
+
+    monkeypatch.setattr(time, "sleep", meanwhile)
+    ready, why = health.read(path, look_again=0.1)
+    assert ready == (lives == "beats")
+    assert why.startswith("draining" if lives == "changes" else "ready")
+    if lives == "dead":
+        assert "no heartbeat" in why
+
+
+def test_a_keeper_that_is_stopped_is_woken() -> None:
+    process = subprocess.Popen(["sleep", "60"])
+    try:
+        assert not health.wake(process.pid)
+        process.send_signal(signal.SIGSTOP)
+        os.waitpid(process.pid, os.WUNTRACED)
+        assert health.wake(process.pid)
+        assert os.WIFCONTINUED(os.waitpid(process.pid, os.WCONTINUED)[1])
+        assert not health.wake(process.pid)
+    finally:
+        process.kill()
+        process.wait()
+    assert not health.wake(process.pid)
 
 
 def test_a_startup_is_waited_for_so_long_and_no_longer(
