@@ -120,8 +120,11 @@ class Log:
             pairs = "".join(f" {key}={_quoted(printable(value))}" for key, value in fields.items())
             if event == OUTPUT:
                 pairs = " " + printable(fields["line"], MAX_OUTPUT)
-            start = "" if self.bare else f"{stamp} {who}[{os.getpid()}] "
-            line = f"{start}{level}: {event}{pairs}" + "".join(f"\n    | {text}" for text in trace)
+            if event == OUTPUT and self.bare:
+                line = pairs[1:]  # who reads it takes it for such a line anyway
+            else:
+                start = "" if self.bare else f"{stamp} {who}[{os.getpid()}] "
+                line = f"{start}{level}: {event}{pairs}" + "".join(f"\n    | {text}" for text in trace)
         self._write(line.encode("utf-8", "backslashreplace") + b"\n")
 
 

@@ -108,7 +108,7 @@ def test_php_and_two_more_kinds(plant: Plant, ordinary: bool) -> None:
     second = tree.request("POST", HOST, "/info.php/y", form, headers)
     assert json.loads(first.body) == ["/x", 1, -1]
     assert json.loads(second.body) == ["/y", 2, 1_000_000]
-    tree.wait_for(lambda: "output: /: said" in tree.log() or "output /: said" in tree.log())
+    tree.wait_for(lambda: "info: output /: said" in tree.log())
     # somebody else's socket: nobody there, then somebody
     assert tree.get(HOST, "/socket/x").status == 503
     tree.wait_for(lambda: faults(tree, "/socket", "unreachable") == 1)

@@ -8,10 +8,10 @@ is bounded as every chunked body is, by http.body_limit.
 
 from __future__ import annotations
 
+import io
 import os
 import tempfile
-from collections.abc import Iterator
-from typing import IO, Protocol
+from typing import Protocol
 
 from pyttpd_vhost.http.body import Body
 from pyttpd_vhost.http.engine import CHUNKED
@@ -101,50 +101,60 @@ class Passed:
 class Spooled:
     """A chunked body, read to its end when this is made. Waits for the client as long as it is quick enough."""
 
-    __slots__ = ("_file", "done", "length", "whole")
+    __slots__ = ("_at", "_file", "_memory", "done", "length", "whole")
 
     def __init__(self, body: Body) -> None:
         self.whole = True
-        self.done = False
         self.length = 0
-        self._file: IO[bytes] = tempfile.SpooledTemporaryFile(SPOOL_MEMORY)  # noqa: SIM115 - `close`
+        self._memory = bytearray()
+        #: Unbuffered, so that nothing is left to go wrong when it is closed.
+        self._file: io.FileIO | None = None
         try:
-            for data in _pieces(body):
+            while data := body.read(PIECE):
                 self._write(data)
         except BaseException:
-            self._file.close()
+            self.close()
             raise
         self.rewind()
 
     def _write(self, data: bytes) -> None:
+        self.length += len(data)
+        if self._file is None and self.length <= SPOOL_MEMORY:
+            self._memory += data
+            return
         try:
-            self._file.write(data)
+            if self._file is None:
+                self._file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 - `close`
+                data = bytes(self._memory) + data
+                self._memory.clear()
+            left = memoryview(data)
+            while left:
+                left = left[os.write(self._file.fileno(), left) :]
         except OSError as error:
             raise BackendError(
                 Fault.NO_SPACE,
                 f"a chunked body doesn't fit into {tempfile.gettempdir()}: {os.strerror(error.errno or 0)}",
             ) from None
-        self.length += len(data)
 
     def read(self) -> bytes | None:
-        data = self._file.read(PIECE)
-        self.done = len(data) < PIECE
+        if self._file is None:
+            data = bytes(self._memory[self._at : self._at + PIECE])
+        else:
+            data = os.pread(self._file.fileno(), PIECE, self._at)
+        self._at += len(data)
+        self.done = self._at >= self.length
         return data
 
     def waited(self, seconds: float) -> float:
         return 0.0
 
     def rewind(self) -> None:
-        self._file.seek(0)
+        self._at = 0
         self.done = not self.length
 
     def close(self) -> None:
-        self._file.close()
-
-
-def _pieces(body: Body) -> Iterator[bytes]:
-    while data := body.read(PIECE):
-        yield data
+        if self._file is not None:
+            self._file.close()
 
 
 NOTHING = Nothing()
