@@ -593,7 +593,7 @@ def test_many_at_once_leave_no_descriptor(cgi: Cgi) -> None:
     for number in range(30):
         assert cgi.ask(f"/ok/{number}").body == f"/{number}\n".encode()
     cgi.server.wait_closed()
-    assert descriptors(before) == before
+    assert descriptors(before) <= before
 
 
 def test_without_a_service(cgi: Cgi) -> None:

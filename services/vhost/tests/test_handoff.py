@@ -149,7 +149,7 @@ def test_unread(handoff: Make) -> None:
             assert packet.endswith(b"\0\x06" + HOST.encode() + b"\0\0")
         made.server.wait_closed()
         before = before or descriptors()  # the channel stays
-    assert descriptors(before) == before
+    assert descriptors(before) <= before  # fewer: what tests before have left to the collector
     assert made.access.added == [("127.0.0.1", "/a?b", HANDED_OVER, 0)] * 3
     assert made.server.site.stats.responses == [0, 3, 0, 0, 0, 0]
 
