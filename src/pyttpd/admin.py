@@ -106,6 +106,8 @@ def ask(path: str, command: Command, told: Callable[[str], None]) -> tuple[bool,
         raise Unreachable(
             f"master has said nothing for {PATIENCE:g} s; `pyttpd status` shows how far it is"
         ) from None
+    except (BrokenPipeError, ConnectionResetError):
+        pass  # as if it had been closed in order
     except (OSError, RemoteProtocolError, fdpass.DescriptorLost) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise Unreachable(f"{path}: {reason}") from None

@@ -272,6 +272,8 @@ class Entrance:
             settle()
             if channel.send(Welcome(min(VERSION, message.newest), self._credits)):
                 self._on_open(channel, message)
+            else:
+                channel.close()  # it is gone; what it has said beside its hello is nobody's to hear
 
         channel = Channel(
             sock,

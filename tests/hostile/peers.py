@@ -73,6 +73,7 @@ STRANGER_UID = 29_998
 BINDER_UIDS = {
     Directory.INIT: 0,
     Directory.MASTER: MASTER_UID,
+    Directory.ADMIN: MASTER_UID,
     Directory.ROUTE: UMASTER_UID,
     Directory.VHOST: UMASTER_UID,
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -14,10 +15,15 @@ from pyttpd.rendezvous import MAX_GREETED, MAX_UNGREETED
 from pyttpd.roles import Channel as Directory
 from pyttpd.roles import Role as RoleName
 from pyttpd.wire.messages import (
+    Abort,
+    Answer,
+    Command,
+    Commit,
     Credit,
     Goodbye,
     Hello,
     Message,
+    Prepare,
     Route,
     Share,
     ShareOk,
@@ -205,6 +211,21 @@ def test_hello_and_gone(stage: Stage, directory: Directory) -> None:
 
 
 @BOTH
+def test_hello_and_more_and_gone(stage: Stage, directory: Directory, role: Role) -> None:
+    """What comes with the hello of somebody who can't be welcomed any more is heard by nobody."""
+    more = Abort() if directory is Directory.INIT else ShareOk(1)
+    pid = role.pid
+    for _ in range(100):
+        for name, (instance, uid) in PEERS.items():
+            end = stage.connect(directory, uid).send(Hello(name, instance))
+            with contextlib.suppress(OSError):
+                end.send(more)
+            end.close()
+    assert_serves(stage, directory)
+    assert role.pid == pid
+
+
+@BOTH
 def test_a_flood_of_channels(stage: Stage, directory: Directory, role: Role) -> None:
     """Of one peer's channels a few are kept, whether they have said hello or not."""
     before = len(role.fds())
@@ -262,3 +283,59 @@ def test_each_gets_its_own_sockets_only(stage: Stage, directory: Directory, role
     refused = role.sample("hellos_total", result="refused")
     assert stage.connect(directory, TENANTS["a"]).send(Hello("vhost", "a")).is_closed()
     role.wait_sample(refused + 1, "hellos_total", result="refused")
+
+
+@pytest.mark.parametrize("house", [Directory.MASTER], indirect=True)
+@pytest.mark.parametrize("uid", [TENANTS["a"], UMASTER_UID, LISTENER_UID, STRANGER_UID])
+def test_the_admin_channel_is_nobodys_but_the_operators(stage: Stage, role: Role, uid: int) -> None:
+    """No role and no tenant may ask for anything there, whatever it says first."""
+    stage.wait_bound(Directory.ADMIN)
+    before = role.faults("operator", "not-authorised")
+    end = stage.connect(Directory.ADMIN, uid).send(Hello("operator", "operator"))
+    end.send(Command("reload", ""))
+    assert end.is_closed()
+    role.wait_sample(before + 1, "channel_faults_total", peer="operator", reason="not-authorised")
+    assert stage.connect(Directory.ADMIN, uid).send(Command("reload", "")).is_closed()
+
+
+@pytest.mark.parametrize("house", [Directory.MASTER], indirect=True)
+@pytest.mark.parametrize("data", [case[1] for case in JUNK], ids=JUNK_NAMES)
+def test_junk_from_an_operator(stage: Stage, data: bytes) -> None:
+    end = stage.greet(Directory.ADMIN, 0, "operator", "operator")
+    assert end.raw(data).is_closed()
+
+
+@pytest.mark.parametrize("house", [Directory.MASTER], indirect=True)
+def test_an_operator_who_asks_and_asks_and_reads_nothing(stage: Stage, role: Role) -> None:
+    """Each is answered or refused, and one that doesn't read loses its channel; the others don't notice."""
+    pid, before = role.pid, len(role.fds())
+    flood = stage.greet(Directory.ADMIN, 0, "operator", "operator")
+    for _ in range(2000):
+        try:
+            flood.send(Command("plan", ""))
+        except OSError:
+            break
+    flood.close()
+    end = stage.greet(Directory.ADMIN, 0, "operator", "operator").send(Command("reload", "nobody"))
+    assert end.expect(Answer).outcome == "failed"
+    end.close()
+    for _ in range(50):
+        stage.connect(Directory.ADMIN, 0).send(Hello("operator", "operator")).send(
+            Command("plan", "")
+        ).close()
+    assert role.pid == pid
+    assert len(role.fds()) <= before + MAX_GREETED + MAX_UNGREETED
+
+
+@pytest.mark.parametrize("house", [Directory.INIT], indirect=True)
+@pytest.mark.parametrize("message", [Prepare(bytes(32)), Commit(bytes(32)), Abort()])
+def test_only_master_has_a_say_in_the_configuration(
+    stage: Stage, directory: Directory, role: Role, message: Message
+) -> None:
+    pid = role.pid
+    for peer in ("umaster", "listener"):
+        end = greet(stage, directory, peer).send(message)
+        while end.receive() is not None:
+            pass
+        assert end.is_closed()
+    assert role.pid == pid

@@ -17,6 +17,7 @@ from pyttpd.wire import messages as m
 from pyttpd_init.init import Init, Page, Snapshot
 from pyttpd_init.queues import AcceptQueues
 from pyttpd_init.sockets import bind, plans
+from support.offices import furnish
 from support.wired import Stage, Visitor, stage
 
 
@@ -33,6 +34,11 @@ def free_ports(count: int) -> int:
             for sock in socks:
                 sock.close()
     raise RuntimeError("no free ports")
+
+
+def ephemeral_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return int(probe.getsockname()[1])
 
 
 class Bank:
@@ -250,3 +256,75 @@ def test_every_role_has_a_plan(bank: Bank) -> None:
         ("listener", "http", "listen"),
         ("listener", "metrics", "listen"),
     } <= found
+
+
+def test_another_configuration_is_prepared_for_master_alone(bank: Bank) -> None:
+    """Read by the office, agreed on by hash, and adopted at Commit; whoever serves after this process serves by it."""
+    held = bank.init.held
+    furnish(bank.on, bank.service, held)
+    master = bank.asked(bank.come("master"))
+    before = held.digest
+    text = bank.config.read_text()
+    bank.config.write_text(f'{text}[listen.more]\naddress = "127.0.0.1:{ephemeral_port()}"\n')
+    master.send(m.Prepare(bytes(32)))
+    bank.on.until(lambda: master.record.of(m.Unprepared))
+    assert "changed since master" in master.record.of(m.Unprepared)[0].reason
+    ours = bytes.fromhex(held.read().digest)
+    master.send(m.Prepare(ours))
+    bank.on.until(lambda: master.record.of(m.Prepared) == [m.Prepared(ours)])
+    master.send(m.Abort())
+    bank.on.until(lambda: held._candidate is None)
+    master.send(m.Prepare(ours))
+    bank.on.until(lambda: len(master.record.of(m.Prepared)) == 2)
+    assert (held.digest, len(held.plans)) == (before, 7)
+    bank.on.said()
+    master.send(m.Commit(ours))
+    bank.on.until(lambda: held.digest == ours.hex())
+    assert len(held.plans) == 9
+    assert b"S" in bank.on.said()  # a successor hands out what is new
+    bank.config.write_text("[[[")
+    master.send(m.Prepare(ours))
+    bank.on.until(lambda: len(master.record.of(m.Unprepared)) == 2)
+
+
+def test_a_master_that_goes_leaves_nothing_prepared(bank: Bank) -> None:
+    held = bank.init.held
+    furnish(bank.on, bank.service, held)
+    master = bank.asked(bank.come("master"))
+    bank.config.write_text(
+        f'{bank.config.read_text()}[listen.more]\naddress = "127.0.0.1:{ephemeral_port()}"\n'
+    )
+    ours = bytes.fromhex(held.read().digest)
+    master.send(m.Prepare(ours))
+    bank.on.until(lambda: master.record.of(m.Prepared))
+    assert held._candidate is not None
+    master.link.close()
+    bank.on.until(lambda: held._candidate is None)
+    assert held.digest != ours.hex()
+
+
+@pytest.mark.parametrize("message", [m.Prepare(bytes(32)), m.Commit(bytes(32)), m.Abort()])
+def test_nobody_else_has_a_say_in_the_configuration(bank: Bank, message: m.Message) -> None:
+    furnish(bank.on, bank.service, bank.init.held)
+    before = bank.init.held.digest
+    listener = bank.asked(bank.come("listener", "http"))
+    listener.send(message)
+    bank.on.until(lambda: listener.lost)
+    assert bank.service.faults.counts == {("listener", "not-permitted"): 1}
+    assert bank.init.held.digest == before
+
+
+def test_what_was_never_prepared_is_not_committed(bank: Bank) -> None:
+    furnish(bank.on, bank.service, bank.init.held)
+    master = bank.asked(bank.come("master"))
+    master.send(m.Commit(bytes.fromhex(bank.init.held.digest)))
+    bank.on.until(lambda: master.lost)
+    assert bank.service.faults.counts == {("master", "bad-field"): 1}
+
+
+def test_who_has_lost_its_sockets_hears_so(bank: Bank) -> None:
+    held = bank.init.held
+    held.former = [plan for plan in held.plans if plan.name == "http"]
+    held.plans = [plan for plan in held.plans if plan.name != "http"]
+    listener = bank.asked(bank.come("listener", "http"))
+    assert listener.record.messages == [m.SocketsEnd(0)]
