@@ -156,14 +156,16 @@ def test_it_reads_the_files_that_it_was_started_with(tmp_path: Path) -> None:
 
 
 def test_the_filter_lets_what_is_open_go_on() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        with socket.create_connection(listener.getsockname()) as client:
-            server, _ = listener.accept()
-            let_nobody_in(listener)
-            with server:
-                client.sendall(b"x" * 100_000)
-                client.shutdown(socket.SHUT_WR)
-                size = 0
-                while data := server.recv(65_536):
-                    size += len(data)
-                assert size == 100_000
+    with (
+        socket.create_server(("127.0.0.1", 0)) as listener,
+        socket.create_connection(listener.getsockname()) as client,
+    ):
+        server, _ = listener.accept()
+        let_nobody_in(listener)
+        with server:
+            client.sendall(b"x" * 100_000)
+            client.shutdown(socket.SHUT_WR)
+            size = 0
+            while data := server.recv(65_536):
+                size += len(data)
+            assert size == 100_000
