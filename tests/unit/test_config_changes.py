@@ -141,8 +141,10 @@ def test_what_is_written_differently_is_no_change(tmp_path: Path) -> None:
             True,
             ["+ [listen.more]: its process is started; a new port", "    address = [::1]:8080"],
             [
-                "+ [listen.more]: needs a container: docker compose up -d listener-more; a new port: publish it in "
-                "`ports` of the service net"
+                (
+                    "+ [listen.more]: needs a container: docker compose up -d listener-more; a new port: publish it in "
+                    "`ports` of the service net"
+                )
             ],
             id="a listener more",
         ),
