@@ -422,6 +422,56 @@ def test_slow_bodies_get_408(serve: Serve) -> None:
     client.sock.close()
 
 
+@pytest.mark.parametrize("head", [True, False])
+def test_a_body_without_end_that_nobody_sees_stops_nobody_else(serve: Serve, head: bool) -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        assert scope["type"] == "http"
+        if scope["path"] == "/other":
+            await answering()(scope, receive, send)
+            return
+        await send({**START, "headers": [] if head else [(b"content-length", b"5")]})
+        while True:
+            await send(PIECE)
+
+    server = serve(app, share={"pool": PoolSettings(slow_request=0.0, request_timeout=0.5)})
+    client = ask(server, GET.replace(b"GET", b"HEAD") if head else GET)
+    assert client.answer("HEAD" if head else "GET").status == 200
+    other = ask(server, GET.replace(b" / ", b" /other "))
+    assert other.answer().body == b"hello"
+    server.wait_for(lambda: "request timed out" in log_of(server).events())
+    for each in (client, other):
+        each.sock.close()
+
+
+def test_a_quick_client_of_an_endless_answer_leaves_others_their_turn(serve: Serve) -> None:
+    over = threading.Event()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        assert scope["type"] == "http"
+        if scope["path"] == "/other":
+            await answering()(scope, receive, send)
+            return
+        await send(START)
+        while not over.is_set():
+            await send({**PIECE, "body": b"x" * 1000})
+        await send(LAST)
+
+    def read(sock: socket.socket) -> None:
+        while sock.recv(1 << 20):
+            pass
+
+    server = serve(app)
+    client = ask(server, GET[:-2] + b"Connection: close\r\n\r\n")
+    reader = threading.Thread(target=read, args=(client.sock,))
+    reader.start()
+    other = ask(server, GET.replace(b" / ", b" /other "))
+    assert other.answer().body == b"hello"
+    over.set()
+    reader.join(10)
+    for each in (client, other):
+        each.sock.close()
+
+
 def test_who_takes_nothing_is_given_up(serve: Serve) -> None:
     ended = threading.Event()
 
@@ -533,12 +583,13 @@ def test_a_request_that_never_ends_gets_504_and_its_task_is_cancelled(serve: Ser
             ended.set()
 
     server = serve(app, share={"pool": PoolSettings(slow_request=0.3, request_timeout=0.8)})
-    client = ask(server)
-    assert client.answer().status == 504
-    assert ended.wait(5)
-    client.sock.sendall(GET)
-    assert client.answer().status == 504
-    client.sock.close()
+    for _ in range(2):
+        client = ask(server)
+        answer = client.answer()
+        assert (answer.status, answer["Connection"]) == (504, "close")
+        assert ended.wait(10)
+        client.sock.close()
+        ended.clear()
     events = log_of(server).events()
     assert events.count("slow request") == 2
     assert events.count("request timed out") == 2
@@ -740,6 +791,44 @@ def test_what_has_no_end_is_cut_within_grace(serve: Serve) -> None:
     client.sock.recv(100)
     server.shut_down()
     assert cancelled.is_set()
+    client.sock.close()
+
+
+def test_what_can_not_be_cancelled_does_not_keep_the_application_from_its_shutdown(serve: Serve) -> None:
+    told: list[str] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "lifespan":
+            while (message := await receive())["type"] != "lifespan.shutdown":
+                await send({"type": "lifespan.startup.complete"})
+            told.append(message["type"])
+            await send({"type": "lifespan.shutdown.complete"})
+            return
+        await send(START)
+        await send(PIECE)
+        while not told:
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.sleep(0.05)
+
+    server = serve(app, share={"grace": 0.8})
+    client = ask(server)
+    client.sock.recv(100)
+    server.shut_down()
+    assert told == ["lifespan.shutdown"]
+    client.sock.close()
+
+
+def test_a_websocket_that_comes_while_the_worker_leaves_is_for_another_one(serve: Serve) -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        assert scope["type"] == "http"  # and nothing else
+        await answering()(scope, receive, send)
+
+    server = serve(app)
+    server.aside.leaving = True
+    handshake = GET[:-2] + b"Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\r\n"
+    client = ask(server, handshake)
+    answer = client.answer()
+    assert (answer.status, answer["Connection"]) == (503, "close")
     client.sock.close()
 
 

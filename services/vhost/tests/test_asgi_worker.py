@@ -82,6 +82,7 @@ def test_requests_connections_and_bytes_are_counted(front: Fronts) -> None:
 def test_retirement(front: Fronts) -> None:
     """WebSockets get 1012, a request is finished, idle connections go to a sibling, the application is told."""
     ours = front(application, asgi=OPTIONS, workers=2)
+    ours.wait_for(lambda: all(worker.credit for worker in ours.workers))
     first = ours.workers[0].pid
     websockets: list[socket.socket] = []
     idle: list[socket.socket] = []
@@ -112,6 +113,7 @@ def test_retirement(front: Fronts) -> None:
 
 def test_a_loop_that_stands_still_holds_up_nobody_who_can_go_elsewhere(front: Fronts) -> None:
     ours = front(application, asgi=OPTIONS, workers=2, request_timeout=2.0, slow_request=0.5)
+    ours.wait_for(lambda: all(worker.credit for worker in ours.workers))
     pids = [worker.pid for worker in ours.workers]
     parked: dict[int, list[socket.socket]] = {pid: [] for pid in pids}
     while min(map(len, parked.values())) < 2:
@@ -133,6 +135,7 @@ def test_a_loop_that_stands_still_holds_up_nobody_who_can_go_elsewhere(front: Fr
 def test_room_is_what_umaster_is_told(front: Fronts) -> None:
     """With room for 4, no more than that is taken at a time, and what follows is with who has room."""
     ours = front(application, asgi=AsgiOptions("app:app", max_concurrency=4), workers=2)
+    ours.wait_for(lambda: [worker.credit for worker in ours.workers] == [4, 4])
     socks = [ours.ask("/sleep/1") for _ in range(8)]
     found = [answer(sock) for sock in socks]
     assert sorted(map(found.count, set(found))) == [4, 4]

@@ -169,6 +169,7 @@ class Worker(Loop):
         self._sweep_at = 0.0
         self._leaving = False
         self._aside: Aside | None = None
+        self._elsewhere = 0  # connections that it has
         self._pass_idle_until = 0.0
         #: Without a supervisor: until when we may finish.
         self._orphaned_until = 0.0
@@ -377,7 +378,7 @@ class Worker(Loop):
                 self._wake.set()
             return
         if new and want is not Want.CLOSED:
-            if me is not None and len(self._parked) >= self._room:
+            if me is not None and len(self._parked) + self._elsewhere >= self._room:
                 self._make_room(me)
             if not self._wake.is_set():
                 self._wake.set()
@@ -864,7 +865,7 @@ class Worker(Loop):
         servers = list(self._crew.servers)
         last = next(
             (server.site.heads.last for server in servers[::-1] if server.one is not None),
-            self._site.heads.last,
+            (None if self._aside is None else self._aside.site.heads.last) or self._site.heads.last,
         )
         busy, waiting = self._busy_threads(), len(self._waits) + len(self._fresh)
         threads, connections = len(servers), len(self._parked) + busy
@@ -873,6 +874,7 @@ class Worker(Loop):
         if self._aside is not None:
             load = self._aside.look(now)
             connections += load.connections
+            self._elsewhere = load.connections
             waiting += load.waiting
             # The pool's policy asks for shares of all threads: as busy as the busier of the two sides.
             at_work = max(at_work, load.busy * self._crew.most)

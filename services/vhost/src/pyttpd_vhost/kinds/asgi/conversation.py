@@ -50,6 +50,28 @@ ROOM_TIMEOUT = 10.0
 _NOTHING = State.NOTHING
 
 
+class CycleTransport:
+    """What a cycle sees of the line. Uvicorn's closes what an application leaves half answered: `unfinished` does, and
+    not the connection that has another request meanwhile.
+    """
+
+    __slots__ = ("_line",)
+
+    def __init__(self, line: Line) -> None:
+        self._line = line
+
+    def write(self, data: bytes) -> None:
+        """Send `100 Continue`."""
+        self._line.write(data)
+
+    def is_closing(self) -> bool:
+        """Whether that makes sense no more."""
+        return self._line.ended
+
+    def close(self) -> None:
+        """See above."""
+
+
 class Conversation(HttpToolsProtocol):
     """See the module's text. `app`: the application that the first request is for."""
 
@@ -65,6 +87,7 @@ class Conversation(HttpToolsProtocol):
         self.logger = Complaints(line)  # type: ignore[assignment]  # the part of it that is used
         self.flow = FlowControl(line)
         self.transport = line
+        self.cycles: Any = CycleTransport(line)  # the part of a transport that is used
         self._app = app
         self._stream = line.stream
         self._body: LoopBody | None = None
@@ -112,8 +135,7 @@ class Conversation(HttpToolsProtocol):
             self._hear_no_more()
 
     def closing(self) -> None:
-        """Uvicorn's cycle wants no further request."""
-        self.exchange.keep = False
+        """Nobody asks for that here: the exchange knows whether the connection ends."""
 
     def drained(self) -> None:
         """All that was pending is sent."""
@@ -208,7 +230,12 @@ class Conversation(HttpToolsProtocol):
 
     def _become_websocket(self, scope: dict[str, Any]) -> None:
         line = self.line
-        self._cycle = None
+        if line.owner.leaving:
+            self.exchange.keep = False
+            self._fail(503)  # another worker is a better one
+            self.on_response_complete()
+            return
+        self.exchange.spoil()  # whoever ends it says nothing of HTTP
         line.counts = True
         line.talk = WebSocket(line, self._app, scope)
         line.talk.begin()
@@ -266,8 +293,9 @@ class Conversation(HttpToolsProtocol):
         """The application has returned, or failed, and the answer isn't whole."""
         if self.line.ended or cycle is not self._cycle:
             return
-        code = 504 if cycle.condemned else 500
-        self._fail(code)
+        if cycle.condemned:
+            self.exchange.keep = False
+        self._fail(504 if cycle.condemned else 500)
         cycle.response_complete = True
         self.on_response_complete()
 

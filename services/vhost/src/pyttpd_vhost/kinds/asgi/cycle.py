@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from pyttpd_vhost.kinds.asgi.conversation import Conversation
     from pyttpd_vhost.kinds.asgi.scopes import Scope
 
+#: So many bytes a client may take at once; then others have their turn, however quick it is.
+UNBROKEN = 1 << 20
+
 _NOTHING = State.NOTHING
 _MIN_STATUS, _MAX_STATUS = 200, 599
 
@@ -41,7 +44,7 @@ class Cycle(RequestResponseCycle):
     def __init__(self, conversation: Conversation, scope: Scope, *, expect: bool) -> None:
         super().__init__(
             scope=scope,  # type: ignore[arg-type]  # uvicorn's scopes are TypedDicts
-            transport=conversation.line,
+            transport=conversation.cycles,
             flow=conversation.flow,
             logger=conversation.logger,
             access_logger=conversation.logger,
@@ -59,6 +62,7 @@ class Cycle(RequestResponseCycle):
         self._trailers: list[tuple[str, str]] | None = None
         self.task: asyncio.Task[None] | None = None
         self.age = 0.0
+        self._unbroken = 0  # bytes sent since others had their turn
         self.reported = False
         self.condemned = False
 
@@ -83,6 +87,9 @@ class Cycle(RequestResponseCycle):
             if self.response_complete or self._fields is None or self._trailers_due:
                 raise ResponseError(f"unexpected message: {kind}")
             self._body(message.get("body", b""), more=message.get("more_body", False))
+            if self._unbroken >= UNBROKEN:
+                self._unbroken = 0
+                await asyncio.sleep(0)
         elif kind == "http.response.start":
             if self.response_complete or self._fields is not None:
                 raise ResponseError("a second response to one request")
@@ -113,7 +120,13 @@ class Cycle(RequestResponseCycle):
         if type(data) is not bytes:
             data = plain(data)
         exchange = self._exchange
-        self.age = 0.0
+        if exchange.full:
+            self._unbroken = (
+                UNBROKEN  # nobody sees the rest, and it may have no end: then request_timeout ends it
+            )
+        else:
+            self._unbroken += len(data)
+            self.age = 0.0
         try:
             if exchange.state is _NOTHING:
                 assert self._fields is not None

@@ -13,7 +13,8 @@ Rules:
 - An application has at most `max_concurrency` tasks: requests, background tasks behind their answers, WebSockets. More
   wait; umaster is given less credit before (`excess`), and kept connections go to siblings (`full`).
 - A startup that fails ends the worker, which says why, as an import that fails does.
-- What has no end (a stream, a task that is awaited for ever) ends GRACE_LEFT before the worker's grace does: cancelled.
+- What has no end (a stream, a task that is awaited for ever) is cancelled a little before the worker's grace is over;
+  what can't be cancelled doesn't keep the application from its shutdown.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ STARTUP_TIMEOUT = 55.0
 GRACE_LEFT, MOST_LEFT = 0.25, 5.0
 #: A loop that hasn't come round for so long (s) is stuck for as long as that lasts: siblings serve what they can.
 STUCK_AFTER = 0.1
-#: Lines of the access log are sent so long (s) after the first of them, or when there are many.
+#: Lines of the access log are sent so long (s) after a connection was given back, if the watcher hasn't before.
 FLUSH_AFTER = 0.02
 #: How often (s) it is told that requests found no room.
 TELL_EVERY = 10.0
@@ -70,7 +71,6 @@ class Load:
     """See `aside.Load`."""
 
     connections: int = 0
-    requests: int = 0
     waiting: int = 0
     busy: float = 0.0
 
@@ -198,13 +198,14 @@ class EventLoop:
         self._home = site
         self._host: Host = None  # type: ignore[assignment]
         self._lines: dict[Line, None] = {}
-        self._given = 0  # connections on their way into the loop
+        #: Connections on their way into the loop. (A dictionary, since single steps of it are atomic.)
+        self._coming: dict[Parked, None] = {}
         self._crowded = False
         self._ended = False
         self._finishing = False
         self._finished = threading.Event()
         self._swept = 0.0
-        self._cut_at = 0.0
+        self._cut_at = self._give_up_at = 0.0
         self._clock = -1
         self._cpu = 0.0
         self._looked = 0.0
@@ -240,6 +241,8 @@ class EventLoop:
                 raise StartupError(f"lifespan.startup takes more than {STARTUP_TIMEOUT:.0f} s") from None
             if lifespan.should_exit:
                 raise StartupError("\n".join(lifespan.said) or "lifespan.startup failed")
+            if lifespan.error_occurred:
+                self.site.log.info("the application raised an exception for lifespan: it is served without")
             app.lifespan_state = lifespan.state
 
     def run(self) -> None:
@@ -259,9 +262,11 @@ class EventLoop:
         self._call(self._leave)
 
     def _leave(self) -> None:
-        self.leaving = True
         grace = self.site.share.grace
-        self._cut_at = time.monotonic() + grace - min(MOST_LEFT, grace * GRACE_LEFT)
+        left = min(MOST_LEFT, grace * GRACE_LEFT)
+        self._cut_at = time.monotonic() + grace - left
+        self._give_up_at = self._cut_at + left / 2
+        self.leaving = True
         for line in list(self._lines):
             if not line.ended:
                 line.talk.leave()
@@ -293,8 +298,8 @@ class EventLoop:
 
     def fork(self, dup_dead: Callable[[Parked], None]) -> None:
         """See `Aside.fork`."""
-        for line in self._lines:
-            dup_dead(line.one)
+        for one in self.taken():
+            dup_dead(one)
         self.loop.call_soon(os._exit, 0)
 
     def _call(self, what: Callable[..., object], *args: object) -> None:
@@ -307,11 +312,12 @@ class EventLoop:
 
     def take(self, one: Parked) -> None:
         """See `Aside.take`."""
-        self._given += 1
+        self._coming[one] = None
         self._call(self._open, one)
 
     def _open(self, one: Parked) -> None:
-        self._given -= 1
+        if self._coming.pop(one, self) is self:
+            return  # it was taken away meanwhile
         app = one.connection.taker
         assert isinstance(app, Application)
         line = Line(self, one, lambda line: Conversation(line, app))
@@ -362,14 +368,12 @@ class EventLoop:
         self.loop.call_later(LOOK, self._sweep)
         now = time.monotonic()
         seconds, self._swept = now - self._swept, now
-        cut = self.leaving and now >= self._cut_at
         for line in list(self._lines):
             if not line.ended:
                 line.sweep(seconds)
-        if cut:
-            for app in self.applications:
-                for task in list(app.tasks):
-                    task.cancel()
+        if self.leaving and now >= self._cut_at:
+            for task in [task for app in self.applications for task in app.tasks if not task.cancelling()]:
+                task.cancel()
         self.site.flush()
 
     def slow(self, request: Request, task: Any, age: float) -> None:
@@ -397,14 +401,14 @@ class EventLoop:
     @property
     def busy(self) -> bool:
         """See `Aside.busy`."""
-        return bool(self._lines or self._given or any(app.tasks for app in self.applications))
+        if self.leaving and time.monotonic() >= self._give_up_at:
+            return False  # what can't be cancelled ends with the process
+        return bool(self._lines or self._coming or any(app.tasks for app in self.applications))
 
     def look(self, now: float) -> Load:
         """See `Aside.look`."""
         load = self._load
-        tasks = sum(len(app.tasks) for app in self.applications)
-        load.connections = len(self._lines) + self._given
-        load.requests = tasks
+        load.connections = len(self._lines) + len(self._coming)
         load.waiting = sum(len(app.waiting) for app in self.applications)
         stuck = self.stuck_for(now)
         seconds = now - self._looked
@@ -433,7 +437,7 @@ class EventLoop:
 
     def taken(self) -> Iterable[Parked]:
         """See `Aside.taken`."""
-        return [line.one for line in list(self._lines)]
+        return [*[line.one for line in list(self._lines)], *list(self._coming)]
 
 
 def _new_loop(name: str) -> asyncio.AbstractEventLoop:
