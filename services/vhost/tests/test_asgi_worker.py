@@ -70,7 +70,7 @@ def test_requests_connections_and_bytes_are_counted(front: Fronts) -> None:
     # idle for a moment, they are parked where those of all kinds are
     ours.wait_for(lambda: ours.row().parked == 20)
     row = ours.row()
-    assert (row.success, row.errors, row.threads) == (40, 0, 1)
+    assert (row.success, row.errors, row.threads, row.busy_threads) == (40, 0, 2, 0)
     assert row.bytes_sent > 40 * 60
     for sock in socks:
         answer(ours.ask("/", sock))
@@ -130,6 +130,16 @@ def test_a_loop_that_stands_still_holds_up_nobody_who_can_go_elsewhere(front: Fr
     ours.wait_for(lambda: m.Goodbye("request-timeout") in ours.workers[0].said)
     assert ours.wait_ended(1) == 0
     assert answer(ours.ask()) == pids[1]
+
+
+def test_a_worker_with_an_open_websocket_is_at_work(front: Fronts) -> None:
+    """So that no pool takes it for idle, and retires it."""
+    ours = front(application, asgi=OPTIONS)
+    with connect(f"ws://{HOST}/", sock=ours.connect(), ping_interval=None) as websocket:
+        websocket.send("x")
+        assert websocket.recv(10) == "x"
+        ours.wait_for(lambda: (ours.row().busy_threads, ours.row().connections) == (1, 1))
+    ours.wait_for(lambda: (ours.row().busy_threads, ours.row().connections) == (0, 0))
 
 
 def test_room_is_what_umaster_is_told(front: Fronts) -> None:

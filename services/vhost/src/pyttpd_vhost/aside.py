@@ -44,6 +44,7 @@ class Load(Protocol):
     """How much an `Aside` has to do, for the scoreboard and the pool's policy."""
 
     connections: int
+    requests: int
     waiting: int
     busy: float
 

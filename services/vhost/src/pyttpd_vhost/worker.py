@@ -873,6 +873,9 @@ class Worker(Loop):
         at_work = float(busy)
         if self._aside is not None:
             load = self._aside.look(now)
+            # The loop counts as a thread; it is busy while it has anything in hand, an open WebSocket too.
+            threads += 1
+            busy += load.requests > 0
             connections += load.connections
             self._elsewhere = load.connections
             waiting += load.waiting

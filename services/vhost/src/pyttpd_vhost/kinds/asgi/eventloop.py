@@ -71,6 +71,7 @@ class Load:
     """See `aside.Load`."""
 
     connections: int = 0
+    requests: int = 0
     waiting: int = 0
     busy: float = 0.0
 
@@ -409,6 +410,7 @@ class EventLoop:
         """See `Aside.look`."""
         load = self._load
         load.connections = len(self._lines) + len(self._coming)
+        load.requests = sum(len(app.tasks) for app in self.applications)
         load.waiting = sum(len(app.waiting) for app in self.applications)
         stuck = self.stuck_for(now)
         seconds = now - self._looked
