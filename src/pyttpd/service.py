@@ -592,7 +592,14 @@ def main(program: Program, arguments: list[str]) -> int:
     role = program.role
     options = parse(role, arguments)
     log = Log(role.value, options.name)
+    health = HealthFile(options.health_file)
     try:
+        if options.uid is None:
+            # In a pod a container's volumes outlive it: what a predecessor said last says nothing of us.
+            try:
+                health.write("starting")
+            except OSError as error:
+                raise StartError(f"{options.health_file}: cannot be written: {error.strerror}") from None
         program.prepare(options, log)
         if options.uid is not None:
             privileges.become(options.uid, options.uid if options.gid is None else options.gid)
@@ -612,6 +619,7 @@ def main(program: Program, arguments: list[str]) -> int:
                 bound[directory] = bind(path)
     except (StartError, privileges.PrivilegeError) as error:
         log.error("cannot start", error=error)
+        health.remove()
         return 2
 
     def serve(beat: socket.socket) -> None:
@@ -634,7 +642,7 @@ def main(program: Program, arguments: list[str]) -> int:
     keep = keeper.Keeper(
         serve,
         log,
-        HealthFile(options.health_file),
+        health,
         options.grace,
         options.max_age,
         office=office,

@@ -197,6 +197,3 @@ def test_the_ports_that_the_manifest_names_are_the_ports(tree: Pod) -> None:
             with tree.connect(port=port["containerPort"]):
                 pass
         assert container in UIDS
-
-
-# ---- its parts come and go -------------------------------------------------------------------------------------------

@@ -76,8 +76,18 @@ def descriptors() -> Iterator[tuple[int, str]]:
             yield int(name), os.readlink(f"/proc/self/fd/{name}")
 
 
+#: Folders of engines of containers: whoever names one of them in its command line, and all below it, come and go as the
+#: engine wants. The fixture that has started the engine sees to it that nothing is left of it.
+engines: set[str] = set()
+
+
+def of_an_engine(pid: int) -> bool:
+    """Say whether `pid` belongs to one of `engines`."""
+    return bool(engines) and any(folder in argument for argument in arguments(pid) for folder in engines)
+
+
 def descendants(pid: int) -> Iterator[int]:
-    """All living processes below `pid`.
+    """All living processes below `pid`, but an engine's.
 
     By each one's parent: /proc/PID/task/TID/children may leave out some while others end (proc(5)).
     """
@@ -90,9 +100,14 @@ def descendants(pid: int) -> Iterator[int]:
                     children.setdefault(int(parent), []).append(int(entry.name))
     below = [pid]
     while below:
-        found = sorted(children.get(below.pop(0), ()))
+        found = [child for child in sorted(children.get(below.pop(0), ())) if not of_an_engine(child)]
         yield from found
         below += found
+
+
+def everybody() -> list[int]:
+    """All processes of this machine."""
+    return [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
 
 
 def state(pid: int) -> str:

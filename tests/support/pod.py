@@ -36,6 +36,7 @@ from typing import Any
 import pytest
 import yaml
 
+from support import leaks
 from support.chart import Object, Release
 from support.compose import ANSWER_WITHIN, Deployment, Process
 from support.images import build
@@ -103,6 +104,7 @@ class Podman:
 
     def __post_init__(self) -> None:
         (self.folder / "containers.conf").write_text(CONTAINERS_CONF)
+        leaks.engines.add(str(self.folder))
         self.holder = subprocess.Popen(
             ["unshare", "--mount", "bash", "-c", HOLD], stdout=subprocess.PIPE, text=True
         )
@@ -137,6 +139,11 @@ class Podman:
     def close(self) -> None:
         """End everything that was started, and take the store away."""
         self("pod", "rm", "--force", "--all", "--time", "0", check=False)
+        deadline = time.monotonic() + PODMAN_WITHIN
+        while left := [pid for pid in leaks.everybody() if leaks.of_an_engine(pid)]:
+            assert time.monotonic() < deadline, [leaks.arguments(pid) for pid in left]
+            time.sleep(0.1)
+        leaks.engines.discard(str(self.folder))
         self.holder.kill()
         self.holder.wait()
         assert self.holder.stdout is not None
@@ -225,6 +232,15 @@ class Pod(Deployment):
         names = self.release.containers()
         found = json.loads(self.engine("inspect", *(f"{self.project}-{name}" for name in names)))
         self.pids = {one["Name"].removeprefix(f"{self.project}-"): one["State"]["Pid"] for one in found}
+
+    def started_again(self, container: str, before: int) -> bool:
+        """Return whether a container runs whose first process was `before`, and is another one now."""
+        self.refresh()
+        return self.pids[container] not in (0, before)
+
+    def said(self, container: str) -> float:
+        """Return when a container's health file was written last (Unix time)."""
+        return os.stat(f"/proc/{self.pids[container]}/root/run/health/state").st_mtime
 
     def run(self, container: str, command: list[str]) -> subprocess.CompletedProcess[str]:
         """Run a command of the manifest in a container, as its uid."""

@@ -197,3 +197,21 @@ def test_the_program_as_containers_call_it(tmp_path: Path) -> None:
     command = [sys.executable, "-I", "-m", "pyttpd.health", "--file", path]
     done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
     assert (done.returncode, done.stdout) == (0, "ready\n")
+
+
+def test_a_role_that_can_not_say_how_it_is_does_not_start(tmp_path: Path) -> None:
+    path = tmp_path / "none" / "state"
+    command = [sys.executable, "-I", "-m", "pyttpd_master", "--health-file", str(path), "--config", "none"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    assert done.returncode == 2
+    assert f"{path}: cannot be written: No such file or directory" in done.stderr
+
+
+def test_what_a_predecessor_said_is_not_believed(tmp_path: Path) -> None:
+    """In a pod the volume outlives the container; a role that doesn't start takes its word back."""
+    path = tmp_path / "state"
+    HealthFile(str(path)).write("ready")
+    command = [sys.executable, "-I", "-m", "pyttpd_master", "--health-file", str(path), "--config", "none"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    assert done.returncode == 2
+    assert not path.exists()
