@@ -412,7 +412,7 @@ def test_more_than_its_length_is_cut(cgi: Cgi) -> None:
     )
     cgi.start()
     with cgi.server.connect() as sock:
-        sock.sendall(f"GET /bad HTTP/1.1\r\nHost: {HOST}\r\n\r\n".encode())
+        sock.sendall(f"GET /bad HTTP/1.1\r\nHost: {HOST}\r\nConnection: close\r\n\r\n".encode())
         data = b""
         while piece := sock.recv(65536):
             data += piece
