@@ -21,13 +21,18 @@ LISTEN = '[listen.http]\naddress = "0.0.0.0:80"\n'
 BLOG = '[vhost.blog]\nhosts = ["blog.example"]\nuid = 20001\nkind = "static"\nroot = "/srv/blog"\n'
 SHOP = '[vhost.shop]\nhosts = ["shop.example"]\nuid = 20002\nkind = "static"\nroot = "/srv/shop"\n'
 
-#: name: (text, what is said, without the file's name). A text starts with line 1.
 _NAMES = [f'"{kind}"' for kind in KINDS]
 #: How kinds are listed.
 ANY_KIND = f"{', '.join(_NAMES[:-1])} or {_NAMES[-1]}"
 RUNNING_KINDS = " or ".join([f'"{kind}"' for kind, entry in KINDS.items() if entry.runs])
 PYTHON_KINDS = " or ".join([f'"{kind}"' for kind, entry in KINDS.items() if entry.python])
 
+NO_SETS = (
+    "can't be had: no process of a tenant has the privilege to run a program under another uid, in containers or "
+    "without; give such programs a vhost of their own, with a uid and a root of its own"
+)
+
+#: name: (text, what is said, without the file's name). A text starts with line 1.
 CASES: dict[str, tuple[str, list[str]]] = {
     "static_tables": (
         LISTEN
@@ -619,6 +624,13 @@ CASES: dict[str, tuple[str, list[str]]] = {
         [
             ':1: include: must be a file name pattern or a list of them, such as "conf.d/*.toml", not the number 3',
         ],
+    ),
+    "permission_sets": (
+        LISTEN
+        + "[permission_set.web]\nuid = 30001\n"
+        + BLOG.replace("static", "cgi")
+        + '[vhost.blog.cgi]\npermission_set = "web"\n',
+        [f":3: permission_set: {NO_SETS}", f":11: [vhost.blog.cgi] permission_set: {NO_SETS}"],
     ),
     "include_nothing": ('include = ["b.toml"]\n' + LISTEN, [':1: include: the file "b.toml" does not exist']),
     "include_empty": ('include = [""]\n' + LISTEN, [":1: include: must be a path, not empty"]),

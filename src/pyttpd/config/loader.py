@@ -492,6 +492,8 @@ def _proposal(key: Key) -> str:
 def _unknown(name: str, value: object, table: Table, path: tuple[str, ...]) -> str:
     """Say that a key or table is unknown, and where or what it might have been meant to be."""
     what = "table" if isinstance(value, dict) else "key"
+    if name in _NOT_TO_BE_HAD:
+        return _NOT_TO_BE_HAD[name]
     homes = _homes(path)
     exact = [home for home, keys in homes.items() if name in keys]
     if exact:
@@ -512,6 +514,12 @@ def _unknown(name: str, value: object, table: Table, path: tuple[str, ...]) -> s
     names = [key.name for key in table.keys] + [f"[{below.name}]" for below in table.tables]
     return f"unknown {what}; known here: {', '.join(names)}"
 
+
+#: What no form of deployment can give, and what to do instead.
+_NOT_TO_BE_HAD = {
+    "permission_set": "can't be had: no process of a tenant has the privilege to run a program under another uid, in "
+    "containers or without; give such programs a vhost of their own, with a uid and a root of its own",
+}
 
 #: What our keys are called in Apache, nginx, gunicorn, uWSGI and PHP-FPM, where it doesn't look alike.
 _CALLED_ELSEWHERE = {
