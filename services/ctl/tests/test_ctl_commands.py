@@ -254,3 +254,28 @@ def test_interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(SystemExit) as caught:
         main.main()
     assert caught.value.code == 130
+
+
+def test_reload_asks_where_it_is_told(file: Path) -> None:
+    """Nobody is there: what it is told, and whom it looks for, is all that can be seen of it without a tree."""
+    for arguments in (
+        ("reload", "--runtime-dir", file.parent),
+        ("reload", "--dry-run", "--runtime-dir", file.parent),
+        ("reload", "--quiet", "blog", "--runtime-dir", file.parent),
+    ):
+        result = invoke(*arguments)
+        assert result.exit_code == 3
+        assert f"no admin channel below {file.parent}" in result.stderr
+    file.write_text(f'runtime_dir = "{file.parent}/run"\n' + TEXT)
+    result = invoke("reload", "--config", file)
+    assert (result.exit_code, f"no admin channel below {file.parent}/run" in result.stderr) == (3, True)
+    file.write_text("[[[")
+    assert invoke("reload", "--config", file).exit_code == 1
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("--dry-run", "blog"), ("No Name",), ("--config", ".", "--runtime-dir", "/run"), ("a", "b")],
+)
+def test_reload_wrong_usage(arguments: tuple[str, ...]) -> None:
+    assert invoke("reload", *arguments).exit_code == 2

@@ -812,3 +812,26 @@ def test_what_a_tenant_says_of_processes_is_checked() -> None:
     (mount,) = processes.mounts(Scrape(Outcome.UP, notes={"mount": (wild,)}))
     assert (mount.size, mount.up) == (0, True)
     assert "\x1b" not in mount.kind + found.at
+
+
+def test_the_generation_and_who_does_not_serve_by_it_yet(capsys: pytest.CaptureFixture[str]) -> None:
+    waiting = "".join(
+        f'pyttpd_master_waiting_seconds{{role="vhost",name="v{number}",reason="{reason}"}} {age}\n'
+        for number, (reason, age) in enumerate(
+            [("", 5.0), ("ImportError: no\\u001b[31m", 65.0), *[("", 1.0)] * 30]
+        )
+    )
+    master = MASTER + "pyttpd_master_generation 7.0\n"
+    with tree(master=text(about("master", "master", 10001, 60) + master + waiting)) as port:
+        found = status_module.status("127.0.0.1", port)
+    assert found.generation == 7
+    assert [each.name for each in found.waiting[:2]] == ["v1", "v0"]
+    status_module.show(found)
+    shown = capsys.readouterr().out
+    assert "Configuration: generation 7, not yet in force in 32 parts:\n  vhost v1: ImportError: no" in shown
+    assert "  vhost v0: has not said so yet, for 5s\n" in shown
+    assert "... and 12 more" in shown
+    assert "\x1b" not in shown
+    with tree(master=text(about("master", "master", 10001, 60) + master)) as port:
+        status_module.show(status_module.status("127.0.0.1", port))
+    assert "Configuration: generation 7, in force everywhere\n" in capsys.readouterr().out

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 _AT_A_TIME = 16
 #: Lines of a tenant's traceback that are shown; a supervisor keeps no more.
 MAX_LINES = 40
+#: So many parts that a reload waits for are named.
+MAX_WAITING = 20
 
 
 #: What the tenants' metrics listener answers when nobody has come to umaster for a tenant.
@@ -86,11 +88,25 @@ class TenantStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class Waiting:
+    """A part that doesn't serve yet by what a reload has changed: since how long (s), and why if it has said so."""
+
+    role: str
+    name: str
+    seconds: float
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Status:
-    """The whole tree."""
+    """The whole tree. `generation`: of the configuration in force, None if master doesn't answer; it counts from 1 since
+    master was started.
+    """
 
     roles: tuple[RoleStatus, ...]
     tenants: tuple[TenantStatus, ...]
+    generation: int | None = None
+    waiting: tuple[Waiting, ...] = ()
 
     @property
     def up(self) -> bool:
@@ -162,7 +178,24 @@ def status(host: str, base_port: int, answers_of: dict[str, Scrape] | None = Non
         ]
         if answers_of is not None:
             answers_of.update(asked)
-    return Status(tuple(roles), tuple(tenants))
+        master = answers[ROLES[Role.MASTER].metrics_offset or 0]
+    return Status(
+        tuple(roles), tuple(tenants), _whole(master.total("pyttpd_master_generation")), _waiting(master)
+    )
+
+
+def _waiting(master: Scrape) -> tuple[Waiting, ...]:
+    """Return who is waited for, longest first."""
+    found = [
+        Waiting(
+            printable(sample.labels.get("role", ""), 16),
+            printable(sample.labels.get("name", ""), 64),
+            sample.value,
+            printable(sample.labels.get("reason", ""), 200),
+        )
+        for sample in master.samples.get("pyttpd_master_waiting_seconds", ())
+    ]
+    return tuple(sorted(found, key=lambda each: -each.seconds))
 
 
 def _listener_rows(init: Scrape, answers: Sequence[Scrape]) -> list[RoleStatus]:
@@ -299,7 +332,16 @@ def _age(role: Role, answer: Scrape) -> float | None:
 
 # --- for people ------------------------------------------------------------------------------------------------------
 def show(tree: Status) -> None:
-    """Print the two tables."""
+    """Print the two tables, and what a reload still waits for."""
+    if tree.generation is not None:
+        late = [
+            f"{each.role} {each.name}: {each.reason or 'has not said so yet'}, for {duration(each.seconds)}"
+            for each in tree.waiting[:MAX_WAITING]
+        ]
+        if len(tree.waiting) > MAX_WAITING:
+            late.append(f"... and {len(tree.waiting) - MAX_WAITING} more")
+        where = f"not yet in force in {len(tree.waiting)} parts:" if late else "in force everywhere"
+        show_lines(f"Configuration: generation {tree.generation}, {where}", late)
     show_table(
         "Roles",
         [("role", False), ("name", False), ("up", False), *_NUMERIC[:2], *_NUMERIC[2:]],
