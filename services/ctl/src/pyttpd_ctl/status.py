@@ -99,8 +99,8 @@ class Waiting:
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """The whole tree. `generation`: of the configuration in force, None if master doesn't answer; it counts from 1 since
-    master was started.
+    """The whole tree. `generation`: of the configuration in force, None if master doesn't answer; it counts from 1
+    since master was started.
     """
 
     roles: tuple[RoleStatus, ...]
