@@ -379,6 +379,127 @@ def test_writes_before_it_reads(play: Play) -> None:
     assert answer_.body == bytes(1_200_000) + b"x" * size
 
 
+@pytest.mark.parametrize("method", ["HEAD", "GET"])
+def test_an_answer_that_is_whole_and_does_not_end(
+    play: Play, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The client has what it may have; the application is left a moment to come to its end, and then left alone."""
+    monkeypatch.setattr(relay, "REST_TIME", 0.1)
+    over = threading.Event()
+
+    def answer(sock: socket.socket) -> None:
+        b.read_request(sock)
+        sock.sendall(record(STDOUT, b"Content-Type: a/b\nContent-Length: 4\n\nbody"))
+        with contextlib.suppress(OSError):
+            drain(sock)
+        over.set()
+
+    server = play(answer)
+    with server.connect() as sock:
+        client = Client(sock)
+        for _ in range(2):
+            sock.sendall(f"{method} / HTTP/1.1\r\nHost: {HOST}\r\n\r\n".encode())
+            assert client.answer(method).body == (b"body" if method == "GET" else b"")
+            assert over.wait(b.PATIENCE)
+            over.clear()
+    assert faults(server) == []
+
+
+def test_head_of_an_answer_without_end(play: Play) -> None:
+    def answer(sock: socket.socket) -> None:
+        b.read_request(sock)
+        sock.sendall(record(STDOUT, HEAD))
+        while True:
+            sock.sendall(record(STDOUT, bytes(60000)))
+
+    server = play(answer)
+    assert ask(server, "HEAD").status == 200
+    assert faults(server) == []
+
+
+def test_a_client_that_is_asked_for_its_body(play: Play) -> None:
+    """Expect: 100-continue is answered when the application is there, and a body is wanted."""
+
+    def answer(sock: socket.socket) -> None:
+        assert b.read_request(sock).body == b"body"
+        sock.sendall(WHOLE)
+
+    server = play(answer)
+    for framing, body in (
+        ("Content-Length: 4", b"body"),
+        ("Transfer-Encoding: chunked", b"4\r\nbody\r\n0\r\n\r\n"),
+    ):
+        with server.connect() as sock:
+            sock.sendall(
+                f"PUT / HTTP/1.1\r\nHost: {HOST}\r\nExpect: 100-continue\r\n{framing}\r\n\r\n".encode()
+            )
+            client = Client(sock)
+            assert client.answer().status == 100
+            sock.sendall(body)
+            assert client.answer().body == b"body"
+
+
+def test_a_client_that_stops_in_its_body(play: Play) -> None:
+    """It has read_timeout, and the application isn't blamed."""
+
+    def answer(sock: socket.socket) -> None:
+        for _ in b.records(sock):
+            pass
+
+    server = play(answer, http={"read_timeout": 0.2}, read_timeout=0.1)
+    with server.connect() as sock:
+        sock.sendall(f"PUT / HTTP/1.1\r\nHost: {HOST}\r\nContent-Length: 100000\r\n\r\nhalf".encode())
+        assert Client(sock).answer().status == 408
+    assert faults(server) == []
+
+
+def test_a_client_that_takes_nothing(play: Play) -> None:
+    """It has write_timeout, and the application's connection ends with it."""
+    ended = threading.Event()
+
+    def answer(sock: socket.socket) -> None:
+        b.read_request(sock)
+        sock.sendall(record(STDOUT, HEAD))
+        try:
+            while True:
+                sock.sendall(record(STDOUT, bytes(60000)))
+        finally:
+            ended.set()
+
+    server = play(answer, http={"write_timeout": 0.2}, read_timeout=0.1)
+    with server.connect() as sock:
+        sock.sendall(f"GET / HTTP/1.1\r\nHost: {HOST}\r\n\r\n".encode())
+        assert ended.wait(b.PATIENCE)
+    server.wait_closed()
+    assert faults(server) == []
+    assert server.site.stats.gone == 1
+
+
+def test_what_a_trusted_proxy_says(serve: Serve, tmp_path: Path) -> None:
+    seen = []
+
+    def answer(sock: socket.socket) -> None:
+        seen.append(b.read_request(sock).params)
+        sock.sendall(WHOLE)
+
+    played = Played(tmp_path / "app.sock", answer)
+    server = serve(kind=b.fastcgi(played.path), share={"trusted_proxies": ("127.0.0.0/8",)})
+    headers = "X-Forwarded-For: 192.0.2.7\r\nX-Forwarded-Proto: https\r\nX-Forwarded-Foo.Bar: x\r\n"
+    for _ in range(3):  # heads are remembered from the second time on
+        assert ask(server, headers=headers).status == 200
+    played.close()
+    expected = {
+        "REMOTE_ADDR": "192.0.2.7",
+        "HTTPS": "on",
+        "REQUEST_SCHEME": "https",
+        "SERVER_PORT": "443",
+        "HTTP_X_FORWARDED_FOR": "192.0.2.7",
+    }
+    for params in seen:
+        assert {key: params.get(key) for key in expected} == expected
+        assert not [key for key in params if "FOO" in key]
+
+
 # ---- kept connections --------------------------------------------------------------------------------------------
 
 

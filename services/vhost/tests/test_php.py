@@ -84,16 +84,6 @@ def every(answer: Answer, name: str) -> list[str]:
     return [value for key, value in answer.headers if key.lower() == name]
 
 
-def raw(server: Server, target: str) -> bytes:
-    """All bytes of an answer, up to the connection's end."""
-    with server.connect() as sock:
-        sock.sendall(f"GET {target} HTTP/1.1\r\nHost: {HOST}\r\nConnection: close\r\n\r\n".encode())
-        data = b""
-        while piece := sock.recv(65536):
-            data += piece
-        return data
-
-
 def test_variables(serve: Serve, php: Php, site: Path) -> None:
     """PHP sees what it sees behind nginx or Apache; and nothing that could pass for something else."""
     (site / "sub").mkdir()
@@ -331,10 +321,18 @@ def test_errors_go_to_the_tenants_log(serve: Serve, php: Php, site: Path) -> Non
 def test_a_process_that_dies(serve: Serve, php: Php, site: Path) -> None:
     """Before a word: 502. In the middle: a body that is cut."""
     (site / "before.php").write_text("<?php exec('kill -9 ' . getmypid());")
-    (site / "after.php").write_text("<?php echo 'half'; flush(); exec('kill -9 ' . getmypid());")
+    wait = "while (!file_exists('go-on')) { usleep(5000); clearstatcache(); }"
+    (site / "after.php").write_text(f"<?php echo 'half'; flush(); {wait} exec('kill -9 ' . getmypid());")
     server = serve_php(serve, php("-d", "output_buffering=0", children=2), site)
     assert ask(server, target="/before.php").status == 502
-    data = raw(server, "/after.php")
+    with server.connect() as sock:
+        sock.sendall(f"GET /after.php HTTP/1.1\r\nHost: {HOST}\r\n\r\n".encode())
+        data = b""
+        while b"half" not in data:
+            data += sock.recv(65536)
+        (site / "go-on").touch()
+        while piece := sock.recv(65536):
+            data += piece
     assert data.startswith(b"HTTP/1.1 200 ")
     assert data.endswith(b"4\r\nhalf\r\n")
     assert [fields["reason"] for _, event, fields in told(server) if event == "application failed"] == [

@@ -193,6 +193,8 @@ class Relay:
                 left = min(left, self._source.waited(0.0))
         elif not pending:
             left = min(left, self._patience - self._silent)
+        if self._full_since:
+            left = min(left, self._full_since + REST_TIME - monotonic())
         self._watch(self._client, client)
         reading = 0 if pending else select.POLLIN
         writing = select.POLLOUT if self._out else 0
