@@ -395,9 +395,9 @@ def test_answers_that_are_cut(cgi: Cgi, script: str, reason: str) -> None:
         data = b""
         while piece := sock.recv(65536):
             data += piece
-    if reason == "length":
-        # nothing was sent before the end: the answer can still say so
-        assert data.startswith((b"HTTP/1.1 502", b"HTTP/1.1 200"))
+    if data.startswith(b"HTTP/1.1 502 "):
+        # on a busy machine nothing was sent before the end was there: then the answer can still say so
+        assert reason != "output-too-large"
     else:
         assert data.startswith(b"HTTP/1.1 200")
         assert not data.endswith(b"0\r\n\r\n")
@@ -416,7 +416,7 @@ def test_more_than_its_length_is_cut(cgi: Cgi) -> None:
         data = b""
         while piece := sock.recv(65536):
             data += piece
-    assert data.endswith(b"\r\n\r\nhello")
+    assert data.endswith(b"\r\n\r\nhello") or data.startswith(b"HTTP/1.1 502 ")
     assert [found for found, _ in cgi.failures()] == ["length"]
 
 
