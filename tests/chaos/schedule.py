@@ -31,9 +31,11 @@ TARGETS: dict[Action, tuple[str, ...]] = {
     Action.KILL: (*ROLES, *CHILDREN, "worker", "worker", *KEEPERS),
     Action.STOP: (*ROLES, *CHILDREN, "worker", *KEEPERS),
     Action.TERM: (*ROLES, *CHILDREN, "worker", "worker"),
-    Action.REPLACE: ROLES,
-    Action.RELOAD: ("tree", "vhost"),
+    Action.REPLACE: ROLES * 2,
+    Action.RELOAD: ("tree", "vhost") * 6,
 }
+#: No pair is made of these: the listening socket is held by init and by the listener, and dies with both.
+HOLDERS = frozenset({"init", "listener"})
 #: One event in so many is a pair.
 PAIRS = 8
 #: Between an event and the next one, after the tree is whole again (s).
@@ -75,6 +77,8 @@ def plan(seed: int, actions: tuple[Action, ...] = tuple(Action)) -> Iterator[Eve
             deeds = [Deed(action, target, chance.getrandbits(16))]
             if chance.randrange(PAIRS) == 0:
                 other, whom = chance.choice(every)
+                while {target.removeprefix("keeper "), whom.removeprefix("keeper ")} == HOLDERS:
+                    other, whom = chance.choice(every)
                 deeds.append(Deed(other, whom, chance.getrandbits(16)))
             yield Event(number, chance.uniform(0.0, PAUSE), tuple(deeds))
             number += 1

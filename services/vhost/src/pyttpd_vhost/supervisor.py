@@ -597,6 +597,8 @@ class Supervisor:
         )
         reason = worker.why if ours and worker.why else "crashed" if code else "left"
         self._bury(worker, reason)
+        if asked:
+            self._log.info("worker left", worker=worker.number, reason=reason, status=code)
         if reason == ASKED:
             # Its own word: one that says so as soon as it lives is waited for like one that dies.
             self._nursery.worker_died(now - (worker.ready or now), now)
