@@ -85,7 +85,7 @@ def files() -> dict[str, str | bytes]:
 
 def retired(tree: Tree) -> int:
     """Return how many workers have left since they had served max_requests, by the tree's log."""
-    return len(re.findall(r"worker left .*reason=max_requests", tree.log()))
+    return len(re.findall(r"worker left .*reason=requests", tree.log()))
 
 
 @pytest.mark.root
