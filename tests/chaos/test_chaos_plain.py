@@ -15,11 +15,12 @@ from pathlib import Path
 import pytest
 
 from chaos import clients, schedule
+from chaos.content import files
 from chaos.stage import NotWhole, Stage, crowd, table
 from support.tree import Tree
 
 #: Long enough for each action on each process once.
-CI_SECONDS = 60.0
+CI_SECONDS = 45.0
 SECONDS = float(os.environ.get("PYTTPD_CHAOS_SECONDS") or CI_SECONDS)
 SEED = int(os.environ.get("PYTTPD_CHAOS_SEED") or 1)
 #: For trying one thing: names of actions, and targets.
@@ -52,35 +53,12 @@ max_workers = 3
 max_threads = 4
 max_requests = 300
 """
-APPLICATION = """
-import hashlib, random
-
-def application(environ, start_response):
-    words = environ["PATH_INFO"].split("/")
-    if words[1] == "pattern":
-        body = random.Random(int(words[2])).randbytes(int(words[3]))
-    else:
-        digest = hashlib.sha256()
-        while data := environ["wsgi.input"].read(65536):
-            digest.update(data)
-        body = digest.hexdigest().encode()
-    start_response("200 OK", [("Content-Type", "application/octet-stream"), ("Content-Length", str(len(body)))])
-    return [body]
-"""
 #: What the log says of all this at level error; everything else there is unexpected.
 EXPECTED = (
     "gives no sign of life",
     "is stopped",
     "has not left within grace",
 )
-
-
-def files() -> dict[str, str | bytes]:
-    found: dict[str, str | bytes] = {"application/app.py": APPLICATION}
-    for seed in clients.SEEDS:
-        for size in (*clients.SIZES, clients.SLOW_SIZE):
-            found[f"site/pattern/{seed}/{size}"] = clients.pattern(seed, size)
-    return found
 
 
 def retired(tree: Tree) -> int:
