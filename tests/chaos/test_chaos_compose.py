@@ -72,7 +72,7 @@ def tree(tmp_path: Path) -> Iterator[Deployment]:
         "PYTTPD_CONFIG": f"{tmp_path}/config",
         "COMPOSE_FILE": f"{TOP}/compose.yaml:{tmp_path}/override.yaml",
     }
-    with running("chaos", expected=("is stopped and is killed",), **variables) as one:
+    with running("chaos", ("is stopped and is killed",), **variables) as one:
         yield one
 
 
@@ -104,9 +104,9 @@ def kill_role(tree: Deployment, service: str, number: signal.Signals) -> Done | 
 def test_nothing_is_lost_in_containers(tree: Deployment) -> None:
     chance = random.Random(SEED)
     every: list[Callable[[], Done | None]] = [
-        *(lambda service=service: recreate(tree, service) for service in SERVICES),  # type: ignore[misc]
+        *(lambda service=service: recreate(tree, service) for service in SERVICES),
         *(
-            lambda service=service, number=number: kill_role(tree, service, number)  # type: ignore[misc]
+            lambda service=service, number=number: kill_role(tree, service, number)
             for service in ("master", "umaster", "init")
             for number in (signal.SIGKILL, signal.SIGSTOP)
         ),

@@ -19,7 +19,7 @@ from chaos.content import files
 from chaos.stage import NotWhole, Stage, crowd, table
 from support.tree import Tree
 
-#: Long enough for each action on each process once.
+#: Long enough for some thirty events, of each kind.
 CI_SECONDS = 45.0
 SECONDS = float(os.environ.get("PYTTPD_CHAOS_SECONDS") or CI_SECONDS)
 SEED = int(os.environ.get("PYTTPD_CHAOS_SEED") or 1)

@@ -315,7 +315,7 @@ def deployment(name: str, **variables: str) -> Deployment:
 
 
 @contextlib.contextmanager
-def running(name: str, *, expected: tuple[str, ...] = (), **variables: str) -> Iterator[Deployment]:
+def running(name: str, expected: tuple[str, ...] = (), /, **variables: str) -> Iterator[Deployment]:
     """Build the images, bring a tree up, and take it down with checks of what it leaves and has logged.
 
     expected: parts of lines at level error that are none.
