@@ -332,7 +332,7 @@ class Supervisor:
                 self._log.info("application runs again")
         asleep = share.pool.mode == "ondemand" and not failing and not proving
         well = self._umaster is not None and bool((serving and self._open) or asleep)
-        well = well and (not proving or self._programs.complete)
+        well = well and (not proving or self._programs.proven)
         (self._service.ready if well else self._service.not_ready)()
         if well:
             self._proved = True

@@ -46,8 +46,8 @@ BUSY_INTERVAL, QUIET_INTERVAL = 0.1, 0.5
 MEASURE_INTERVAL: Final = 1.0
 #: Descendants of one process that are measured.
 MAX_MEASURED: Final = 256
-#: One that has lived for so long (s) ends the time in which none did. What can't run ends at once.
-PROOF: Final = 1.0
+#: One that has lived for so long (s) is believed to stay. What can't run ends at once, or while it imports.
+PROOF: Final = 3.0
 #: When all is to end: from SIGTERM to SIGKILL (s). No request is on its way any more then.
 TERM_TIMEOUT: Final = 2.0
 
@@ -128,6 +128,17 @@ class Pool:
         """Whether there are as many as there should be."""
         return self.serving >= self.notes.size
 
+    @property
+    def proven(self) -> bool:
+        """Whether as many as there should be have shown that they stay."""
+        return self._staying() >= self.notes.size
+
+    def _staying(self) -> int:
+        until = time.monotonic() - PROOF
+        return sum(
+            process.state is State.SERVING and process.ready <= until for process in self.processes.values()
+        )
+
     def retry_in(self, now: float) -> float:
         return self._backoff.remaining(now)
 
@@ -198,9 +209,7 @@ class Pool:
         """Tell the workers how many serve, and the operator when none does or one does again."""
         fails = self._backoff.looping and not self.serving
         if self.fails:
-            until = time.monotonic() - PROOF
-            there = [process for process in self.processes.values() if process.state is State.SERVING]
-            fails = not any(process.ready <= until for process in there)
+            fails = not self._staying()
         self._manager.usage.tell(self.number, self.serving, fails=fails)
         if self.fails is fails:
             return

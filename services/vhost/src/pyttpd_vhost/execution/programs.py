@@ -145,9 +145,9 @@ class Programs:
         return 0 if self._host is None else self._host.starts
 
     @property
-    def complete(self) -> bool:
-        """Whether every mount has the processes that it should have."""
-        return all(pool.complete for pool in self.pools)
+    def proven(self) -> bool:
+        """Whether every mount has the processes that it should have, and they stay."""
+        return all(pool.proven for pool in self.pools)
 
     @property
     def problem(self) -> str:
