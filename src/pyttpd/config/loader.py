@@ -739,6 +739,13 @@ def _check_mounts(record: Record, errors: _Errors) -> None:
         path = (*record.path, table.name)
         if table.kind and path in record.source.lines:
             errors.at(record.source, path, "", _WITHOUT_MOUNTS)
+    with_processes = [mount for mount in record.mounts if mount.values.get("command")]
+    for mount in with_processes[limits.MAX_COMMANDS :]:
+        errors.on(
+            mount,
+            "command",
+            f"at most {limits.MAX_COMMANDS} mounts of a vhost may have processes of their own",
+        )
     taken: dict[str, Record] = {}
     for mount in record.mounts:
         where = mount.values.get("path")

@@ -22,6 +22,8 @@ from pyttpd_vhost.tenant import KEPT_ENVIRONMENT, RUN_BY_REQUEST
 if TYPE_CHECKING:
     from pyttpd_vhost.execution.places import Listeners
 
+#: No socket's name: where there is none.
+NOBODY: Final = ".pyttpd-none"
 #: Of a kind's socket: whole packets where the kind passes descriptors, else bytes.
 _SOCKET_TYPES: Final = {"handoff": socket.SOCK_SEQPACKET}
 #: Folders with settings for PHP; an empty one is the system's.
@@ -67,6 +69,8 @@ def plan(
             continue
         taken = listeners.take(kind)
         if taken is None:
+            # Asked all the same, where nobody is: that is 503.
+            backends.append(Backend(index, mount.path, kind, f"{tmp}/{NOBODY}", None))
             without.append(mount.path)
             continue
         sock, path = taken
