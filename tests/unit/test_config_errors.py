@@ -174,17 +174,6 @@ CASES: dict[str, tuple[str, list[str]]] = {
         LISTEN + "[log]\nqqqqqq = 1\n",
         [":4: [log] qqqqqq: unknown key; known here: level, format"],
     ),
-    "a_permission_set": (
-        LISTEN
-        + '[vhost.blog]\nhosts = ["blog.example"]\nuid = 20001\nkind = "cgi"\nroot = "."\npermission_set = "backup"\n',
-        [
-            (
-                ":8: [vhost.blog] permission_set: can't be had: a tenant's programs have the tenant's own uid and gid, and "
-                "none of its processes may change these; make what is to run as somebody else a vhost of its own, with its "
-                "uid, gid and root"
-            )
-        ],
-    ),
     "more_mounts_with_processes_than_there_are_sockets": (
         LISTEN
         + '[vhost.blog]\nhosts = ["blog.example"]\nuid = 20001\nroot = "."\n'
