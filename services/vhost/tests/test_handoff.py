@@ -19,6 +19,9 @@ from pyttpd.config.kinds import HandoffOptions
 
 from pyttpd_vhost.access import HANDED_OVER
 from pyttpd_vhost.execution.places import Place
+from pyttpd_vhost.http.engine import Request
+from pyttpd_vhost.http.exchange import Exchange
+from pyttpd_vhost.kinds.gateway.kind import redirect
 from pyttpd_vhost.kinds.handoff import HandoffKind
 from pyttpd_vhost.site import Site
 
@@ -261,6 +264,40 @@ def test_what_a_program_has_begun_is_not_answered_twice(handoff: Make, whole: bo
         assert data in (b"HTTP/1.1 200 OK\r\n", b"")
     assert made.reasons == ["died"]
     assert made.server.site.stats.gone == 1
+
+
+def test_no_local_redirect_leads_to_a_program(handoff: Make) -> None:
+    """The redirected request's own body may still be on the way: it would be the program's next request."""
+    noting = Noting()
+    made = handoff(noting, whole=False)
+    kind = made.server.site.kind
+
+    class Redirects:
+        def handle(self, request: Request, exchange: Exchange) -> None:
+            kind.handle(redirect(request, "/chat/x"), exchange)
+
+        def close(self) -> None:
+            kind.close()  # type: ignore[attr-defined]
+
+    made.server.site.kind = Redirects()
+    with made.server.connect() as sock:
+        sock.sendall(GET)
+        assert Client(sock).answer().status == 502
+    assert made.reasons == ["malformed"]
+    assert noting.packets == []
+
+
+def test_processes_that_fail_keep_nobody_waiting(handoff: Make) -> None:
+    made = handoff(greeted(0))
+
+    class Failing(Place):
+        fails = True
+
+    made.server.site.kind._place = Failing(0, "/none")  # type: ignore[attr-defined]
+    with made.server.connect() as sock:
+        sock.sendall(GET)
+        assert Client(sock).answer().status == 503
+    assert made.reasons == ["unreachable"]
 
 
 # ---- other libraries, by the reference client ----

@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING
 from pyttpd_vhost.http.engine import Request
 from pyttpd_vhost.http.errors import ClientGone
 from pyttpd_vhost.http.exchange import Exchange
-from pyttpd_vhost.kinds.gateway.faults import report
+from pyttpd_vhost.kinds.gateway.faults import BackendError, Fault, report
+from pyttpd_vhost.kinds.gateway.kind import Redirected
 from pyttpd_vhost.kinds.handoff.channels import Channels, NotHandedOver
 from pyttpd_vhost.kinds.handoff.frames import Connection, Flags
 
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
 
 class _Nowhere:
     """Stands for a socket that could not be had: the supervisor has said why."""
+
+    fails = False
 
     @staticmethod
     def connect(_: float) -> socket.socket:
@@ -81,6 +84,11 @@ class HandoffKind:
 
     def handle(self, request: Request, exchange: Exchange) -> None:
         """See `Kind.handle`: the request was read."""
+        if isinstance(request, Redirected):
+            # what the connection goes on with is not this request's: its own body may still be on the way
+            wrong = BackendError(Fault.MALFORMED, "a local redirect to a program that takes over connections")
+            report(exchange, self._mount, self._prefix, wrong)
+            return
         stream = exchange.stream
         self.hand_over(request, exchange, stream.sock, head_of(request) + stream.ahead)
 
@@ -96,6 +104,8 @@ class HandoffKind:
             return Connection(id_, flags, address, int(port or 0), request.host, self._prefix, data)
 
         try:
+            if self._place.fails:
+                raise NotHandedOver(Fault.UNREACHABLE, "its processes end as soon as they are started")
             with self._place.request():
                 self._channels.hand_over(sock, make, self._within)
         except NotHandedOver as failure:
