@@ -360,3 +360,48 @@ def test_programs(folder: Path) -> None:
     assert "may not" in said[3]
     assert said[3].endswith("run it")
     assert said[4].endswith("/usr/bin/none: No such file or directory")
+
+
+def test_applications_in_other_processes(folder: Path) -> None:
+    """Mounts of the kinds fastcgi and scgi: the folder, the program, and where the socket is."""
+    (folder / "server").write_text("#!/bin/sh")
+    (folder / "server").chmod(0o644)
+    vhost = TEXT[: TEXT.index("kind")] + 'root = "root"\n'
+    mount = '[[vhost.a.mount]]\npath = "/{}"\nkind = "{}"\n{}\n'
+    good = [
+        mount.format("a", "fastcgi", 'command = ["sh", "-c", "x"]\nroot = "data"'),
+        mount.format("b", "scgi", 'socket = "data/none-yet.sock"'),
+    ]
+    (folder / "pyttpd.toml").write_text(vhost + "".join(good))
+    assert _said(folder) == []
+    bad = [
+        mount.format("a", "fastcgi", 'command = ["no-such-program"]\nroot = "none"'),
+        mount.format("b", "scgi", 'socket = "none/app.sock"'),
+        mount.format("c", "scgi", f'command = ["{folder}/server"]'),
+    ]
+    (folder / "pyttpd.toml").write_text(vhost + "".join(bad))
+    assert _said(folder) == [
+        "pyttpd.toml:11: [[vhost.a.mount]] root: none: No such file or directory",
+        "pyttpd.toml:10: [[vhost.a.mount]] command: no-such-program: there is no such program",
+        "pyttpd.toml:15: [[vhost.a.mount]] socket: none: No such file or directory",
+        "pyttpd.toml:19: [[vhost.a.mount]] command: server: there is no such program",
+    ]
+    own = vhost.replace('root = "root"', 'root = "root"\nkind = "scgi"')
+    (folder / "pyttpd.toml").write_text(own + '[vhost.a.scgi]\nsocket = "none/app.sock"\n')
+    assert _said(folder) == ["pyttpd.toml:9: [vhost.a.scgi] socket: none: No such file or directory"]
+
+
+def test_what_a_tenant_sees_beside_its_root(folder: Path) -> None:
+    """Folders of mounts and of sockets; what lies below its root or `writable` is there already, and stays writable."""
+    vhost = TEXT[: TEXT.index("kind")] + 'root = "root"\nwritable = ["data"]\n'
+    mount = '[[vhost.a.mount]]\npath = "/{}"\nkind = "{}"\n{}\n'
+    mounts = [
+        mount.format("a", "static", 'root = "lib"'),
+        mount.format("b", "static", 'root = "data/media"'),
+        mount.format("c", "scgi", 'socket = "data/run/app.sock"'),
+        mount.format("d", "scgi", 'socket = "elsewhere/app.sock"'),
+        mount.format("e", "fastcgi", 'command = ["x"]\nroot = "root/public"'),
+    ]
+    (folder / "pyttpd.toml").write_text(vhost + "".join(mounts))
+    seen = load_located(folder)[0].vhost("a").folders
+    assert seen == (str(folder / "lib"), str(folder / "elsewhere"))

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from pyttpd.config import checks, limits, processes
-from pyttpd.config.checks import Check, ShareError
+from pyttpd.config.checks import Check
 from pyttpd.config.processes import ProcessOptions
 
 
@@ -28,6 +28,10 @@ class AskedOptions(ProcessOptions):
         found = ProcessOptions.contradictions(self)
         if self.command and self.socket is not None:
             found.append(("socket", "is for an application that somebody else runs: remove it, or command"))
+        if len((self.socket or "").encode()) > limits.MAX_SOCKET_PATH:
+            found.append(
+                ("socket", f"must be a path of at most {limits.MAX_SOCKET_PATH} bytes, as sockets' are")
+            )
         if not self.command and self.socket is None:
             found.append(
                 ("command", "is missing: the program that serves (or socket, if somebody else runs it)")
@@ -64,14 +68,6 @@ class ScriptOptions(AskedOptions):
         return self.processes // workers if self.command and self.mode == "static" else 0
 
 
-def socket_path(value: object, where: str) -> str | None:
-    """Check the path of a socket, or None (see checks.py)."""
-    path = checks.path_or_none(value, where)
-    if path is not None and len(path.encode()) > limits.MAX_SOCKET_PATH:
-        raise ShareError(f"{where}: must be a path of at most {limits.MAX_SOCKET_PATH} bytes")
-    return path
-
-
 def _count_or_none(value: object, where: str) -> int | None:
     return None if value is None else checks.integer(limits.KEPT)(value, where)
 
@@ -79,7 +75,7 @@ def _count_or_none(value: object, where: str) -> int | None:
 #: The check of each field.
 FIELDS: Final[Mapping[str, Check]] = {
     **processes.FIELDS,
-    "socket": socket_path,
+    "socket": checks.path_or_none,
     "params": checks.env,
     "connect_timeout": checks.number(limits.TIMEOUT),
     "read_timeout": checks.number(limits.TIMEOUT),
