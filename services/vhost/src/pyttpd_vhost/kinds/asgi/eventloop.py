@@ -180,6 +180,8 @@ class Application:
             )
 
     def _less(self) -> None:
+        if self.room and not self.owner.held_back:
+            return  # nearly always
         while self.waiting and len(self.tasks) < self._most:
             self.waiting.popleft().enter()
         self.count()
@@ -214,7 +216,7 @@ class EventLoop:
         # The watcher's question whether the loop comes round, and when it was asked; 0.0: it was answered.
         self._asked = 0.0
         self._flushing = False
-        self._held_back = False  # umaster got less credit than it might have
+        self.held_back = False  # umaster got less credit than it might have
         #: Requests that were logged as slow, and those that were ended.
         self.slow_requests = self.timed_out = 0
 
@@ -352,15 +354,15 @@ class EventLoop:
 
     def one_less(self) -> None:
         """A task has ended."""
-        if self._crowded or self._held_back:
-            self._held_back = False
+        if self._crowded or self.held_back:
+            self.held_back = False
             self._host.give_credit()
 
     def excess(self, credit: int) -> int:
         """See `Aside.excess`."""
         excess = max(app.excess(credit) for app in self.applications)
         if excess:
-            self._held_back = True
+            self.held_back = True
         return excess
 
     # ---- time ----

@@ -46,10 +46,14 @@ _TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 
 def asked_for(request: Request) -> bool:
     """Whether `request` asks for a WebSocket (RFC 6455 section 4.1); whether rightly is websockets' to say."""
+    for name, _ in request.fields:
+        if len(name) == 7 and name.lower() == b"upgrade":
+            break
+    else:
+        return False  # nearly always, so it has to be quick
     if request.method != "GET" or request.version != 11:
         return False
-    upgrade = request.get(b"upgrade")
-    if upgrade is None or upgrade.strip().lower() != b"websocket":
+    if (request.get(b"upgrade") or b"").strip().lower() != b"websocket":
         return False
     options = (request.get(b"connection") or b"").lower().split(b",")
     return any(option.strip() == b"upgrade" for option in options)
