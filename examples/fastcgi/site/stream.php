@@ -1,0 +1,13 @@
+<?php
+// Numbered lines, each sent when it is made.
+declare(strict_types=1);
+
+header('Content-Type: text/plain; charset=utf-8');
+header('Cache-Control: no-store');
+for ($number = 1; $number <= 10; $number++) {
+    if ($number > 1) {
+        usleep(300_000);
+    }
+    echo "line $number of 10\n";
+    flush();
+}
