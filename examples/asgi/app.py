@@ -1,4 +1,4 @@
-"""An ASGI application (ASGI 3) from the standard library alone: a form, an upload, a streamed answer, a chat by WebSocket.
+"""An ASGI application (ASGI 3) of the standard library alone: a form, an upload, a streamed answer, a WebSocket chat.
 
 Works under any ASGI server: `application` is the callable. The chat is one room per worker process; what is said in it
 is kept nowhere.
@@ -211,7 +211,7 @@ def tell_all(text: str) -> None:
 
 async def lifespan(receive: Receive, send: Send) -> None:
     """Say that we are ready, and that we are done."""
-    global started  # noqa: PLW0603 - one process, one start
+    global started
     while True:
         message = await receive()
         if message["type"] == "lifespan.startup":

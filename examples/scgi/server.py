@@ -1,8 +1,8 @@
 #!/usr/bin/python3
 """An SCGI server from the standard library alone: a form, an upload, a streamed answer.
 
-It accepts connections on its standard input, a listening Unix socket, and serves one at a time: how many processes there
-are is for who starts it to say. `fields`, `Body` and `serve` are all that a Python program needs to speak SCGI.
+It accepts connections on its standard input, a listening Unix socket, and serves one at a time: how many processes
+there are is for who starts it to say. `fields`, `Body` and `serve` are all that a Python program needs to speak SCGI.
 """
 
 from __future__ import annotations
@@ -119,8 +119,8 @@ def index(_variables: Variables, _body: Body) -> Answer:
     """The front page."""
     return page(
         "An SCGI server",
-        "<p>This tenant is of the kind <strong>scgi</strong>: a server of its own behind a Unix socket, whose processes the "
-        "tenant's supervisor starts and watches.</p>"
+        "<p>This tenant is of the kind <strong>scgi</strong>: a server of its own behind a Unix socket, whose "
+        "processes the tenant's supervisor starts and watches.</p>"
         '<ul><li><a href="form">A form</a></li><li><a href="upload">An upload</a></li>'
         f'<li><a href="stream">A streamed answer</a>: {STREAM_LINES} lines, one every {STREAM_PAUSE} s</li>'
         '<li><a href="variables">What the server is told</a></li></ul>',
