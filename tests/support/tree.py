@@ -309,7 +309,7 @@ def start(
         path.write_bytes(content.encode() if isinstance(content, str) else content)
     (folder / "run").mkdir()
     for path in (folder, *folder.rglob("*")):
-        path.chmod(0o755 if path.is_dir() else 0o644)
+        path.chmod(0o755 if path.is_dir() or path.read_bytes()[:2] == b"#!" else 0o644)
         if ordinary and os.geteuid() == 0:
             os.chown(path, ORDINARY_UID, ORDINARY_UID)
     who = ORDINARY_UID if ordinary and os.geteuid() == 0 else None
