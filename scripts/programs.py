@@ -18,7 +18,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from rootfs import settle
+from rootfs import settle  # type: ignore[import-not-found]  # beside this file, where it is run from
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -149,5 +149,3 @@ def test_each_has_its_own_processes_and_all_are_the_tenants(tree: Tree) -> None:
     assert other is not None
     as_root = (tree.folder / "pyttpd.toml").stat().st_uid == 0
     assert (uid[1] == "20005", other[1] == "20004") == (as_root, as_root)
-
-

@@ -1,5 +1,5 @@
-"""What a person clicks through on the example tenants, one function for each kind: for the tree of plain processes and for
-the one in containers alike.
+"""What a person clicks through on the example tenants, one function for each kind: for the tree of plain processes and
+for the one in containers alike.
 
     TOURS["fastcgi"](tree)                  # asks fastcgi.localhost
 """
@@ -229,7 +229,15 @@ def fastcgi(tree: Asked) -> None:
         again = tree.request("GET", host, "/visits.php", headers={"Cookie": cookie})
         assert b"<output>%d</output>" % number in again.body
     # nobody sees the source
-    for path in ("/index.php", "/INDEX.PHP", "/index.php%20", "/index.php.", "/lib.inc.php", "/index.php/x.php", "/x/..%2findex.php"):
+    for path in (
+        "/index.php",
+        "/INDEX.PHP",
+        "/index.php%20",
+        "/index.php.",
+        "/lib.inc.php",
+        "/index.php/x.php",
+        "/x/..%2findex.php",
+    ):
         assert b"<?php" not in tree.get(host, path).body, path
 
 

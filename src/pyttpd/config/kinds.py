@@ -168,13 +168,14 @@ class HandoffOptions(ProcessOptions, KindOptions):
 @dataclass(frozen=True, slots=True)
 class Entry:
     """One kind. `python`: its application is imported into the workers, so that what a vhost says of Python counts;
-    `runs`: it runs code of the tenant's at all.
+    `runs`: it runs code of the tenant's at all; `programs`: every file below its `root` may be a program.
     """
 
     options: type[KindOptions]
     fields: Mapping[str, Check]
     python: bool = False
     runs: bool = True
+    programs: bool = False
 
 
 def _fallback(value: object, where: str) -> str:
@@ -243,6 +244,7 @@ KINDS: Mapping[str, Entry] = {
             "max_processes": checks.integer(limits.PROCESSES),
             "max_output": checks.integer(limits.PROGRAM_OUTPUT),
         },
+        programs=True,
     ),
     "handoff": Entry(
         HandoffOptions,

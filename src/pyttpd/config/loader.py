@@ -772,25 +772,53 @@ def _check_fallback(record: Record, mounts: dict[str, Record], errors: _Errors) 
 
 
 def _check_code(record: Record, errors: _Errors) -> None:
-    """No mount may give away the code of an application beside it."""
-    if not any(KINDS[mount.values["kind"]].python for mount in record.mounts if mount.values.get("kind")):
-        return
+    """No static mount may give away the code of an application beside it.
+
+    (What lies in a folder of its own below the mount's is no file there: pyttpd_vhost.kinds.static.programs.)
+    """
     values = record.values
-    code = [values.get("root"), values.get("virtualenv"), *values.get("python_path", ())]
-    for mount in record.mounts:
-        if mount.values.get("kind") != "static" or "root" not in mount.values:
+    kinds = [(mount, mount.values["kind"]) for mount in record.mounts if mount.values.get("kind")]
+    code: list[str] = []
+    if any(KINDS[kind].python for _, kind in kinds):
+        code = [
+            each
+            for each in (values.get("root"), values.get("virtualenv"), *values.get("python_path", ()))
+            if each
+        ]
+    programs = [
+        folder
+        for mount, kind in kinds
+        if KINDS[kind].programs and not mount.values.get("script") and (folder := _folder_of(mount, record))
+    ]
+    for mount, kind in kinds:
+        folder = _folder_of(mount, record) if kind == "static" else None
+        if folder is None:
             continue
-        folder = mount.values["root"] or values.get("root")
+        where = "root" if mount.values["root"] else ""
         for each in code:
-            if folder and each and f"{each}/".startswith(f"{folder}/"):
+            if f"{each}/".startswith(f"{folder}/"):
                 errors.on(
                     mount,
-                    "root" if mount.values["root"] else "",
-                    f"{printable(folder)} holds the application's code ({printable(each)}), which anybody could then "
-                    'read: write a folder for what is served, such as root = "public"',
+                    where,
+                    f"{printable(folder)} holds the application's code ({printable(each)}){_OPEN}",
                 )
                 break
+        else:
+            if any(f"{folder}/".startswith(f"{each}/") for each in programs):
+                errors.on(
+                    mount, where, f"{printable(folder)} is a folder of programs, by another mount{_OPEN}"
+                )
 
+
+def _folder_of(mount: Record, record: Record) -> str | None:
+    """Return the folder of a mount whose kind has one; None where it is wrong, and that is said already."""
+    if "root" not in mount.values:
+        return None
+    return mount.values["root"] or record.values.get("root")
+
+
+#: What comes of files that shouldn't be served.
+_OPEN = ', which anybody could then read: write a folder for what is served, such as root = "public"'
 
 #: Of what belongs to a vhost of one kind.
 _WITHOUT_MOUNTS = "is for a vhost without mounts: write it in the [[mount]] that it is meant for"

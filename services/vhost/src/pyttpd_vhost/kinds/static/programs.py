@@ -1,8 +1,8 @@
 """What a static mount never sends, because another mount of the vhost runs it: its source code may hold passwords.
 
 Rules:
-- A file with a suffix that another mount has among its `scripts`, in upper or lower case, at the end of its name or
-  before anything but a letter or digit: a.php, a.PHP, "a.php.", "a.php ", a.php.bak, a.php~, a.php.gz. With .php its
+- A file with a suffix that another mount has among its `scripts` or `handlers`, in upper or lower case, at the end of
+  its name or before anything but a letter or digit: a.php, a.PHP, "a.php.", "a.php ", a.php.bak, a.php~, a.php.gz. With .php its
   other common names as well.
 - Everything below another mount's own folder, where that runs what lies in it and the folder is below this root.
 
@@ -35,7 +35,8 @@ class Programs:
         for mount in mounts:
             if not KINDS[mount.kind].runs:
                 continue
-            suffixes.update(getattr(mount.options, "scripts", ()))
+            for key in ("scripts", "handlers"):
+                suffixes.update(getattr(mount.options, key, ()))
             folder = getattr(mount.options, "root", None)
             if folder is not None and folder.startswith(f"{root}/"):
                 folders.add(folder[len(root) + 1 :])
