@@ -16,6 +16,7 @@ from pyttpd.roles import ROLES, Channel, Role
 
 from support.compose import Deployment
 from support.images import TOP
+from support.tour import TOURS
 
 pytestmark = [pytest.mark.docker, pytest.mark.root, pytest.mark.timeout(600)]
 
@@ -28,6 +29,10 @@ UIDS = {
     "listener-metrics": 10009,
     "vhost-static": 20001,
     "vhost-wsgi": 20002,
+    "vhost-asgi": 20003,
+    "vhost-cgi": 20004,
+    "vhost-fastcgi": 20005,
+    "vhost-scgi": 20006,
 }
 CAP_NET_BIND_SERVICE = 1 << 10
 DOWNLOAD_BYTES = 10 * 1024 * 1024
@@ -43,6 +48,11 @@ def test_both_tenants_answer(tree: Deployment) -> None:
         done = tree.curl(f"http://{host}/", "--fail")
         assert done.returncode == 0, done.stderr
         assert b"<html" in done.stdout.lower()
+
+
+@pytest.mark.parametrize("kind", TOURS)
+def test_a_tenant_is_clicked_through(tree: Deployment, kind: str) -> None:
+    TOURS[kind](tree)
 
 
 def test_a_container_s_standard_output_is_its_access_log_and_nothing_else(tree: Deployment) -> None:

@@ -94,7 +94,9 @@ def hostile_tree(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deploymen
     """A tree whose application is the attacker."""
     folder = tmp_path_factory.mktemp("hostile")
     (folder / "etc").mkdir()
-    (folder / "etc/pyttpd.toml").write_text(CONFIGURATION)
+    # The other tenants are there as well, and are what they always are.
+    example = (TOP / "examples/compose/pyttpd.toml").read_text()
+    (folder / "etc/pyttpd.toml").write_text(CONFIGURATION + example[example.index("[vhost.asgi]") :])
     (folder / "etc/pyttpd.toml").chmod(0o644)
     mounted = f"{Path(attempts.__file__)}:/srv/hostile/attempts.py:ro"
     (folder / "override.yaml").write_text(json.dumps({"services": {"vhost-wsgi": {"volumes": [mounted]}}}))

@@ -203,7 +203,10 @@ class Deployment:
             "listener-http": (f"127.0.0.1:{first + 3}", "/metrics"),
             "listener-metrics": (f"127.0.0.1:{tenants}", "/metrics"),
             "vhost-static": (f"127.0.0.1:{tenants + 1}", "/metrics/static"),
-            "vhost-wsgi": (f"127.0.0.1:{tenants + 1}", "/metrics/wsgi"),
+            **{
+                f"vhost-{kind}": (f"127.0.0.1:{tenants + 1}", f"/metrics/{kind}")
+                for kind in ("wsgi", "asgi", "cgi", "fastcgi", "scgi")
+            },
         }
 
     def samples(self, service: str) -> dict[Key, float]:
@@ -260,8 +263,9 @@ class Deployment:
             time.sleep(0.1)
 
     def serves(self) -> bool:
-        """Return whether both tenants answer."""
-        return all(self.get(host).status == 200 for host in ("static.localhost", "wsgi.localhost"))
+        """Return whether all tenants answer."""
+        kinds = ("static", "wsgi", "asgi", "cgi", "fastcgi", "scgi")
+        return all(self.get(f"{kind}.localhost").status == 200 for kind in kinds)
 
     # ---- starting and ending it --------------------------------------------------------------------------------------
 

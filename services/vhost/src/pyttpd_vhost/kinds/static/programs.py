@@ -2,8 +2,8 @@
 
 Rules:
 - A file with a suffix that another mount has among its `scripts` or `handlers`, in upper or lower case, at the end of
-  its name or before anything but a letter or digit: a.php, a.PHP, "a.php.", "a.php ", a.php.bak, a.php~, a.php.gz. With .php its
-  other common names as well.
+  its name or before anything but a letter or digit: a.php, a.PHP, "a.php.", "a.php ", a.php.bak, a.php~, a.php.gz. With
+  .php its other common names as well.
 - Everything below another mount's own folder, where that runs what lies in it and the folder is below this root.
 
 So a static mount and PHP may have one root, and nothing has to be said for that. A vhost where nothing is run has no
