@@ -19,7 +19,12 @@ if ($ENV{REQUEST_METHOD} eq 'POST') {
 
 my %field;
 for my $pair (split /[&;]/, $query) {
-    my ($key, $value) = map { tr/+/ /; s/%([0-9A-Fa-f]{2})/chr(hex($1))/egr } (split(/=/, $pair, 2), '');
+    my ($key, $value) = split /=/, $pair, 2;
+    for ($key, $value) {
+        $_ //= '';
+        tr/+/ /;
+        s/%([0-9A-Fa-f]{2})/chr(hex($1))/eg;
+    }
     $field{$key} //= $value;
 }
 
