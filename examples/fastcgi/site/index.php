@@ -3,15 +3,17 @@
 declare(strict_types=1);
 require __DIR__ . '/lib.inc.php';
 
-$path = parse_url($_SERVER['REQUEST_URI'], PHP_URL_PATH);
-if (!in_array($path, ['/', '/index.php', $_SERVER['SCRIPT_NAME']], true)) {
-    if (preg_match('~\A/hello/([^/]+)\z~', (string) $path, $match)) {
+// below the folder that this script is in, wherever the site is mounted
+$base = rtrim(dirname($_SERVER['SCRIPT_NAME']), '/');
+$path = substr((string) parse_url($_SERVER['REQUEST_URI'], PHP_URL_PATH), strlen($base));
+if (!in_array($path, ['/', '/index.php'], true)) {
+    if (preg_match('~\A/hello/([^/]+)\z~', $path, $match)) {
         page('Hello', '<p>Hello, ' . escaped(rawurldecode($match[1])) . '! There is no such file: this is what the'
-            . ' front controller makes of the path.</p><p><a href="/">Back</a></p>');
+            . ' front controller makes of the path.</p><p><a href="' . escaped($base) . '/">Back</a></p>');
         return;
     }
     http_response_code(404);
-    page('Not found', '<p>The front controller knows no such page.</p><p><a href="/">Back</a></p>');
+    page('Not found', '<p>The front controller knows no such page.</p><p><a href="' . escaped($base) . '/">Back</a></p>');
     return;
 }
 

@@ -10,10 +10,11 @@ function escaped(string $text): string
 function page(string $title, string $body): void
 {
     $title = escaped($title);
+    $base = escaped(rtrim(dirname($_SERVER['SCRIPT_NAME']), '/'));
     echo <<<END
         <!doctype html>
         <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-        <title>$title</title><link rel="stylesheet" href="/style.css"></head>
+        <title>$title</title><link rel="stylesheet" href="$base/style.css"></head>
         <body><h1>$title</h1>
         $body
         </body></html>

@@ -6,7 +6,7 @@ require __DIR__ . '/lib.inc.php';
 session_start(['cookie_httponly' => true, 'cookie_samesite' => 'Lax', 'use_strict_mode' => true]);
 if (isset($_GET['forget'])) {
     session_destroy();
-    header('Location: /visits.php', true, 303);
+    header("Location: {$_SERVER['SCRIPT_NAME']}", true, 303);
     return;
 }
 $visits = $_SESSION['visits'] = ($_SESSION['visits'] ?? 0) + 1;
