@@ -17,7 +17,8 @@ import pyttpd_handoff  # type: ignore[import-not-found]  # it lies beside this f
 PAGE = """<!doctype html>
 <html lang="en"><title>handoff.localhost</title>
 <h1>Hand-off</h1>
-<p>Your connection is this program's own, from {address}. It is served by Python's http.server.</p>
+<p>This tenant is of the kind <strong>handoff</strong>: your connection is this program's own, from {address}. It is
+served by Python's http.server.</p>
 <p>Here it is <b id="clock">...</b></p>
 <script>
 new EventSource("/clock").onmessage = event => document.getElementById("clock").textContent = event.data

@@ -33,6 +33,7 @@ UIDS = {
     "vhost-cgi": 20004,
     "vhost-fastcgi": 20005,
     "vhost-scgi": 20006,
+    "vhost-handoff": 20007,
 }
 CAP_NET_BIND_SERVICE = 1 << 10
 DOWNLOAD_BYTES = 10 * 1024 * 1024

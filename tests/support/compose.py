@@ -26,8 +26,8 @@ from support.tree import Answer, Key, free_port, free_ports
 TAG = "test"
 #: For the images to be built where they aren't yet, and all containers to become healthy (s).
 UP_WITHIN = 400.0
-#: An idle tree stops within 3 s; the engine needs time of its own for eight containers.
-DOWN_WITHIN = 20.0
+#: An idle tree stops within 3 s; the engine needs time of its own for thirteen containers.
+DOWN_WITHIN = 30.0
 ANSWER_WITHIN = 10.0
 #: Consecutive ports: init to the first listener, and the tenants' metrics listener with the tenants.
 METRICS_PORTS, TENANT_METRICS_PORTS = 4, 2
@@ -205,7 +205,7 @@ class Deployment:
             "vhost-static": (f"127.0.0.1:{tenants + 1}", "/metrics/static"),
             **{
                 f"vhost-{kind}": (f"127.0.0.1:{tenants + 1}", f"/metrics/{kind}")
-                for kind in ("wsgi", "asgi", "cgi", "fastcgi", "scgi")
+                for kind in ("wsgi", "asgi", "cgi", "fastcgi", "scgi", "handoff")
             },
         }
 
@@ -264,7 +264,7 @@ class Deployment:
 
     def serves(self) -> bool:
         """Return whether all tenants answer."""
-        kinds = ("static", "wsgi", "asgi", "cgi", "fastcgi", "scgi")
+        kinds = ("static", "wsgi", "asgi", "cgi", "fastcgi", "scgi", "handoff")
         return all(self.get(f"{kind}.localhost").status == 200 for kind in kinds)
 
     # ---- starting and ending it --------------------------------------------------------------------------------------

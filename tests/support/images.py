@@ -25,6 +25,11 @@ IMAGES = {
     "pyttpd-vhost": "vhost",
     "pyttpd-vhost-static": "vhost",
     "pyttpd-vhost-wsgi": "vhost",
+    "pyttpd-vhost-asgi": "vhost",
+    "pyttpd-vhost-cgi": "vhost",
+    "pyttpd-vhost-fastcgi": "vhost",
+    "pyttpd-vhost-scgi": "vhost",
+    "pyttpd-vhost-handoff": "vhost",
 }
 SITE = "usr/lib/python3/dist-packages/"
 
@@ -41,8 +46,10 @@ class Image:
 
     @property
     def size(self) -> int:
-        """Return the sum of its files' lengths."""
-        return sum(info.size for info in self.files.values() if info.isreg())
+        """Return the sum of its files' lengths, without a site's own."""
+        return sum(
+            info.size for path, info in self.files.items() if info.isreg() and not path.startswith("srv/")
+        )
 
     def distributions(self) -> dict[str, str]:
         """Return what is installed, name to version, wherever it lies."""

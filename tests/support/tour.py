@@ -39,7 +39,7 @@ class Asked(Protocol):
     ) -> Answer: ...
 
 
-def front_page(tree: Asked, kind: str) -> None:
+def front_page(tree: Asked, kind: str, *, least: int = 4) -> None:
     """Every first page names its kind, and what it links to is there."""
     host = f"{kind}.localhost"
     answer = tree.get(host)
@@ -48,7 +48,7 @@ def front_page(tree: Asked, kind: str) -> None:
     assert answer.headers["content-type"].startswith("text/html")
     assert f"<strong>{kind}</strong>" in text
     links = re.findall(r'<a href="([^":]+)"', text)
-    assert len(links) >= 4
+    assert len(links) >= least
     for link in links:
         if "stream" not in link:  # takes its time, and is asked below
             found = tree.get(host, link if link.startswith("/") else f"/{link}")
@@ -254,4 +254,25 @@ def scgi(tree: Asked) -> None:
     assert tree.request("DELETE", host, "/").status == 405
 
 
-TOURS: dict[str, Callable[[Asked], None]] = {"asgi": asgi, "cgi": cgi, "fastcgi": fastcgi, "scgi": scgi}
+def handoff(tree: Asked) -> None:
+    """A clock that ticks on a connection that is the program's own."""
+    host = "handoff.localhost"
+    front_page(tree, "handoff", least=0)
+    with tree.connect() as client:
+        client.sendall(f"GET /clock HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
+        text = b""
+        while text.count(b"data: ") < 2:
+            data = client.recv(65536)
+            assert data, text
+            text += data
+    assert b"text/event-stream" in text
+    assert tree.get(host, "/none").status == 404
+
+
+TOURS: dict[str, Callable[[Asked], None]] = {
+    "asgi": asgi,
+    "cgi": cgi,
+    "fastcgi": fastcgi,
+    "scgi": scgi,
+    "handoff": handoff,
+}
