@@ -165,4 +165,4 @@ class Host:
             self._control.close()
         self._own.close()
         self._tenants.close()
-        self.tally.close()
+        # The tally stays: the service is reaped after this, and that is written down in it.
