@@ -16,7 +16,15 @@ pytestmark = [pytest.mark.docker, pytest.mark.root, pytest.mark.timeout(600)]
 BACK_WITHIN = 20.0
 #: How long a tenant's queue keeps a connection (s), and the listener's own patience on top.
 QUEUE_WITHIN = 20.0
-REPLACEABLE = ["master", "umaster", "listener-http", "listener-metrics", "vhost-static", "vhost-fastcgi", "init"]
+REPLACEABLE = [
+    "master",
+    "umaster",
+    "listener-http",
+    "listener-metrics",
+    "vhost-static",
+    "vhost-fastcgi",
+    "init",
+]
 
 
 @pytest.fixture(scope="module")

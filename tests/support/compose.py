@@ -76,6 +76,16 @@ class Process:
         return Path(f"/proc/{self.pid}/cmdline").read_text().rstrip("\0").split("\0")
 
 
+#: Tenants whose workers keep Unix connections to the application's processes.
+KEEPING = ("vhost-fastcgi", "vhost-handoff")
+
+
+def unix_sockets(pid: int) -> set[str]:
+    """Return the Unix sockets of a process's network namespace, as links in /proc name them."""
+    lines = Path(f"/proc/{pid}/net/unix").read_text().splitlines()[1:]
+    return {f"socket:[{line.split()[6]}]" for line in lines}
+
+
 @dataclass(slots=True)
 class Deployment:
     """A running compose tree."""
@@ -137,16 +147,19 @@ class Deployment:
     def descriptors(self) -> dict[str, int]:
         """Return how many descriptors all processes of each service have open. Root only.
 
-        Of `vhost-static` without regular files: it keeps those that it has served open, as many as its cache may.
+        Without what is kept on purpose, as many as there may be: `vhost-static` keeps the files that it has served, and
+        the workers of KEEPING their connections to the application.
         """
-        return {
-            service: sum(
-                service != "vhost-static" or not os.path.isfile(fd)
-                for process in self.processes(service)
+        found = {}
+        for service in self.containers():
+            processes = self.processes(service)
+            own = unix_sockets(processes[0].pid) if service in KEEPING else set()
+            found[service] = sum(
+                not (service == "vhost-static" and os.path.isfile(fd)) and os.readlink(fd) not in own
+                for process in processes
                 for fd in Path(f"/proc/{process.pid}/fd").iterdir()
             )
-            for service in self.containers()
-        }
+        return found
 
     # ---- asking it --------------------------------------------------------------------------------------------------
 
