@@ -152,12 +152,6 @@ def test_what_cannot_run_says_why(
     assert (caught.value.reason, caught.value.code, caught.value.passing) == (reason, code, False)
 
 
-def test_a_permission_set_that_is_not_here(running: Running) -> None:
-    with pytest.raises(SpawnError) as caught:
-        running.client.spawn(["/bin/true"], {}, "/", permission_set="backup")
-    assert caught.value.reason == "set"
-
-
 # ---- limits ----
 
 

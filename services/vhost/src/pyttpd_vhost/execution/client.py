@@ -176,7 +176,6 @@ class Client:
         directory: str | bytes,
         *,
         limits: Limits = NO_LIMITS,
-        permission_set: str = "",
         stdin: int | None = None,
         stdout: int | None = None,
         stderr: int | None = None,
@@ -190,7 +189,7 @@ class Client:
         Raises SpawnError; frames.TooLarge or LocalProtocolError (a NUL, say) for what no program can be given.
         """
         until = time.monotonic() + patience
-        run = _run(argv, environment, directory, limits, permission_set, (stdin, stdout, stderr))
+        run = _run(argv, environment, directory, limits, (stdin, stdout, stderr))
         given = [fd for fd in (stdin, stdout, stderr) if fd is not None]
         return self._wait(self._ask(run, given, until), until).spawned()
 
@@ -206,7 +205,7 @@ class Client:
         stderr: int | None = None,
     ) -> Asked:
         """The same without waiting: the answer's spawned() may be taken when it is readable."""
-        run = _run(argv, environment, directory, limits, "", (stdin, stdout, stderr))
+        run = _run(argv, environment, directory, limits, (stdin, stdout, stderr))
         return self._ask(run, [fd for fd in (stdin, stdout, stderr) if fd is not None], 0.0)
 
     def connect(self, mount: int, *, patience: float = PATIENCE) -> socket.socket:
@@ -248,7 +247,6 @@ def _run(
     environment: Mapping[str, str | bytes],
     directory: str | bytes,
     limits: Limits,
-    permission_set: str,
     streams: tuple[int | None, ...],
 ) -> Run:
     flags = (STDIN, STDOUT, STDERR)
@@ -257,7 +255,6 @@ def _run(
         {os.fsencode(name): os.fsencode(value) for name, value in environment.items()},
         os.fsencode(directory),
         limits,
-        permission_set.encode("ascii"),
         sum(flag for flag, fd in zip(flags, streams, strict=True) if fd is not None),
     )
 

@@ -51,8 +51,6 @@ MAX_ARGUMENTS: Final = 4096
 MAX_VARIABLES: Final = 4096
 MAX_DIRECTORY: Final = 4095
 MAX_TEXT: Final = 512
-#: A set's name is a table's name in the configuration.
-SET_NAME: Final = re.compile(rb"(?:[a-z][a-z0-9-]{0,31})?\Z")
 _TEXT: Final = re.compile(rb"[\x20-\x7e]{0,512}\Z")
 
 #: Flags: which of the three standard streams travel with the frame.
@@ -72,12 +70,9 @@ class Refusal(enum.Enum):
 
     BUSY = 1  # as many as may run do, and the queue is full, or the request has waited in it for too long
     PROCESSES = 2  # no process could be forked: the tenant has used up its own
-    SET = 3  # there is no such permission set here
-    CHECK = 4  # the permission set's checks don't let this program run
-    EXEC = 5  # the kernel doesn't run it: `code` is its errno
-    DIRECTORY = 6  # the working directory can't be entered: `code` is the errno
-    BACKEND = 7  # nobody listens there: `code` is the errno
-    FAULT = 8  # the request was wrong in itself
+    EXEC = 3  # the kernel doesn't run it: `code` is its errno
+    DIRECTORY = 4  # the working directory can't be entered: `code` is the errno
+    BACKEND = 5  # nobody listens there: `code` is the errno
 
 
 class Cause(enum.Enum):
@@ -109,7 +104,6 @@ class Run:
     environment: dict[bytes, bytes]
     directory: bytes
     limits: Limits = Limits()
-    permission_set: bytes = b""
     streams: int = 0
 
 
@@ -172,7 +166,7 @@ class Side(enum.Enum):
     SERVICE = "service"
 
 
-_RUN = struct.Struct("!IIQIBHHIHI")
+_RUN = struct.Struct("!IIQIHHIHI")
 _CONNECT = struct.Struct("!H")
 _STARTED = struct.Struct("!II")
 _REFUSED = struct.Struct("!BiH")
@@ -197,14 +191,13 @@ def _encode_run(frame: Run) -> bytes:
         limits.cpu,
         limits.memory,
         limits.processes,
-        len(frame.permission_set),
         len(frame.directory),
         len(frame.argv),
         len(argv),
         len(environment),
         len(variables),
     )
-    return b"".join((head, frame.permission_set, frame.directory, argv, variables))
+    return b"".join((head, frame.directory, argv, variables))
 
 
 def _split(section: bytes, count: int, what: str) -> tuple[bytes, ...]:
@@ -217,10 +210,8 @@ def _split(section: bytes, count: int, what: str) -> tuple[bytes, ...]:
 def _decode_run(body: bytes, streams: int) -> Run:
     if len(body) < _RUN.size:
         raise RemoteProtocolError("bad-length", "a RUN that is too short")
-    wall, cpu, memory, processes, set_size, directory_size, argc, argv_size, envc, env_size = (
-        _RUN.unpack_from(body)
-    )
-    sizes = (set_size, directory_size, argv_size, env_size)
+    wall, cpu, memory, processes, directory_size, argc, argv_size, envc, env_size = _RUN.unpack_from(body)
+    sizes = (directory_size, argv_size, env_size)
     if len(body) != _RUN.size + sum(sizes):
         raise RemoteProtocolError("bad-length", "a RUN whose parts aren't as long as they say")
     if not 0 < argc <= MAX_ARGUMENTS or envc > MAX_VARIABLES or not 0 < directory_size <= MAX_DIRECTORY:
@@ -229,9 +220,7 @@ def _decode_run(body: bytes, streams: int) -> Run:
     for size in sizes:
         parts.append(body[at : at + size])
         at += size
-    permission_set, directory, argv, variables = parts
-    if SET_NAME.match(permission_set) is None:
-        raise RemoteProtocolError("bad-field", "a permission set's name")
+    directory, argv, variables = parts
     if directory[:1] != b"/" or b"\0" in directory:
         raise RemoteProtocolError("bad-field", "a working directory that isn't absolute")
     arguments = _split(argv, argc, "arguments")
@@ -244,7 +233,7 @@ def _decode_run(body: bytes, streams: int) -> Run:
             raise RemoteProtocolError("bad-field", "a variable without a name, or twice")
         environment[name] = value
     limits = Limits(wall / 1000, cpu, memory, processes)
-    return Run(arguments, environment, directory, limits, permission_set, streams)
+    return Run(arguments, environment, directory, limits, streams)
 
 
 def _decode_refused(body: bytes, _: int) -> Refused:

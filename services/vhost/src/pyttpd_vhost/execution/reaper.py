@@ -78,20 +78,16 @@ class Surroundings:
     refuse_connect: bytes | None = None
 
 
-def main(
-    run: Run, reply: socket.socket, given: Sequence[int], around: Surroundings, program: int | None = None
-) -> NoReturn:
-    """Be the reaper of `run` in a forked process. `given`: the streams that came with it; `program`: the file that was
-    checked, if a permission set asked for that.
-    """
+def main(run: Run, reply: socket.socket, given: Sequence[int], around: Surroundings) -> NoReturn:
+    """Be the reaper of `run` in a forked process. `given`: the streams that came with it."""
     status = 1
     try:
-        keep_only(*sorted({reply.fileno(), around.life, *given, *(() if program is None else (program,))}))
+        keep_only(*sorted({reply.fileno(), around.life, *given}))
         privileges.set_process_name(f"r:{around.name}")
         scoped = landlock.keep_signals(around.abi)
         if scoped:
             privileges.adopt_orphans()
-        Reaper(run, reply, given, around, program, scoped=scoped).run()
+        Reaper(run, reply, given, around, scoped=scoped).run()
         status = 0
     finally:
         os._exit(status)
@@ -106,7 +102,6 @@ class Reaper:
         reply: socket.socket,
         given: Sequence[int],
         around: Surroundings,
-        program: int | None,
         *,
         scoped: bool,
     ) -> None:
@@ -125,9 +120,9 @@ class Reaper:
             self._send(Refused(Refusal.PROCESSES, error.errno or 0, "no process could be forked"))
             os._exit(0)
         if self._pid == 0:
-            become(run, theirs, say, around, program)
+            become(run, theirs, say, around)
         self._reaped = False
-        for fd in (*theirs, say, *(() if program is None else (program,))):
+        for fd in (*theirs, say):
             os.close(fd)
         self._pidfd = os.pidfd_open(self._pid)
 
@@ -274,7 +269,7 @@ class Reaper:
             pass  # nobody, or it has ended before it had a group
 
 
-def become(run: Run, streams: Sequence[int], say: int, around: Surroundings, program: int | None) -> NoReturn:
+def become(run: Run, streams: Sequence[int], say: int, around: Surroundings) -> NoReturn:
     """In the forked child: become the program. Says on `say` what didn't work; execve closes it."""
     step = _AT_EXEC
     try:
@@ -288,15 +283,13 @@ def become(run: Run, streams: Sequence[int], say: int, around: Surroundings, pro
             if number not in (signal.SIGKILL, signal.SIGSTOP):
                 signal.signal(number, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
-        say, program = _arrange(streams, say, program)
+        say = _arrange(streams, say)
         step = _AT_DIRECTORY
         os.chdir(run.directory)
         step = _AT_EXEC
         if around.refuse_connect is not None:
             seccomp.install_filter(around.refuse_connect)
         _limit(run.limits)
-        if program is not None:
-            os.execve(program, run.argv, run.environment)
         os.execvpe(run.argv[0], run.argv, run.environment)
     except OSError as error:
         os.write(say, _FAILURE.pack(step, error.errno or errno.EINVAL))
@@ -306,21 +299,16 @@ def become(run: Run, streams: Sequence[int], say: int, around: Surroundings, pro
         os._exit(127)
 
 
-def _arrange(streams: Sequence[int], say: int, program: int | None) -> tuple[int, int | None]:
-    """Put `streams` at 0, 1, 2, what else is needed above, and close all the rest."""
+def _arrange(streams: Sequence[int], say: int) -> int:
+    """Put `streams` at 0, 1, 2, `say` at 3, which is returned, and close all the rest."""
     # Out of the way first: any of them may be where another one belongs.
     streams = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 10) for fd in streams]
     say = fcntl.fcntl(say, fcntl.F_DUPFD_CLOEXEC, 10)
-    if program is not None:
-        program = fcntl.fcntl(program, fcntl.F_DUPFD_CLOEXEC, 10)
     for number, fd in enumerate(streams):
         os.dup2(fd, number)
     os.dup2(say, 3, inheritable=False)
-    if program is not None:
-        os.dup2(program, 4, inheritable=False)
-        program = 4
-    os.closerange(4 if program is None else 5, _LAST_DESCRIPTOR)
-    return 3, program
+    os.closerange(4, _LAST_DESCRIPTOR)
+    return 3
 
 
 def _limit(limits: frames.Limits) -> None:

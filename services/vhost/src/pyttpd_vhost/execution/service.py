@@ -249,8 +249,6 @@ class ExecService:
         waiting = Waiting(frame, reply, list(fds), time.monotonic())
         if len(desk.waiting) >= desk.most_waiting:
             self._refuse(waiting, Refusal.BUSY, "too many programs are waiting to be started")
-        elif frame.permission_set:
-            self._refuse(waiting, Refusal.SET, "this deployment has no permission sets")
         else:
             desk.waiting.append(waiting)
 
