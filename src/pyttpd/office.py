@@ -9,6 +9,7 @@ pair over which the role asks with one word, and the keeper answers with one pac
     role    adopt     what was prepared is in force: whoever serves after this process serves by it
     role    retire    everybody else has it, too: what it doesn't name may end
     role    drop      it isn't to be
+    role    keep WHAT a socket that the role was brought back and that the keeper lacks, to outlive the role (init's)
 
 Reading takes seconds for thousands of tenants, so that a *reader*, forked for it, does it: the keeper goes on watching.
 Where a runner stands behind the keeper (plain mode), it reads in place of master's keeper, which has a uid by then that
@@ -21,8 +22,9 @@ after the start are handed down as well: the keeper of who binds keeps the far e
     runner  door DIRECTORY:ROLE:NAME      with a descriptor; the keeper passes it on to its role
     runner  no-door DIRECTORY:ROLE:NAME   nobody comes through it any more
 
-From the role the keeper takes these four words and nothing else; an Outcome is only ever handed down: by a reader
-of our own or the runner, which is root, to the keeper, and by the keeper to the role. So it may be pickled.
+From the role the keeper takes these words and nothing else, and its desk looks at what it is to keep. An Outcome is
+only ever handed down: by a reader of our own or the runner, which is root, to the keeper, and by the keeper to the
+role. So it may be pickled.
 """
 
 from __future__ import annotations
@@ -34,13 +36,14 @@ import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from pyttpd import fdpass, privileges
 from pyttpd.log import Log
 from pyttpd.loop import READ, Loop
 from pyttpd.rendezvous import Door
 from pyttpd.roles import Channel as Directory
+from pyttpd.wire.errors import RemoteProtocolError
 
 if TYPE_CHECKING:
     from pyttpd.config.changes import Plan
@@ -49,6 +52,7 @@ if TYPE_CHECKING:
 PREPARE, ADOPT, RETIRE, DROP = b"prepare", b"adopt", b"retire", b"drop"
 WORDS = (PREPARE, ADOPT, RETIRE, DROP)
 OUTCOME = b"outcome"
+KEEP = b"keep "
 DOOR, NO_DOOR = b"door", b"no-door"
 #: A word, a directory, a role and a vhost's name.
 _MAX_WORD = 256
@@ -92,6 +96,13 @@ class Desk(Reading, Protocol):
     def adopt(self) -> None: ...
     def retire(self) -> None: ...
     def drop(self) -> None: ...
+
+
+@runtime_checkable
+class Keeping(Protocol):
+    """A desk that keeps sockets. Takes `fd` over, whatever it is."""
+
+    def keep(self, what: bytes, fd: int) -> None: ...
 
 
 def pack(outcome: Outcome) -> int:
@@ -281,9 +292,17 @@ class Office:
 
     def _hear(self, pid: int, end: socket.socket) -> None:
         try:
-            word = end.recv(_MAX_WORD, socket.MSG_DONTWAIT)
-        except OSError:
-            word = b""
+            word, fd = fdpass.recv_fd(end, _MAX_WORD)
+        except BlockingIOError:
+            return
+        except (OSError, RemoteProtocolError, fdpass.DescriptorLost):
+            word, fd = b"", None
+        if fd is not None:
+            if word.startswith(KEEP) and isinstance(self.desk, Keeping):
+                self.desk.keep(word[len(KEEP) :], fd)
+            else:
+                os.close(fd)
+            return
         if not word:
             del self._ends[pid]
             end.close()
@@ -399,6 +418,10 @@ class Counter:
     def drop(self) -> None:
         self._answer = None
         say(self._sock, DROP)
+
+    def keep(self, what: bytes, fd: int) -> None:
+        """Let the keeper have a copy of `fd`. If that fails, our successor is brought it again, as we were."""
+        say(self._sock, KEEP + what, fd)
 
     def _settle(self, outcome: Outcome) -> None:
         answer, self._answer = self._answer, None

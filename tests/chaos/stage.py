@@ -261,7 +261,10 @@ class Stage:
                         os.kill(one, signal.SIGSTOP)
                     held = self.last_held(family)
                     at = time.monotonic()
-                    os.kill(pid, signal.SIGKILL)
+                    with contextlib.suppress(
+                        ProcessLookupError
+                    ):  # on a busy machine somebody has found it stopped
+                        os.kill(pid, signal.SIGKILL)
                     return Done(deed, at, pid, held)
         return None
 

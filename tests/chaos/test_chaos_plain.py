@@ -58,6 +58,7 @@ EXPECTED = (
     "gives no sign of life",
     "is stopped",
     "has not left within grace",
+    "reload refused",  # of a pair: init or master was away, and the operator asks again
 )
 
 

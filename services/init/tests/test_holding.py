@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -141,6 +142,27 @@ def test_what_is_asked_back_is_not_bound(hold: Callable[..., Holding]) -> None:
     assert held.prepare(Outcome("d", more=[old])) == Outcome("d")
     held.adopt()
     assert held.sockets == {}
+
+
+@pytest.mark.parametrize("what", ["asked back", "another plan", "another address", "no socket"])
+def test_only_what_is_missing_and_as_planned_is_kept(hold: Callable[..., Holding], what: str) -> None:
+    """What init's process was brought back, its keeper holds from then on."""
+    wanted, other = plan(free_port()), plan(free_port())
+    holding = hold()
+    holding.plans = [wanted]
+    if what == "no socket":
+        fd = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
+    else:
+        fd = bind(other if what == "another address" else wanted).detach()
+    holding.keep(str(other if what == "another plan" else wanted).encode(), fd)
+    if what == "asked back":
+        assert holding.sockets[wanted].fileno() == fd
+        holding.keep(str(wanted).encode(), os.dup(fd))  # once is enough
+        assert list(holding.sockets) == [wanted]
+    else:
+        assert not holding.sockets
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(fd)
 
 
 def test_it_reads_the_files_that_it_was_started_with(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ has had another one adopted.
 
 from __future__ import annotations
 
+import os
 import socket
 from dataclasses import dataclass, field
 
@@ -25,7 +26,7 @@ from pyttpd.office import Outcome
 from pyttpd.service import StartError
 
 from pyttpd_init.closing import let_nobody_in
-from pyttpd_init.sockets import AddressInUse, Plan, bind, plans
+from pyttpd_init.sockets import AddressInUse, Plan, bind, is_planned, netns_cookie, plans
 
 #: So many roles that have lost their sockets are remembered, so that they hear of it when they come.
 MAX_FORMER = 64
@@ -115,6 +116,26 @@ class Holding:
         ]
         self.former = gone[:MAX_FORMER]
         self.digest, self.plans, self.sockets = found.digest, found.plans, found.sockets
+
+    def keep(self, what: bytes, fd: int) -> None:
+        """Keep a socket that was brought back to the role: what this process lacks, since it was started anew.
+
+        The role has looked at it; so do we, who have more rights than it has.
+        """
+        try:
+            sock = socket.socket(fileno=fd)
+        except OSError:
+            os.close(fd)
+            return
+        missing = next(
+            (plan for plan in self.plans if plan not in self.sockets and str(plan).encode() == what), None
+        )
+        with socket.socket() as any_socket:
+            cookie = netns_cookie(any_socket)
+        if missing is None or not is_planned(sock, missing, cookie):
+            sock.close()
+            return
+        self.sockets[missing] = sock
 
     def retire(self) -> None:
         """Nothing waits for that: what is gone is gone at once."""

@@ -268,6 +268,9 @@ class Init:
             return
         self.held.sockets[plan] = sock
         self._service.log.info("socket taken back", socket=plan)
+        if self._service.counter is not None:
+            # So that it outlives this process, and whoever has brought it.
+            self._service.counter.keep(str(plan).encode(), sock.fileno())
         self._tell_ready()
 
     # ---- metrics ----
