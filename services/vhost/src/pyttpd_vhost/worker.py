@@ -285,9 +285,7 @@ class Worker(Loop):
                 one = parked.pop(fd, None)
                 if one is not None:
                     connection = one.connection
-                    if aside is not None and aside.full and connection.unread and self._may_pass():
-                        with self._lock:
-                            self._offers.make(one, self._channel)
+                    if aside is not None and aside.full and self._passed_on(one):
                         continue
                     me.one = one
                     if away:
@@ -337,6 +335,8 @@ class Worker(Loop):
             for fd, event in events:
                 one = self._parked.pop(fd, None)
                 if one is not None:
+                    if self._aside is not None and self._aside.full and self._passed_on(one):
+                        continue
                     found = one, event
                     break
                 callback = self._callbacks.get(fd)
@@ -348,6 +348,14 @@ class Worker(Loop):
             if found is not None:
                 return found
         return None
+
+    def _passed_on(self, one: Parked) -> bool:
+        """Offer `one`, which is out of `_parked`, to a sibling, as what serves beside us is full. False: it can't be."""
+        if not one.connection.unread or not self._may_pass():
+            return False
+        with self._lock:
+            self._offers.make(one, self._channel)
+        return True
 
     def _next_fresh(self) -> Parked | None:
         """Return a connection that has just been given to us: its first bytes are there already."""
