@@ -350,7 +350,7 @@ class Worker(Loop):
         return None
 
     def _passed_on(self, one: Parked) -> bool:
-        """Offer `one`, which is out of `_parked`, to a sibling, as what serves beside us is full. False: it can't be."""
+        """Offer `one`, which is out of `_parked`, to a sibling: what serves beside us is full. False: it can't."""
         if not one.connection.unread or not self._may_pass():
             return False
         with self._lock:
