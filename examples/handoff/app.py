@@ -55,6 +55,12 @@ class Handler(http.server.BaseHTTPRequestHandler):
             case _:
                 self.send_error(404)
 
+    def do_HEAD(self) -> None:
+        if self.path.partition("?")[0] == "/":
+            self.answer("text/html; charset=utf-8", "")
+        else:
+            self.send_error(404)
+
     def answer(self, kind: str, text: str) -> None:
         body = text.encode()
         self.send_response(200)

@@ -47,6 +47,11 @@ root = "fastcgi/site"
 command = ["php-cgi"]
 processes = 1
 scripts = [".php"]
+
+[[vhost.mixed.mount]]
+path = "/php/uploads"
+kind = "static"
+root = "mixed-uploads"
 """
 APPLICATION = """
 import json
@@ -73,7 +78,8 @@ def files() -> dict[str, str | bytes]:
         "mixed/app.py": APPLICATION,
         "mixed-files/style.css": "body { margin: 0 }",
         "mixed-files/form.php": "<?php echo 'secret';",
-        "mixed-files/page.html": "page",
+        "mixed-uploads/cat.txt": "meow",
+        "mixed-uploads/cat.php": "<?php echo 'run';",
     }
 
 
@@ -138,6 +144,19 @@ def test_three_kinds_below_one_name(tree: Tree) -> None:
     for path in ("/form.php", "/FORM.PHP", "/form.php.", "/form.php/", "/php/../form.php"):
         assert b"secret" not in tree.get(host, path).body, path
         assert app(path)["SCRIPT_NAME"] == "", path
+
+
+def test_what_was_uploaded_is_neither_run_nor_shown(tree: Tree) -> None:
+    host = "mixed.localhost"
+    assert tree.get(host, "/php/uploads/cat.txt").body == b"meow"
+    for path in (
+        "/php/uploads/cat.php",
+        "/php/uploads/cat.php/x.php",
+        "/php/x/../uploads/cat.php",
+        "/php/uploads/CAT.PHP",
+    ):
+        answer = tree.get(host, path)
+        assert (answer.status, b"run" in answer.body) == (404, False), path
 
 
 def test_each_has_its_own_processes_and_all_are_the_tenants(tree: Tree) -> None:

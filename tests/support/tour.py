@@ -83,18 +83,16 @@ def upload(tree: Asked, host: str, path: str, *, method: str = "PUT") -> None:
 
 
 def stream(tree: Asked, host: str, path: str) -> None:
-    """Lines come while they are made: the first one is here before the last one can have been made."""
+    """Lines come while they are made. A client that has seen enough of them leaves, and nobody minds."""
     with tree.connect() as client:
         client.sendall(f"GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode())
         text = b""
-        while b"line 1 of 10" not in text:
-            data = client.recv(65536)
-            assert data, text
-            text += data
-        assert b"line 10 of 10" not in text, "all at once"
-        while data := client.recv(65536):
-            text += data
-    assert b"line 10 of 10" in text
+        for number in (1, 3):
+            while b"line %d of 10" % number not in text:
+                data = client.recv(65536)
+                assert data, text
+                text += data
+            assert b"line 10 of 10" not in text, "all at once"
 
 
 # ---- WebSockets (RFC 6455), as much of them as it takes --------------------------------------------------------------
