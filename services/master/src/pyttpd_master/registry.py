@@ -67,7 +67,9 @@ class Registry:
         #: Since when (monotonic) each is waited for that hasn't said that its share is in force.
         self.waiting: dict[Key, float] = {}
         self._queue: deque[tuple[Key, bool]] = deque()
+        #: Until when we wait for a tenant that loads its application, and for everybody else.
         self._active: dict[Key, float] = {}
+        self._expected: dict[Key, float] = {}
         self._watches: list[Watch] = []
         service.loop.call_later(SWEEP_INTERVAL, self._sweep)
 
@@ -168,7 +170,9 @@ class Registry:
             if key in alive:
                 self.failures.pop(key, None)
                 self.waiting[key] = now
-                if key not in held_back:
+                if key in held_back:
+                    self._expected[key] = now + PATIENCE
+                else:
                     self._queue.append((key, False))
         self._pump()
 
@@ -198,8 +202,8 @@ class Registry:
             if not peers:
                 self._tell(key, AWAY)
                 continue
-            if key[0] == "vhost":
-                self._active[key] = self._service.loop.now + PATIENCE
+            late = self._active if key[0] == "vhost" else self._expected
+            late[key] = self._service.loop.now + PATIENCE
             for peer in peers:
                 if not renew:
                     self._send(peer)
@@ -209,6 +213,7 @@ class Registry:
     def _settle(self, key: Key, problem: str) -> None:
         if not problem:
             self.waiting.pop(key, None)
+        self._expected.pop(key, None)
         if self._active.pop(key, None) is not None and problem:
             self._service.log.warning(
                 "the new share is not in force: what serves stays", peer=f"{key[0]} {key[1]}", reason=problem
@@ -226,8 +231,9 @@ class Registry:
 
     def _sweep(self) -> None:
         now = self._service.loop.now
-        for key in [key for key, until in self._active.items() if now > until]:
-            del self._active[key]
-            self._tell(key, f"has not said within {PATIENCE:g} s that it serves")
+        for late in (self._active, self._expected):
+            for key in [key for key, until in late.items() if now > until]:
+                del late[key]
+                self._tell(key, f"has not said within {PATIENCE:g} s that it serves")
         self._pump()
         self._service.loop.call_later(SWEEP_INTERVAL, self._sweep)

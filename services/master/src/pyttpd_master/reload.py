@@ -268,9 +268,10 @@ class Reload:
         self._service.counter.drop()
 
     def _fail(self, errors: list[str], conclusion: str) -> None:
-        for error in self._shortened(errors):
-            self._service.log.error("reload refused", error=error)
-        self.counts["failed"] += 1
+        if not self._dry:  # who only wants to know hears it, and nobody else need
+            for error in self._shortened(errors):
+                self._service.log.error("reload refused", error=error)
+            self.counts["failed"] += 1
         self._drop()
         self._end([*errors, conclusion], well=False)
 
