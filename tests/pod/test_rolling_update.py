@@ -31,7 +31,7 @@ pytestmark = [
 ]
 
 #: How long (s) the pod that leaves serves as ever, and when in this time the balancer hears of it.
-DELAY, HEARD_AFTER = 3, 1.5
+DELAY, HEARD_AFTER = 6, 1.0
 GRACE = 10
 CLIENTS = 8
 #: Point-to-point links between the balancer's namespace and each pod's, in a network that is for examples.

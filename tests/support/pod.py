@@ -42,6 +42,7 @@ from support.compose import ANSWER_WITHIN, Deployment, Process
 from support.images import build
 
 TAG = "test"
+RUNTIME = shutil.which("runc") or "/usr/sbin/runc"
 IMAGES = ("init", "master", "umaster", "listener", "vhost", "vhost-static", "vhost-wsgi")
 #: podman loads seven images, or starts ten containers, while the machine is busy with other tests (s).
 PODMAN_WITHIN = 120.0
@@ -117,7 +118,7 @@ class Podman:
     def __call__(self, *arguments: str, check: bool = True, stdin: Any = None) -> str:
         """Run podman and return what it printed to standard output."""
         command = self.inside(
-            *("podman", "--runtime", "/usr/sbin/runc", "--root", f"{self.folder}/store"),
+            *("podman", "--runtime", RUNTIME, "--root", f"{self.folder}/store"),
             *("--runroot", f"{self.folder}/run", "--tmpdir", f"{self.folder}/tmp", *arguments),
         )
         environment = os.environ | {"CONTAINERS_CONF": f"{self.folder}/containers.conf"}
