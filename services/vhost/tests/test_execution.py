@@ -166,7 +166,8 @@ def test_processor_time_ends_it(running: Running) -> None:
     with shell(running, "while :; do :; done", limits=Limits(cpu=1)) as program:
         ended = program.ended(PATIENCE)
     assert ended is not None and ended.status == -signal.SIGXCPU
-    assert ended.cpu >= 0.9
+    # What it has used before execve counts for the limit, and the kernel looks at it by ticks.
+    assert ended.cpu >= 0.5
 
 
 def test_memory_is_limited(running: Running) -> None:

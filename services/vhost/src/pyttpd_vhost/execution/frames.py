@@ -140,7 +140,7 @@ class Refused:
 @dataclass(frozen=True, slots=True)
 class Ended:
     """The program has ended; `status` as of os.waitstatus_to_exitcode. cpu: seconds, its own and its children's that it
-    has waited for. memory: the most it had resident (bytes).
+    has waited for. memory: the most it had resident (bytes; never less than its reaper has, whose fork it was).
     """
 
     status: int
