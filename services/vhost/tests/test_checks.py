@@ -120,7 +120,7 @@ def test_no_program_is_run_by_a_systems_account(uid: int, gid: int, rule: str | 
     assert failure.value.check == rule
 
 
-def test_the_owner_of_the_root_is_trusted_unless_a_permission_set_changes_who_runs_it() -> None:
+def test_the_owner_of_the_root_is_trusted() -> None:
     root = status(DIRECTORY | 0o755, 1000, 1000)
     script = status(FILE | 0o755, 1000, 1000)
     checks.check(checks.PROGRAM_RULES, script, Identity.of(20004, 20004, root), "x")

@@ -14,12 +14,11 @@ who could write the program anyway.
 
 Links are no directories and no regular files here, and are refused wherever they lead. ".." is no name.
 
-Whose files are trusted (`Identity`): of who runs the program, and root's. Where no permission set changes who that is,
-the owner of the vhost's root is trusted with what lies in it, too: a site that belongs to its webmaster. With one the
-rules are suEXEC's: only the set's own, or root's.
+Whose files are trusted (`Identity`): of who runs the program, root's, and those of the owner of the mount's root, who
+is trusted with what lies in it: a site that belongs to its webmaster.
 
-Pure but for `walk`: the same functions judge in the worker, which answers for the text, and in the exec service, which
-is the one to be believed where a permission set is asked for.
+Pure but for `walk`. A worker judges, with the rights that the program will have: it protects the tenant from who else
+can write to its folders, and nobody from the tenant.
 """
 
 from __future__ import annotations
@@ -66,7 +65,7 @@ class Identity:
 
     @classmethod
     def of(cls, uid: int, gid: int, root: os.stat_result | None = None) -> Identity:
-        """Make the rules for `uid` and `gid`; `root`: the vhost's, whose owner is trusted as well."""
+        """Make the rules for `uid` and `gid`; `root`: the folder's whose owner is trusted as well."""
         owners, groups = {uid, 0}, {gid, 0}
         if root is not None:
             owners.add(root.st_uid)
