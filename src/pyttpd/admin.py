@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import os
 import socket
-import stat
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -156,14 +155,6 @@ def command(runtime_dir: str, vhost: str, *, dry_run: bool, quiet: bool = False)
     out.write("".join(f"{line}\n" for line in text))
     out.flush()
     return DONE if done else FAILED
-
-
-def runtime_dir_problem(path: str) -> str | None:
-    """Return what is wrong with a runtime_dir that somebody names, or None."""
-    try:
-        return None if stat.S_ISDIR(os.stat(path).st_mode) else f"{path} is no folder"
-    except OSError as error:
-        return f"{path}: {error.strerror}"
 
 
 def main(arguments: list[str]) -> int:

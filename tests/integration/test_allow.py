@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import signal
@@ -14,8 +15,11 @@ from dataclasses import dataclass, field
 
 import pytest
 
+from pyttpd.address import Address
+
+from pyttpd_init.egress import Allowed, EgressError, verify_egress
 from support.leaks import arguments, descendants, state
-from support.tree import GONE_WITHIN, Tree
+from support.tree import GONE_WITHIN, Tree, reload
 
 APPLICATION = """
 import json, os, socket
@@ -135,6 +139,40 @@ def test_each_reaches_what_it_is_allowed(
     ]
     assert ask(tree, "blog.localhost", *servers) == ["PermissionError"] * 3
     assert (len(first.callers), len(second.callers), len(other.callers)) == (1, 1, 0)
+
+
+@pytest.mark.root
+def test_an_exception_comes_and_goes_with_a_reload(
+    plant: Callable[..., Tree], servers: tuple[Server, Server, Server]
+) -> None:
+    """In all three locks: the tenant gets new processes, in another namespace, and the rule follows."""
+    first, second, _ = servers
+    tree = plant(tenants=tenants(first, second), hosts=HOSTS, files={"shop/app.py": APPLICATION})
+    table = f"pyttpd_{hashlib.sha256(f'{tree.folder}/run'.encode()).hexdigest()[:8]}"
+    verify_egress(by_uid=True, allowed=allowed(first, 24001) + allowed(second, 24002), table=table)
+    file = tree.folder / "pyttpd.toml"
+    allow = f'allow = ["{first.host}:{first.port}"]\n'
+    file.write_text(file.read_text().replace(allow, "").replace("uid = 24003\n", f"uid = 24003\n{allow}"))
+    status, text = reload(tree)
+    assert (status, "all its processes are started anew" in text) == (0, True), text
+    tree.wait_for(lambda: ask(tree, "shop.localhost", first) == ["PermissionError"])
+    tree.wait_for(
+        lambda: ask(tree, "blog.localhost", first, second) == ["127.0.0.2 hello", "ConnectionRefusedError"]
+    )
+    tree.wait_for(lambda: not gates(tree, "shop"))
+
+    def follows() -> bool:
+        try:
+            verify_egress(by_uid=True, allowed=allowed(first, 24003) + allowed(second, 24002), table=table)
+        except EgressError:
+            return False
+        return True
+
+    tree.wait_for(follows)
+
+
+def allowed(server: Server, uid: int) -> list[Allowed]:
+    return [Allowed(Address(server.host, server.port), uid)]
 
 
 @pytest.mark.root

@@ -6,34 +6,17 @@ import errno
 import os
 import signal
 import socket
-import subprocess
-import sys
 from collections.abc import Callable
 
 import pytest
 
-from support.tree import APPLICATION, Tree, free_port
+from support.tree import APPLICATION, Tree, free_port, reload
 
 Plant = Callable[..., Tree]
 BOTH = pytest.mark.parametrize(
     "ordinary",
     [pytest.param(False, id="as-root", marks=pytest.mark.root), pytest.param(True, id="ordinary-user")],
 )
-
-
-def reload(tree: Tree, *arguments: str) -> tuple[int, str]:
-    """Run `pyttpd reload` for `tree`; return its exit status and what it has printed."""
-    command = [
-        sys.executable,
-        "-I",
-        "-m",
-        "pyttpd.admin",
-        "reload",
-        "--runtime-dir",
-        str(tree.folder / "run"),
-    ]
-    done = subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=100)
-    return done.returncode, done.stdout + done.stderr
 
 
 def change(tree: Tree, old: str, new: str) -> None:

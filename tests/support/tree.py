@@ -337,6 +337,21 @@ def start(
     return tree
 
 
+def reload(tree: Tree, *arguments: str) -> tuple[int, str]:
+    """Run `pyttpd reload` for `tree`; return its exit status and what it has printed."""
+    command = [
+        sys.executable,
+        "-I",
+        "-m",
+        "pyttpd.admin",
+        "reload",
+        "--runtime-dir",
+        str(tree.folder / "run"),
+    ]
+    done = subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=100)
+    return done.returncode, done.stdout + done.stderr
+
+
 @pytest.fixture
 def plant() -> Iterator[Callable[..., Tree]]:
     """Start trees (`start` says with what); each is checked and ended after the test."""

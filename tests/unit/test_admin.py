@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from pyttpd import admin, fdpass, memfd
+from pyttpd import admin, fdpass, memfd, peercred
 from pyttpd.wire.messages import MAX_FRAME, Answer, Command, Goodbye, Hello, Told, Welcome, decode, encode
 
 Speak = Callable[[socket.socket], None]
@@ -172,3 +172,19 @@ def test_where_an_ordinary_users_tree_is(monkeypatch: pytest.MonkeyPatch, tmp_pa
     assert admin.user_directory() == f"{tmp_path}/pyttpd"
     monkeypatch.delenv("XDG_RUNTIME_DIR")
     assert admin.user_directory() == f"/tmp/pyttpd-{os.geteuid()}"
+
+
+@pytest.mark.root
+def test_whose_groups_the_kernel_tells() -> None:
+    """All of somebody's groups, and of who has more than can be asked for only the first."""
+    for count, told in ((3, 4), (300, 1)):
+        before = os.getgroups()
+        try:
+            os.setgroups(range(50_000, 50_000 + count))
+            ours, theirs = socket.socketpair()
+        finally:
+            os.setgroups(before)
+        with ours, theirs:
+            found = peercred.groups(theirs)
+        assert os.getegid() in found
+        assert len(found) == told

@@ -163,7 +163,7 @@ def test_what_is_written_differently_is_no_change(tmp_path: Path) -> None:
             (),
             False,
             ["~ top of the file: takes a restart of the tree"],
-            ["~ top of the file: takes a restart of the tree"],
+            ["~ top of the file: has no effect in containers"],
             id="runtime_dir",
         ),
         pytest.param(

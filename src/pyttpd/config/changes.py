@@ -226,7 +226,7 @@ _WORDS: dict[tuple[str, str, str], tuple[str, str]] = {
         "its process is started anew",
     ),
     ("~", "", "port"): ("new ports: publish them in `ports` of the service net", "new ports"),
-    ("~", "", "restart"): ("takes a restart of the tree", "takes a restart of the tree"),
+    ("~", "", "restart"): ("has no effect in containers", "takes a restart of the tree"),
     ("~", "vhost", "container"): (
         "needs its container anew, with `user` and `--allow`: docker compose up -d vhost-{name}",
         "all its processes are started anew, and the old ones end when those serve",

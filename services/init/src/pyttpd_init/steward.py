@@ -10,7 +10,8 @@ came of it; master does the rest of the reading no second time. Then, for each w
     retire    who has lost its table is asked to leave: umaster sends nobody there any more
     drop      nothing of it is kept
 
-The egress rule only ever grows while the tree runs: sockets of a uid may outlive its table.
+Of the egress rule the uids only ever grow while the tree runs, since sockets of a uid may outlive its table; an
+exception from it ends with the last process that was started for it.
 
 As an ordinary user new parts need doors as well (rendezvous.py): each keeper that binds has such a pair, through
 which it gets the far ends, and keeps them for whoever of its role comes after.
@@ -129,9 +130,23 @@ class Steward:
         """`child`'s keeper has ended; say whether that was to be."""
         if not child.asked:
             return False
-        self._runner.children.remove(child)
-        self._runner.log.info("ended", child=child)
+        runner = self._runner
+        runner.children.remove(child)
+        runner.log.info("ended", child=child)
         self._clean(child)
+        if child.allow and runner.as_root:
+            ready = [] if self._prepared is None else self._prepared.new
+            self._allowed = {
+                egress.Allowed(address, one.uid)
+                for one in (*runner.children, *ready)
+                for address in one.allow
+            }
+            try:
+                self.hold_back(set(), set())
+            except egress.EgressError as error:
+                runner.log.error(
+                    "an exception from the egress rule can't be taken back", child=child, error=error
+                )
         return True
 
     def close(self) -> None:
