@@ -30,11 +30,19 @@ MAX_ANSWER = 16 * 1024 * 1024
 _LISTENERS = re.compile(rb'^pyttpd_umaster_listeners\{listener="[^"]*"\} ([0-9.e+]+)', re.MULTILINE)
 
 
+def _connection(port: int) -> socket.socket:
+    """Return a connection to a metrics port of this pod, whichever family it is bound to."""
+    try:
+        return socket.create_connection(("127.0.0.1", port), PATIENCE)
+    except OSError:
+        return socket.create_connection(("::1", port), PATIENCE)
+
+
 def listeners(port: int) -> int:
     """Return how many channels of listeners umaster has. Raises OSError or ValueError if it doesn't say."""
     text = bytearray()
     deadline = time.monotonic() + PATIENCE
-    with socket.create_connection(("127.0.0.1", port), PATIENCE) as sock:
+    with _connection(port) as sock:
         sock.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
         while data := sock.recv(65536):
             text += data

@@ -211,7 +211,7 @@ VALUES: Final[dict[str, Values]] = {
             "clusterIP": "10.0.0.1",
         },
         "drain": {"delaySeconds": 3},
-        "config": {"grace": 5, "log": {"level": "debug"}},
+        "config": {"grace": 5.5, "log": {"level": "debug"}},
         "extraObjects": [
             {
                 "apiVersion": "v1",

@@ -13,9 +13,10 @@ from pyttpd import prestop
 
 
 @contextlib.contextmanager
-def answering(*answers: bytes) -> Iterator[int]:
+def answering(*answers: bytes, host: str = "127.0.0.1") -> Iterator[int]:
     """Answer one connection after the other; yield the port. The last answer is the last connection's."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.create_server((host, 0), family=family) as server:
 
         def serve() -> None:
             for answer in answers:
@@ -38,8 +39,9 @@ def said(http: float, metrics: float) -> bytes:
     ).encode()
 
 
-def test_it_waits_until_the_last_listener_has_left() -> None:
-    with answering(said(1, 1), said(0, 1), said(0, 0)) as port:
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_it_waits_until_the_last_listener_has_left(host: str) -> None:
+    with answering(said(1, 1), said(0, 1), said(0, 0), host=host) as port:
         assert prestop.wait(0.0, port, 60.0) == "all listeners have left"
 
 

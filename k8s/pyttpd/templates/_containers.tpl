@@ -64,7 +64,7 @@ dict "root" $ "name" "listener-http" "module" "pyttpd_listener" "image" $image "
       exec:
         {{- $delay := list "/usr/bin/python3" "-I" "-m" "pyttpd.prestop" "--delay" (toString $values.drain.delaySeconds) }}
         {{- if eq .leaves "last" }}
-        {{- $delay = concat $delay (list "--until-left" (toString (add $values.metrics.basePort 2)) "--at-most" (toString (add $values.drain.delaySeconds $values.config.grace))) }}
+        {{- $delay = concat $delay (list "--until-left" (toString (add $values.metrics.basePort 2)) "--at-most" (toString (add $values.drain.delaySeconds (ceil $values.config.grace | int)))) }}
         {{- end }}
         command: {{ toJson $delay }}
   {{- end }}

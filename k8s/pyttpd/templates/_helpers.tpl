@@ -120,7 +120,8 @@ names, as the configuration counts them in the order of their tables.
 
 {{/* Longer than the longest way to leave: every role waits until its successors are known, listeners finish, then the rest. */}}
 {{- define "pyttpd.gracePeriod" -}}
-{{- add .Values.drain.delaySeconds .Values.config.grace .Values.config.grace 5 }}
+{{- $grace := ceil .Values.config.grace | int }}
+{{- add .Values.drain.delaySeconds $grace $grace 5 }}
 {{- end }}
 
 {{/* Keys of a tenant's, or a listener's, table that are Kubernetes'; all others are the configuration's. */}}
