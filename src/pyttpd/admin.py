@@ -60,7 +60,8 @@ def user_directory(configured: str = DEFAULT_RUNTIME_DIR) -> str:
 
 def find(runtime_dir: str) -> str:
     """Return the path of the admin socket below `runtime_dir`, or, without one, where a tree of this user has it."""
-    candidates = [runtime_dir] if runtime_dir else [DEFAULT_RUNTIME_DIR, user_directory()]
+    own = [user_directory()] if os.geteuid() else []
+    candidates = [runtime_dir] if runtime_dir else [*own, DEFAULT_RUNTIME_DIR]
     for candidate in candidates:
         for path in (f"{candidate}/admin/{SOCKET_NAME}", f"{candidate}/admin/own/{SOCKET_NAME}"):
             if os.path.exists(path):
