@@ -18,7 +18,8 @@ from pyttpd_init.closing import let_nobody_in
 from pyttpd_init.holding import Holding
 from pyttpd_init.sockets import Plan, bind
 
-ALL_FLAGS_WITHIN = 10.0
+#: What a connection gets (s) to come about, or to be refused.
+PATIENCE = 10.0
 
 
 def free_port() -> int:
@@ -53,7 +54,7 @@ def hold() -> Iterator[Callable[..., Holding]]:
 
 def connects(port: int) -> bool:
     with socket.socket() as client:
-        client.settimeout(ALL_FLAGS_WITHIN)
+        client.settimeout(PATIENCE)
         return client.connect_ex(("127.0.0.1", port)) == 0
 
 
@@ -117,7 +118,7 @@ def test_nobody_is_reset_who_came_before_and_nobody_comes_after(hold: Callable[.
         held.adopt()
         late.setblocking(False)
         assert late.connect_ex(("127.0.0.1", old.port)) == errno.EINPROGRESS
-        copy.settimeout(ALL_FLAGS_WITHIN)
+        copy.settimeout(PATIENCE)
         accepted, _ = copy.accept()
         with accepted:
             waits.sendall(b"hello")
@@ -128,8 +129,8 @@ def test_nobody_is_reset_who_came_before_and_nobody_comes_after(hold: Callable[.
             copy.accept()
         copy.close()
         late.setblocking(True)
-        late.settimeout(ALL_FLAGS_WITHIN)
-        deadline = time.monotonic() + ALL_FLAGS_WITHIN
+        late.settimeout(PATIENCE)
+        deadline = time.monotonic() + PATIENCE
         while late.connect_ex(("127.0.0.1", old.port)) not in (errno.ECONNREFUSED, errno.ECONNABORTED):
             assert time.monotonic() < deadline
 
