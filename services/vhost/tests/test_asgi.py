@@ -720,11 +720,18 @@ async def raising(scope: Any, receive: Any, send: Any) -> None:
     raise ValueError("broken on purpose")
 
 
+async def lengthy(scope: Any, receive: Any, send: Any) -> None:
+    """As Starlette does it."""
+    message = 'Traceback (most recent call last):\n  File "x.py", line 1\nOSError: no database\n'
+    await send({"type": "lifespan.startup.failed", "message": message})
+
+
 @pytest.mark.parametrize(
     ("app", "lifespan", "reason"),
     [
         (failing, "auto", "no database"),
         (failing, "on", "no database"),
+        (lengthy, "auto", "OSError: no database"),
         (raising, "on", "ValueError: broken on purpose"),
         (raising, "auto", None),
         (failing, "off", None),
@@ -735,7 +742,10 @@ def test_a_startup_that_fails(serve: Serve, app: Asgi, lifespan: str, reason: st
     if reason is None:
         assert server.startup_error is None
     else:
-        assert reason in str(server.startup_error)
+        assert str(server.startup_error) == reason
+        assert ("Traceback" in "".join(getattr(server.startup_error, "__notes__", ()))) is (
+            app is not failing
+        )
 
 
 def test_a_startup_that_takes_too_long_fails(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:

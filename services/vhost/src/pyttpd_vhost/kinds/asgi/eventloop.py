@@ -63,7 +63,15 @@ TELL_EVERY = 10.0
 
 
 class StartupError(Exception):
-    """The application doesn't start."""
+    """The application doesn't start: the last line of what it says of that, which is often a whole traceback. All of it
+    is a note.
+    """
+
+    def __init__(self, said: str) -> None:
+        lines = said.split("\n")
+        super().__init__(next((line for line in reversed(lines) if line.strip()), "lifespan.startup failed"))
+        if len(lines) > 1:
+            self.add_note(said)
 
 
 @dataclass(slots=True)
@@ -110,7 +118,10 @@ class _Lifespan(LifespanOn):
 
     def error(self, text: str, *args: object, exc_info: BaseException | None = None) -> None:
         """Keep it: a message of the application's, or its exception."""
-        self.said.append(shown(exc_info) if exc_info is not None else text)
+        if exc_info is not None:
+            self.said.append(shown(exc_info))
+        elif not text.endswith("failed. Exiting."):  # uvicorn's own last word, which isn't true here
+            self.said.append(text)
 
 
 class Application:
@@ -243,7 +254,7 @@ class EventLoop:
             except TimeoutError:
                 raise StartupError(f"lifespan.startup takes more than {STARTUP_TIMEOUT:.0f} s") from None
             if lifespan.should_exit:
-                raise StartupError("\n".join(lifespan.said) or "lifespan.startup failed")
+                raise StartupError("\n".join(lifespan.said))
             if lifespan.error_occurred:
                 self.site.log.info("the application raised an exception for lifespan: it is served without")
             app.lifespan_state = lifespan.state
