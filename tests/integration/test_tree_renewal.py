@@ -11,6 +11,7 @@ import pytest
 from support.tree import APPLICATION, Tree
 
 Plant = Callable[..., Tree]
+REQUEST = b"GET /kept HTTP/1.1\r\nHost: wsgi.localhost\r\n\r\n"
 BROKEN = "raise RuntimeError('not this time')\n"
 TENANTS = """
 [vhost.wsgi]
@@ -47,6 +48,11 @@ def test_code_that_does_not_load_leaves_the_old_serving_and_new_code_takes_over(
     assert tree.get("wsgi.localhost", "/old").body == b"/old"
 
     application.write_text(APPLICATION.replace('environ["PATH_INFO"]', '"new"'))
-    os.kill(keeper, signal.SIGHUP)
-    tree.wait_for(lambda: tree.get("wsgi.localhost").body == b"new")
-    tree.wait_for(lambda: set(tree.pids("vhost", "wsgi")) & before == {keeper})
+    with tree.connect() as kept:
+        kept.sendall(REQUEST)
+        assert kept.recv(4096).endswith(b"/kept")
+        os.kill(keeper, signal.SIGHUP)
+        tree.wait_for(lambda: tree.get("wsgi.localhost").body == b"new")
+        tree.wait_for(lambda: set(tree.pids("vhost", "wsgi")) & before == {keeper})
+        kept.sendall(REQUEST)  # the old worker has handed it on
+        assert kept.recv(4096).endswith(b"new")
