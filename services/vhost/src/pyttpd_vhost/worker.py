@@ -238,6 +238,11 @@ class Worker(Loop):
             os.kill(os.getpid(), signal.SIGTERM)
         self._asked = True
 
+    def _end_by_term(self) -> None:
+        """Let SIGTERM end the process from now on, unless the application has taken it for something of its own."""
+        if signal.getsignal(signal.SIGTERM) == self._on_term:
+            privileges.let_signal_end(signal.SIGTERM)
+
     def stop(self) -> None:
         """Let all threads come to their end."""
         self._running = False
@@ -647,7 +652,7 @@ class Worker(Loop):
                     self._leave(self._patience(RETIRE))
             if self._leaving and now - self._left >= self._site.share.grace:
                 # Our supervisor's SIGTERM is meant so, and has to be heard even where no Python runs.
-                privileges.let_signal_end(signal.SIGTERM)
+                self._end_by_term()
             self._wake.clear()
             if (
                 self._parked
@@ -818,7 +823,7 @@ class Worker(Loop):
         Not a connection, whose client would wait for the child's end; not the loop, whose events it would take from us;
         and no way to answer the request a second time.
         """
-        privileges.let_signal_end(signal.SIGTERM)
+        self._end_by_term()
         self._running = False
         self._solo = None
         self._lock = threading.RLock()
