@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from pyttpd import memfd
+from pyttpd.config.kinds import Mount, WsgiOptions
 from pyttpd.config.shares import HttpSettings, PoolSettings, TenantLogs, VhostShare
 from pyttpd.roles import Channel as Directory
 from pyttpd.roles import Role as RoleName
@@ -148,9 +149,8 @@ class Tenant:
             "hosts": ("a.test",),
             "foreign": (),
             "default": False,
-            "kind": "wsgi",
+            "mounts": (Mount("/", WsgiOptions("evil:application")),),
             "root": str(app),
-            "application": "evil:application",
             "python_path": (),
             "env": {"ATTACK": attack, "MARK": str(marks / "done")},
             "writable": (str(marks),),
