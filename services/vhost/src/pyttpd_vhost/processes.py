@@ -57,6 +57,7 @@ class WorkerChild(Member):
     at_birth: int = 0
     attached: float = 0.0
     attach_delay: float = 0.0
+    attach_pending: bool = False
 
     @classmethod
     def new(cls, number: int, slot: int, control: Channel, limits: Limits, now: float) -> WorkerChild:

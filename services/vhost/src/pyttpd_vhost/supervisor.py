@@ -514,7 +514,7 @@ class Supervisor:
 
     def _attach_again(self, worker: WorkerChild) -> None:
         """The worker has closed its channel; what was in it is gone with it, which umaster may not have noticed yet."""
-        if worker.state is not State.SPAWNING and self._umaster is not None:
+        if worker.state is not State.SPAWNING and self._umaster is not None and not worker.attach_pending:
             self._umaster.send(Gone(worker.number))
             if time.monotonic() - worker.attached >= FIRST_DELAY + worker.attach_delay:
                 worker.attach_delay = 0.0
@@ -522,12 +522,14 @@ class Supervisor:
                 return
             # Closed as soon as it was there, so umaster has no room for it: growing and jittered, as links are.
             worker.attach_delay = min(LAST_DELAY, max(FIRST_DELAY, 2 * worker.attach_delay))
+            worker.attach_pending = True
             umaster = self._umaster
             self._loop.call_later(
                 worker.attach_delay * random.uniform(0.5, 1.5), lambda: self._attach_if_there(worker, umaster)
             )
 
     def _attach_if_there(self, worker: WorkerChild, umaster: Channel) -> None:
+        worker.attach_pending = False
         if self._workers.get(worker.number) is worker and umaster is self._umaster:
             self._attach(worker)
 
