@@ -206,6 +206,10 @@ class Deployment:
             timeout=30,
         )
 
+    def tenants(self) -> tuple[str, ...]:
+        """Return the names of the tenants; each answers for NAME.localhost."""
+        return ("static", "wsgi", "asgi", "cgi", "fastcgi", "scgi", "handoff")
+
     def targets(self) -> dict[str, tuple[str, str]]:
         """Return the address and path of everybody's metrics, by the name of the compose service."""
         first, tenants = self.metrics_port, self.tenant_metrics_port
@@ -215,11 +219,7 @@ class Deployment:
             "umaster": (f"127.0.0.1:{first + 2}", "/metrics"),
             "listener-http": (f"127.0.0.1:{first + 3}", "/metrics"),
             "listener-metrics": (f"127.0.0.1:{tenants}", "/metrics"),
-            "vhost-static": (f"127.0.0.1:{tenants + 1}", "/metrics/static"),
-            **{
-                f"vhost-{kind}": (f"127.0.0.1:{tenants + 1}", f"/metrics/{kind}")
-                for kind in ("wsgi", "asgi", "cgi", "fastcgi", "scgi", "handoff")
-            },
+            **{f"vhost-{name}": (f"127.0.0.1:{tenants + 1}", f"/metrics/{name}") for name in self.tenants()},
         }
 
     def samples(self, service: str) -> dict[Key, float]:
@@ -277,8 +277,7 @@ class Deployment:
 
     def serves(self) -> bool:
         """Return whether all tenants answer."""
-        kinds = ("static", "wsgi", "asgi", "cgi", "fastcgi", "scgi", "handoff")
-        return all(self.get(f"{kind}.localhost").status == 200 for kind in kinds)
+        return all(self.get(f"{name}.localhost").status == 200 for name in self.tenants())
 
     # ---- starting and ending it --------------------------------------------------------------------------------------
 

@@ -287,6 +287,9 @@ class Pod(Deployment):
 
     # ---- looking at it -----------------------------------------------------------------------------------------------
 
+    def tenants(self) -> tuple[str, ...]:
+        return ("static", "wsgi")
+
     def services(self) -> list[str]:
         return sorted(self.pids)
 
