@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
@@ -32,6 +33,40 @@ PACKAGES = f"venv/lib/python{version()}/site-packages"
 
 def counted(tree: Tree, name: str, *labels: tuple[str, str]) -> float:
     return tree.samples("vhost", "wsgi").get((name, *sorted([("vhost", "wsgi"), *labels])), 0)
+
+
+# ---- what leaves ----
+
+AT_WORK = """
+import os, time
+
+def application(environ, start_response):
+    start_response("200 OK", [("Content-Type", "text/plain")])
+    if environ["PATH_INFO"] == "/work":
+        yield str(os.getpid()).encode()
+        while not os.path.exists("go"):
+            time.sleep(0.01)
+    yield b" done"
+"""
+
+
+def test_a_worker_that_drains_is_seen_and_how_long(plant: Plant) -> None:
+    tree = plant(tenants=TENANT, files={"application/app.py": AT_WORK}, **WSGI)
+    with tree.connect() as client:
+        client.sendall(b"GET /work HTTP/1.0\r\nHost: wsgi.localhost\r\n\r\n")
+        answer = b""
+        while not (begun := answer.partition(b"\r\n\r\n")[2]):
+            answer += client.recv(65536)
+        os.kill(int(begun), signal.SIGTERM)
+        tree.wait_for(lambda: counted(tree, "pyttpd_vhost_workers", ("state", "leaving")) == 1)
+        tree.wait_for(lambda: counted(tree, "pyttpd_vhost_leaving_seconds") > 0)
+        assert tree.get("wsgi.localhost").body == b" done"
+        (tree.folder / "application/go").touch()
+        while data := client.recv(65536):
+            answer += data
+    assert answer.endswith(b" done")
+    tree.wait_for(lambda: counted(tree, "pyttpd_vhost_workers", ("state", "leaving")) == 0)
+    assert counted(tree, "pyttpd_vhost_leaving_seconds") == 0
 
 
 # ---- virtual environments ------------------------------------------------------------------------------------------

@@ -223,6 +223,8 @@ def test_as_json() -> None:
         "mode": "",
         "size": None,
         "oldest": None,
+        "draining": None,
+        "draining_for": None,
         "failure": None,
         "mounts": [],
     }
@@ -835,3 +837,14 @@ def test_the_generation_and_who_does_not_serve_by_it_yet(capsys: pytest.CaptureF
     with tree(master=text(about("master", "master", 10001, 60) + master)) as port:
         status_module.show(status_module.status("127.0.0.1", port))
     assert "Configuration: generation 7, in force everywhere\n" in capsys.readouterr().out
+
+
+def test_what_drains_and_for_how_long(capsys: pytest.CaptureFixture[str]) -> None:
+    leaving = 'pyttpd_vhost_workers{vhost="blog",state="leaving"} 1.0\n'
+    since = 'pyttpd_vhost_leaving_seconds{vhost="blog"} 12.4\n'
+    blog = text(about("vhost", "blog", 20001, 60) + BLOG + leaving + since)
+    with tree(tenants=tenants(blog, text(about("vhost", "shop", 20002, 60)))) as port:
+        found = status_module.status("127.0.0.1", port)
+    assert [(row.name, row.draining, row.draining_for) for row in found.tenants][:1] == [("blog", 1, 12.4)]
+    status_module.show(found)
+    assert "Draining\n  blog: 1 of its workers, for 12s\n" in capsys.readouterr().out

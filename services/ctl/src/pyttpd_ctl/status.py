@@ -65,7 +65,8 @@ class TenantStatus:
     """One tenant's row. `queue` and `wait` (of the first in it, in seconds) are umaster's, the others the tenant's own.
 
     state: "serving", "loading", "asleep" (on demand, without a worker), "failing", or "" if that isn't known. size: how
-    many workers there should be. oldest: the oldest worker's age in seconds.
+    many workers there should be. oldest: the oldest worker's age in seconds. draining: how many workers finish what
+    they have in hand, and draining_for how long the first of them has been at it, in seconds.
     """
 
     name: str
@@ -83,6 +84,8 @@ class TenantStatus:
     mode: str = ""
     size: int | None = None
     oldest: float | None = None
+    draining: int | None = None
+    draining_for: float | None = None
     failure: Failure | None = None
     mounts: tuple[MountStatus, ...] = ()
 
@@ -270,6 +273,10 @@ def _tenant_row(
         mode=mode,
         size=_whole(answer.total("pyttpd_vhost_pool_size")),
         oldest=answer.total("pyttpd_vhost_oldest_seconds", lambda labels: labels.get("process") == "worker"),
+        draining=_whole(
+            answer.total("pyttpd_vhost_workers", lambda labels: labels.get("state") == "leaving")
+        ),
+        draining_for=answer.total("pyttpd_vhost_leaving_seconds"),
         failure=failure,
         mounts=processes.mounts(answer),
     )
@@ -385,6 +392,14 @@ def show(tree: Status) -> None:
             for row in tree.tenants
         ],
     )
+    if draining := [row for row in tree.tenants if row.draining]:
+        show_lines(
+            "Draining",
+            [
+                f"{row.name}: {_number(row.draining)} of its workers, for {duration(row.draining_for or 0.0)}"
+                for row in draining
+            ],
+        )
     if mounts := [each for row in tree.tenants for each in processes.cells(row.name, row.mounts)]:
         show_table("Application processes", processes.HEADINGS, mounts)
     for row in tree.tenants:

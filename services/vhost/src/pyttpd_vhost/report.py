@@ -72,6 +72,7 @@ def collect(pool: Pool) -> Iterable[metrics.Metric]:
         (gauge, "busy_threads", "Threads that are serving a request.", row.busy_threads),
         (gauge, "worker_memory_bytes", "What workers have got for themselves.", _memory(pool)),
         (gauge, "pool_size", "Workers that there should be.", pool.notes.size),
+        (gauge, "leaving_seconds", "How long a worker has been leaving; 0: none leaves.", _leaving(pool)),
         (gauge, "application_failed", "1 while the application does not run.", int(_broken(pool))),
         (counter, "worker_starts", "Workers that have begun to serve.", nursery.starts),
         (counter, "prototype_starts", "Times that the application was loaded, or tried to.", nursery.loads),
@@ -92,6 +93,12 @@ def collect(pool: Pool) -> Iterable[metrics.Metric]:
     )
     spawn.add_metric([pool.name], nursery.spawn_time.cumulative(), nursery.spawn_time.sum)
     yield spawn
+
+
+def _leaving(pool: Pool) -> float:
+    return max(
+        [pool.now - worker.left for worker in pool.workers if worker.state is State.LEAVING], default=0.0
+    )
 
 
 def _labelled(pool: Pool) -> Iterator[metrics.Metric]:
