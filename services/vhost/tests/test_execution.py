@@ -18,7 +18,7 @@ import pytest
 
 from pyttpd.confine.landlock import SCOPE_ABI, kernel_abi
 
-from pyttpd_vhost.execution import frames, reaper, service
+from pyttpd_vhost.execution import frames, places, reaper, service
 from pyttpd_vhost.execution.client import Client, Limits, SpawnError
 from pyttpd_vhost.execution.frames import Cause, Refusal
 from pyttpd_vhost.execution.tally import Tally
@@ -513,6 +513,38 @@ def test_what_is_started_may_not_connect_where_a_uid_says_nothing(tmp_path: Path
                 assert int(read_all(program.stdout)) == errno.EPERM
     finally:
         running.close()
+
+
+def test_no_connection_is_led_elsewhere_by_a_link(tmp_path: Path) -> None:
+    """The tenant can write where its socket is. Where one uid is everybody's, what a link of its leads to would take
+    the exec service for its user: an agent with keys, master's admin channel.
+    """
+    others = tmp_path / "others"
+    others.mkdir()
+    (tmp_path / "folder").symlink_to(others)
+    (tmp_path / "link.sock").symlink_to(others / "agent.sock")
+    paths = [others / "agent.sock", tmp_path / "link.sock", tmp_path / "folder" / "agent.sock"]
+    running = Running({n: (socket.SOCK_STREAM, str(path)) for n, path in enumerate(paths)}, one_uid=True)
+    running.start()
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+            listener.bind(str(paths[0]))
+            listener.listen(len(paths))
+            running.client.connect(0).close()
+            for mount, code in ((1, errno.ELOOP), (2, errno.ENOTDIR)):
+                with pytest.raises(SpawnError) as caught:
+                    running.client.connect(mount)
+                assert caught.value.code == code
+    finally:
+        running.close()
+
+
+def test_links_above_the_tenants_own_folder_may_stand(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "tmp").symlink_to(tmp_path / "real")
+    tmp = str(tmp_path / "tmp")
+    assert places.without_links(f"{tmp}/a.sock", tmp) == f"{os.path.realpath(tmp)}/a.sock"
+    assert places.without_links("/run/b.sock", tmp) == "/run/b.sock"
 
 
 def test_every_refusal_has_a_count() -> None:

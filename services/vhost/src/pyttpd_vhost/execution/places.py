@@ -8,7 +8,9 @@ Rules
      tenant. The name itself is bound and removed, and nothing below it, so that no link can lead us elsewhere.
   3. What a supervisor that was killed has left is removed by the next one.
   4. A worker connects by path. Where it may connect to nothing (an ordinary user's tree: one uid for all), the exec
-     service does it for it, and to nothing but what the configuration names.
+     service does it for it, and to nothing but what the configuration names: `connect_without_links`. The tenant's code
+     can put a link in the place of a socket in its own folder, and that must not lead to what else its user may
+     connect to: master's admin channel, an agent with keys.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import errno
 import os
 import re
 import socket
+import stat
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -36,6 +39,8 @@ _NAMED: Final = re.compile(r"\.pyttpd-([1-9][0-9]{0,9})-[0-9]{1,2}")
 #: struct timeval.
 _TIMEVAL: Final = struct.Struct("@ll")
 _FOR_EVER: Final = _TIMEVAL.pack(0, 0)
+#: Looking at one component of a path, whatever it is.
+_LOOK: Final = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 _TYPES: Final = (socket.SOCK_STREAM, socket.SOCK_SEQPACKET)
 
 
@@ -126,6 +131,35 @@ def _lives(pid: int) -> bool:
     except OSError as error:
         return error.errno == errno.EPERM
     return True
+
+
+def without_links(path: str, tmp: str) -> str:
+    """Return the path of a socket for `connect_without_links`. Links above the tenant's own folder `tmp` are not the
+    tenant's: they may stand in it.
+    """
+    folder, _, name = path.rpartition("/")
+    return f"{os.path.realpath(tmp)}/{name}" if folder == tmp else path
+
+
+def connect_without_links(sock: socket.socket, path: str) -> None:
+    """Connect to the socket at the absolute `path`, no component of which is a symbolic link. Raises OSError."""
+    *folders, name = path.split("/")[1:]
+    fd = os.open("/", _LOOK | os.O_DIRECTORY)
+    try:
+        for each in folders:
+            deeper = os.open(each, _LOOK | os.O_DIRECTORY, dir_fd=fd)  # of a link: ENOTDIR
+            os.close(fd)
+            fd = deeper
+        found = os.open(name, _LOOK, dir_fd=fd)
+    finally:
+        os.close(fd)
+    try:
+        if stat.S_ISLNK(os.fstat(found).st_mode):
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+        # By the descriptor: what has the name now may be something else already.
+        sock.connect(f"/proc/self/fd/{found}")
+    finally:
+        os.close(found)
 
 
 class Place:

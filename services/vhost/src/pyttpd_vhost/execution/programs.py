@@ -16,7 +16,7 @@ from pyttpd.service import Service
 
 from pyttpd_vhost.execution.host import Host
 from pyttpd_vhost.execution.manager import Manager, Pool
-from pyttpd_vhost.execution.places import Listeners, Place
+from pyttpd_vhost.execution.places import Listeners, Place, without_links
 from pyttpd_vhost.execution.plan import Backend, plan, wanted
 from pyttpd_vhost.execution.tally import Tally
 from pyttpd_vhost.execution.usage import Usage
@@ -87,7 +87,9 @@ class Programs:
         if not (wanted(share) or (options.one_uid and backends)):
             self.equipment = Equipment(backends=tuple(backends))
             return
-        sockets = {backend.mount: (backend.kind, backend.path) for backend in backends}
+        sockets = {
+            backend.mount: (backend.kind, without_links(backend.path, options.tmp)) for backend in backends
+        }
         host = self._host = Host(service, share, printed, sockets)
         self._usage = Usage(rows, len(applications))
         if applications:

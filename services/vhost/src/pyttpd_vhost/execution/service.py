@@ -49,6 +49,7 @@ from pyttpd.wire.permits import Kind, Side
 from pyttpd_vhost.backoff import Backoff
 from pyttpd_vhost.execution import frames, reaper
 from pyttpd_vhost.execution.frames import Connect, Connected, Refusal, Refused, Run
+from pyttpd_vhost.execution.places import connect_without_links
 from pyttpd_vhost.execution.reaper import Surroundings
 from pyttpd_vhost.execution.tally import Tally
 from pyttpd_vhost.output import redirect
@@ -294,7 +295,7 @@ class ExecService:
         with socket.socket(socket.AF_UNIX, kind) as sock:
             sock.settimeout(_CONNECT_TIMEOUT)
             try:
-                sock.connect(path)
+                connect_without_links(sock, path)
             except OSError as error:
                 self._say(reply, Refused(Refusal.BACKEND, error.errno or 0, error.strerror or str(error)))
             else:
