@@ -50,7 +50,6 @@ if TYPE_CHECKING:
     from pyttpd.config.model import Config
 
 PREPARE, ADOPT, RETIRE, DROP = b"prepare", b"adopt", b"retire", b"drop"
-WORDS = (PREPARE, ADOPT, RETIRE, DROP)
 OUTCOME = b"outcome"
 KEEP = b"keep "
 DOOR, NO_DOOR = b"door", b"no-door"

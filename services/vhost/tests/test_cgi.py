@@ -14,12 +14,14 @@ from typing import Any
 
 import pytest
 
-from pyttpd.config.kinds import CgiOptions
+from pyttpd.config.kinds import CgiOptions, Mount
 from pyttpd.config.shares import PoolSettings
 
 from pyttpd_vhost.execution import reaper
 from pyttpd_vhost.execution.checks import Identity
+from pyttpd_vhost.kinds.base import Kind
 from pyttpd_vhost.kinds.cgi import CgiKind
+from pyttpd_vhost.mounts import Mounts
 from pyttpd_vhost.site import Site
 
 from .conftest import HOST, Answer, Client, Serve, Server, descriptors
@@ -50,12 +52,16 @@ class Cgi:
         path.chmod(mode)
         return path
 
-    def start(self, *, share: dict[str, Any] | None = None, http: Any = None, **options: Any) -> Server:
+    def start(
+        self, *, share: dict[str, Any] | None = None, http: Any = None, mount: str = "/", **options: Any
+    ) -> Server:
         made = CgiOptions(**{"root": str(self.folder), **options})
 
-        def kind(site: Site) -> CgiKind:
+        def kind(site: Site) -> Kind:
             site.programs = self.running.client
-            return CgiKind(made, site, who=WHO)
+            where = Mount(mount, made)
+            programs = CgiKind(made, site, 0, where.prefix, who=WHO)
+            return programs if mount == "/" else Mounts([(where, programs)], site)
 
         self.server = self._serve(kind=kind, share=share, **(http or {}))
         return self.server
@@ -280,6 +286,20 @@ def test_a_folder_gets_its_slash(cgi: Cgi) -> None:
     answer = cgi.ask("/sub%20dir?a=b")
     assert (answer.status, answer["Location"]) == (301, "/sub%20dir/?a=b")
     assert cgi.ask("/sub%20dir/").body == b"/sub dir/index\n"
+
+
+def test_a_folder_below_a_mount_gets_its_slash(cgi: Cgi) -> None:
+    """Also where the mount's own path can't stand in a header as it is."""
+    (cgi.folder / "sub").mkdir(0o755)
+    cgi.write("sub/index", f"{TEXT}; echo $SCRIPT_NAME")
+    cgi.start(mount="/größe", index=("index",))
+    for path, location in (
+        ("/gr%C3%B6%C3%9Fe", "/gr%C3%B6%C3%9Fe/"),
+        ("/gr%C3%B6%C3%9Fe/sub?a", "/gr%C3%B6%C3%9Fe/sub/?a"),
+    ):
+        answer = cgi.ask(path)
+        assert (answer.status, answer["Location"]) == (301, location)
+    assert cgi.ask("/gr%C3%B6%C3%9Fe/sub/").body == "/größe/sub/index\n".encode()
 
 
 # ---- what isn't run ----

@@ -2,7 +2,7 @@
 
 Theory of operation: ctypes on the C library that is loaded already, nothing else; no libseccomp, no libcap.
 Numbers come from one table with a column for each architecture we know; on any other we refuse to start
-(ConfineError) rather than guess. In step with it: tests/unit/test_confine_table.py compares the table with
+(ConfineError) rather than guess. In step with it: tests/unit/test_confine_filter.py compares the table with
 the kernel's headers where these are installed.
 """
 

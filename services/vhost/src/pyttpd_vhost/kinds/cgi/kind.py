@@ -92,9 +92,7 @@ class CgiKind(GatewayKind):
             exchange.fail(404)
             return ""
         except ToFolder as moved:
-            query = f"?{request.query.decode('latin-1')}" if request.query else ""
-            fields, content = self.site.page(301, [("Location", f"{request.mount}/{moved.location}{query}")])
-            exchange.respond(STATUS[301], 301, fields, content)
+            self.to_folder(moved.path, request, exchange)
             return ""
         except CheckFailed as failed:
             raise BackendError(Fault.REFUSED, f"{failed.check}: {failed.text}") from None

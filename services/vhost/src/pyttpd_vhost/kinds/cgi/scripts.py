@@ -28,7 +28,7 @@ import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
-from urllib.parse import quote, unquote_to_bytes
+from urllib.parse import unquote_to_bytes
 
 from pyttpd_vhost.execution import checks
 from pyttpd_vhost.execution.checks import CheckFailed, Identity, NotThere
@@ -40,16 +40,14 @@ if TYPE_CHECKING:
 #: Words of a query, and their length together: what nobody types into a search form.
 MAX_WORDS = 64
 MAX_WORDS_SIZE = 4096
-#: What may stand in a redirect's path as it is (RFC 3986 section 3.3).
-_SAFE = "/!$&'()*+,;=:@~"
 
 
 class ToFolder(Exception):
-    """A folder was asked for without its slash. `location`: where it is, relative to the mount, with the slash."""
+    """A folder was asked for without its slash. `path`: what it is below the mount, without a slash at either end."""
 
-    def __init__(self, location: str) -> None:
-        super().__init__(location)
-        self.location = location
+    def __init__(self, path: bytes) -> None:
+        super().__init__(path)
+        self.path = path
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +99,7 @@ class Scripts:
                     if not self._index:
                         raise NotThere
                     if not folder or not info:
-                        raise ToFolder(quote(found.path, safe=_SAFE) + "/" if found.path else "")
+                        raise ToFolder(found.path)
                     return self._of_folder(base, found.path, query)
                 rest = [*found.rest, b""] if folder else found.rest
                 return self._script_at(found, rest, query)

@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING
 
 from pyttpd_vhost.http.engine import Request
 from pyttpd_vhost.http.errors import ClientGone, RequestError
-from pyttpd_vhost.http.exchange import Exchange, State
+from pyttpd_vhost.http.exchange import Exchange
 from pyttpd_vhost.http.paths import BadPathError
+from pyttpd_vhost.http.response import STATUS
 from pyttpd_vhost.kinds.gateway.faults import BackendError, Fault, excerpt, report
 from pyttpd_vhost.kinds.gateway.variables import MetaVariables
+from pyttpd_vhost.kinds.static.paths import location
 
 if TYPE_CHECKING:
     from pyttpd_vhost.site import Site
@@ -21,8 +23,8 @@ MAX_REDIRECTS = 10
 
 #: The path and query of a local redirect: what may stand in a request's target.
 _TARGET = re.compile(r"/[!\"$-~]*")
-
-_DONE = State.DONE
+#: How the names of fields begin that are about a body.
+_OF_THE_BODY = (b"content-", b"transfer-encoding", b"expect", b"trailer")
 
 
 class Redirected(Request):
@@ -52,10 +54,10 @@ class GatewayKind(ABC):
     def handle(self, request: Request, exchange: Exchange) -> None:
         """See `Kind.handle`."""
         try:
-            location = self.ask(request, exchange)
-            if not location:
+            target = self.ask(request, exchange)
+            if not target:
                 return
-            redirected = redirect(request, location)
+            redirected = redirect(request, target)
         except ClientGone:
             raise
         except BadPathError:
@@ -74,27 +76,28 @@ class GatewayKind(ABC):
             exchange.body = None
         exchange.site.kind.handle(redirected, exchange)
 
+    def to_folder(self, path: bytes, request: Request, exchange: Exchange) -> None:
+        """Redirect to the folder `path` (below the mount, decoded), which was asked for without its slash."""
+        fields, content = self.site.page(301, [("Location", location(request.mount, path, request.query))])
+        exchange.respond(STATUS[301], 301, fields, content)
 
-def redirect(request: Request, location: str) -> Redirected:
+
+def redirect(request: Request, target: str) -> Redirected:
     """Return the request that is answered instead of `request` (RFC 3875 section 6.2.2). Raises BackendError."""
     redirects = request.redirects + 1 if isinstance(request, Redirected) else 1
     if redirects > MAX_REDIRECTS:
         raise BackendError(Fault.MALFORMED, f"more than {MAX_REDIRECTS} local redirects")
-    if _TARGET.fullmatch(location) is None:
-        raise BackendError(Fault.MALFORMED, f"not a path: {excerpt(location)}")
+    if _TARGET.fullmatch(target) is None:
+        raise BackendError(Fault.MALFORMED, f"not a path: {excerpt(target)}")
     new: Redirected = object.__new__(Redirected)
     for name in Request.__slots__:
         setattr(new, name, getattr(request, name))
     new.method = "HEAD" if request.method == "HEAD" else "GET"
-    new.target = location.encode("ascii")
+    new.target = target.encode("ascii")
     new.path, _, new.query = new.target.partition(b"?")
-    new.fields = [field for field in request.fields if not field[0].lower().startswith(b"content-")]
-    new.fields = [field for field in new.fields if field[0].lower() not in _OF_THE_BODY]
+    new.fields = [field for field in request.fields if not field[0].lower().startswith(_OF_THE_BODY)]
     new.length = 0
     new.expect = new.remembered = False
     new.memo = new.placed = None
     new.redirects = redirects
     return new
-
-
-_OF_THE_BODY = (b"transfer-encoding", b"expect", b"trailer")

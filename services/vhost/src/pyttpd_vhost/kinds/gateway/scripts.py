@@ -21,7 +21,7 @@ import stat
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from pyttpd_vhost.kinds.static.paths import WELL_KNOWN
+from pyttpd_vhost.kinds.static.paths import is_hidden
 from pyttpd_vhost.kinds.static.programs import Programs
 from pyttpd_vhost.openat2 import Root
 
@@ -71,7 +71,7 @@ class Scripts:
         components = path[1:].split(b"/")
         at: list[bytes] = []
         for number, component in enumerate(components):
-            if hidden(component, number):
+            if is_hidden(component, number):
                 break
             at.append(component)
             if component.endswith(self._rules.suffixes) and self._is_file(b"/".join(at)):
@@ -112,8 +112,3 @@ class Scripts:
             return stat.S_ISREG(os.fstat(fd).st_mode)
         finally:
             os.close(fd)
-
-
-def hidden(component: bytes, number: int) -> bool:
-    """Whether the component `number` of a path is one that nobody is shown (kinds/static/paths.py)."""
-    return component[:1] == b"." and (number > 0 or component != WELL_KNOWN)

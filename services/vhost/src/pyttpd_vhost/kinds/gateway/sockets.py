@@ -22,7 +22,6 @@ from pyttpd.config.kinds import StaticOptions
 from pyttpd_vhost.http.engine import Request
 from pyttpd_vhost.http.exchange import Exchange
 from pyttpd_vhost.http.paths import BadPathError, normal
-from pyttpd_vhost.http.response import STATUS
 from pyttpd_vhost.kinds.gateway.backends import Backend
 from pyttpd_vhost.kinds.gateway.bodies import Source, source
 from pyttpd_vhost.kinds.gateway.errors import Errors
@@ -30,7 +29,6 @@ from pyttpd_vhost.kinds.gateway.faults import BackendError, Fault
 from pyttpd_vhost.kinds.gateway.kind import GatewayKind
 from pyttpd_vhost.kinds.gateway.relay import Codec, Relay, Wires
 from pyttpd_vhost.kinds.gateway.scripts import File, Moved, Rules, Script, Scripts
-from pyttpd_vhost.kinds.static.paths import location
 from pyttpd_vhost.kinds.static.programs import Programs
 
 if TYPE_CHECKING:
@@ -129,9 +127,7 @@ class SocketKind(GatewayKind):
                     request.memo = None  # a script's, which has become a file
                 self._files.handle(request, exchange)
             case Moved(path):
-                headers = [("Location", location(request.mount, path, request.query))]
-                fields, content = self.site.page(301, headers)
-                exchange.respond(STATUS[301], 301, fields, content)
+                self.to_folder(path, request, exchange)
             case None:
                 exchange.fail(404)
         return None

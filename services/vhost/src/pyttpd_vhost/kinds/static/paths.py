@@ -23,9 +23,14 @@ def relative(path: bytes) -> bytes | None:
     """Return a normal path relative to the root; b"" is the root, a slash at the end is kept. None if it is hidden."""
     if b"/." in path:
         for number, component in enumerate(path.split(b"/")[1:]):
-            if component[:1] == b"." and (number or component != WELL_KNOWN):
+            if is_hidden(component, number):
                 return None
     return path[1:]
+
+
+def is_hidden(component: bytes, number: int) -> bool:
+    """Whether the component `number` (from 0) of a path is one that nobody is shown."""
+    return component[:1] == b"." and (number > 0 or component != WELL_KNOWN)
 
 
 def location(prefix: str, path: bytes, query: bytes) -> str:
