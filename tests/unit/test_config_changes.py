@@ -45,6 +45,61 @@ def plan_of(folder: Path, *edits: tuple[str, str]) -> Plan:
     return compare(old, load(file))
 
 
+MOUNTS = """
+[[vhost.shop.mount]]
+path = "/"
+kind = "static"
+[[vhost.shop.mount]]
+path = "/cgi-bin"
+kind = "cgi"
+root = "/srv/cgi"
+env = { PASSWORD = "hunter2" }
+[[vhost.shop.mount]]
+path = "/php"
+kind = "fastcgi"
+root = "/srv/php"
+socket = "/run/php.sock"
+params = { PASSWORD = "hunter2" }
+"""
+
+
+@pytest.mark.parametrize(
+    ("edit", "details"),
+    [
+        (('kind = "static"', 'kind = "static"\nlisting = true'), ["mount /: listing: False -> True"]),
+        (("hunter2", "hunter3"), ["mount /cgi-bin: env: PASSWORD", "mount /php: params: PASSWORD"]),
+        (("/cgi-bin", "/run"), ["mount /cgi-bin: kind: cgi -> none", "mount /run: kind: none -> cgi"]),
+        (
+            ("[[vhost.shop.mount]]" + MOUNTS.split("[[vhost.shop.mount]]")[1], ""),
+            ["mount /: kind: static -> none"],
+        ),
+    ],
+    ids=["a key", "secrets", "another path", "one less"],
+)
+def test_mounts(tmp_path: Path, edit: tuple[str, str], details: list[str]) -> None:
+    """Each mount's keys are shown as a table's are, and no secret of theirs."""
+    file = tmp_path / "pyttpd.toml"
+    text = TEXT[: TEXT.rindex('kind = "static"')] + 'root = "/srv/shop"\n' + MOUNTS
+    file.write_text(text)
+    old = load(file)
+    assert edit[0] in text
+    head, tail = text[: text.index(MOUNTS)], MOUNTS.replace(*edit)
+    file.write_text(head + tail)
+    found = lines(compare(old, load(file)), plain=True)
+    assert found == ["~ [vhost.shop]: new workers", *[f"    {detail}" for detail in details]]
+
+
+def test_the_one_kind_of_a_vhost(tmp_path: Path) -> None:
+    """Its keys are those of a table of its own."""
+    plan = plan_of(tmp_path, ("[vhost.shop]", "[vhost.blog.static]\nlisting = true\n[vhost.shop]"))
+    assert lines(plan, plain=True) == ["~ [vhost.blog]: new workers", "    static.listing: False -> True"]
+    plan = plan_of(
+        tmp_path,
+        ('kind = "static"\nroot = "/srv/blog"', 'kind = "wsgi"\napplication = "a:b"\nroot = "/srv/blog"'),
+    )
+    assert "    kind: static -> wsgi" in lines(plan, plain=True)
+
+
 def test_what_is_written_differently_is_no_change(tmp_path: Path) -> None:
     plan = plan_of(tmp_path, ("[listen.http]", "# a comment\ngrace = 30\n[listen.http]"))
     assert plan == Plan()

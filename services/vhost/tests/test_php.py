@@ -130,6 +130,16 @@ def test_variables(serve: Serve, php: Php, site: Path) -> None:
     )
 
 
+def test_a_root_of_any_letters(serve: Serve, php: Php, tmp_path: Path) -> None:
+    root = tmp_path / "größe €"
+    root.mkdir()
+    (root / "index.php").write_text(
+        "<?php echo json_encode([$_SERVER['DOCUMENT_ROOT'], $_SERVER['SCRIPT_FILENAME'], $_SERVER['PATH_TRANSLATED']]);"
+    )
+    answer = ask(serve_php(serve, php(), root), "GET", "/index.php/x")
+    assert (answer.status, json.loads(answer.body)) == (200, [str(root), f"{root}/index.php", f"{root}/x"])
+
+
 def test_paths(serve: Serve, php: Php, site: Path, tmp_path: Path) -> None:
     """Scripts run, and nothing else does."""
     for name in ("index.php", "page.php", "folder/index.php", ".hidden/x.php", "dir.php/inner.php"):

@@ -20,6 +20,7 @@ from pyttpd.config.errors import printable
 from pyttpd.roles import METRICS_LISTENER
 
 if TYPE_CHECKING:
+    from pyttpd.config.kinds import Mount
     from pyttpd.config.model import Config, Listener, Vhost
 
 #: A value is shown up to so many characters.
@@ -29,7 +30,8 @@ MAX_SHOWN = 60
 _OF_THE_CONTAINER = ("uid", "gid", "allow")
 #: What the mount namespace of a tenant is made of; in a container it is the image's and the compose file's.
 _OF_THE_VIEW = ("root", "python_path", "virtualenv", "writable", "log_files")
-_SECRET = ("env",)
+#: Tables whose values are nobody else's affair: only the names of what changes are shown.
+_SECRET = ("env", "params")
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,13 +182,37 @@ def _differences(old: object, new: object, prefix: str = "") -> Iterator[str]:
         if one == other:
             continue
         key = f"{prefix}{each.name}"
-        if is_dataclass(one) and type(one) is type(other) and type(one).__str__ is object.__str__:
+        if each.name == "mounts":
+            yield from _mounts(one, other)
+        elif is_dataclass(one) and type(one) is type(other) and type(one).__str__ is object.__str__:
             yield from _differences(one, other, f"{key}.")
         elif each.name in _SECRET and isinstance(one, Mapping) and isinstance(other, Mapping):
             keys = sorted(k for k in {*one, *other} if one.get(k) != other.get(k))
             yield f"{key}: {', '.join(keys)}"
         else:
             yield _line(key, one, other)
+
+
+def _mounts(old: tuple[Mount, ...], new: tuple[Mount, ...]) -> Iterator[str]:
+    """Yield a line for each key that differs between a vhost's mounts, and one for each that comes or goes."""
+    before = {mount.path: mount for mount in old}
+    after = {mount.path: mount for mount in new}
+    alone = (
+        before.keys() == after.keys() == {"/"}
+    )  # as in a vhost's own table, where each kind has one (kind_keys.py)
+    found = False
+    for path in dict.fromkeys((*before, *after)):
+        was, now = before.get(path), after.get(path)
+        if was == now:
+            continue
+        found = True
+        prefix = "" if alone else f"mount {path}: "
+        if was is None or now is None or was.kind != now.kind:
+            yield _line(f"{prefix}kind", was and was.kind, now and now.kind)
+        else:
+            yield from _differences(was.options, now.options, f"{was.kind}." if alone else prefix)
+    if not found:
+        yield "mount: in another order"
 
 
 def _line(key: str, old: object, new: object) -> str:

@@ -15,9 +15,10 @@ from pyttpd.log import Log
 
 #: What of the environment the tenant's code sees besides its own `env`.
 KEPT_ENVIRONMENT = ("PATH", "LANG", "LC_ALL", "LC_CTYPE", "TZ")
+#: Where programs are looked for if nobody has said so.
+DEFAULT_PATH = "/usr/local/bin:/usr/bin:/bin"
 #: The kinds that run a program for each request.
 RUN_BY_REQUEST = ("cgi",)
-
 
 #: What an application process, or a request that runs a program, may have by itself where nobody says: its reaper, and
 #: a few of its own (php-cgi's children, a shell's pipeline).

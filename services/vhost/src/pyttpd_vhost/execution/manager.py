@@ -25,7 +25,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -37,7 +37,7 @@ from pyttpd_vhost import policy
 from pyttpd_vhost.backoff import STABLE_AFTER, Backoff
 from pyttpd_vhost.execution.client import Asked, Client, Spawned, SpawnError
 from pyttpd_vhost.execution.usage import Usage
-from pyttpd_vhost.policy import Limits, Load, Member, Reason, State
+from pyttpd_vhost.policy import Limits, Load, Member, State
 from pyttpd_vhost.processes import cpu_seconds, family, resident
 
 #: How often (s) we look: while anything goes on, and while nothing does.
@@ -441,17 +441,9 @@ class Manager:
             self.moved()
         return self.empty
 
-    def processes(self) -> Iterator[tuple[Pool, Process]]:
-        for pool in self.pools:
-            for process in pool.processes.values():
-                yield pool, process
-
     def close(self) -> None:
         """End all of them at once."""
         self._timer.cancel()
         for pool in self.pools:
             pool.kill()
         self._loop.remove(self.usage.wake)
-
-
-__all__ = ["Application", "Manager", "Pool", "Process", "Reason"]

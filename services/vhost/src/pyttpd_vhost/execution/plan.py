@@ -17,7 +17,7 @@ from pyttpd.config.processes import ProcessOptions
 from pyttpd.config.shares import PoolSettings, VhostShare
 
 from pyttpd_vhost.execution.manager import Application
-from pyttpd_vhost.tenant import KEPT_ENVIRONMENT, RUN_BY_REQUEST
+from pyttpd_vhost.tenant import DEFAULT_PATH, KEPT_ENVIRONMENT, RUN_BY_REQUEST
 
 if TYPE_CHECKING:
     from pyttpd_vhost.execution.places import Listeners
@@ -28,8 +28,6 @@ NOBODY: Final = ".pyttpd-none"
 _SOCKET_TYPES: Final = {"handoff": socket.SOCK_SEQPACKET}
 #: Folders with settings for PHP; an empty one is the system's.
 _PHP_INI: Final = "PHP_INI_SCAN_DIR"
-#: Where programs are looked for if the supervisor wasn't told.
-_PATH: Final = "/usr/local/bin:/usr/bin:/bin"
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +117,7 @@ def settings(options: ProcessOptions) -> PoolSettings:
 def environment(share: VhostShare, tmp: str) -> dict[str, str]:
     """Return the variables of an application process: what the prototype has as well, and the tenant's own."""
     kept = {key: os.environ[key] for key in KEPT_ENVIRONMENT if key in os.environ}
-    path = kept.get("PATH") or _PATH
+    path = kept.get("PATH") or DEFAULT_PATH
     if share.virtualenv:
         kept["VIRTUAL_ENV"] = share.virtualenv
         path = f"{share.virtualenv}/bin:{path}"

@@ -36,15 +36,13 @@ from pyttpd_vhost.kinds.gateway.errors import Errors
 from pyttpd_vhost.kinds.gateway.faults import BackendError, Fault
 from pyttpd_vhost.kinds.gateway.kind import GatewayKind
 from pyttpd_vhost.kinds.gateway.relay import READ, Event, Relay, Said, Wires
-from pyttpd_vhost.tenant import KEPT_ENVIRONMENT
+from pyttpd_vhost.tenant import DEFAULT_PATH, KEPT_ENVIRONMENT
 
 if TYPE_CHECKING:
     from pyttpd.config.kinds import CgiOptions
 
     from pyttpd_vhost.site import Site
 
-#: Where programs are looked for by others if nobody has said so.
-DEFAULT_PATH: Final = "/usr/local/bin:/usr/bin:/bin"
 #: From the end of its output a program has so long (s) to come to its own end; how it did decides what the answer was.
 AFTER_OUTPUT: Final = 1.0
 #: What is read of its standard error once it has ended: what a pipe holds (pipe(7)).

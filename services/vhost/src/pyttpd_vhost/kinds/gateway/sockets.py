@@ -11,6 +11,7 @@ repeated (RFC 9110 section 9.2.2) it doesn't matter, as long as it has said noth
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 from abc import abstractmethod
 from collections.abc import Mapping
@@ -56,18 +57,19 @@ class SocketKind(GatewayKind):
         super().__init__(site, mount, path)
         share = site.share
         self._read_timeout = options.read_timeout
-        self._root = share.root
+        root = share.root
         self._scripts: Scripts | None = None
         self._files: StaticKind | None = None
         keep = 0
         if isinstance(options, ScriptOptions):
             keep = options.kept(share.pool.max_workers)
-            self._root = options.root.rstrip("/")
+            root = options.root.rstrip("/")
             if options.scripts:
                 self._scripts = Scripts(options.root, _rules(options, site))
                 if options.files:
                     self._files = _files(options, site)
         self._backend = Backend(site.places[path or "/"], keep=keep, patience=options.connect_timeout)
+        self._root = os.fsencode(root).decode("latin-1")  # as all variables are: a byte is a character
         self._params = {
             "DOCUMENT_ROOT": self._root,
             # php-cgi wants to know that a server has sent it here and no browser
