@@ -60,7 +60,7 @@ def user_directory(configured: str = DEFAULT_RUNTIME_DIR) -> str:
 
 def find(runtime_dir: str) -> str:
     """Return the path of the admin socket below `runtime_dir`, or, without one, where a tree of this user has it."""
-    own = [user_directory()] if os.geteuid() else []
+    own = [user_directory()] if os.geteuid() and _is_ours(user_directory()) else []
     candidates = [runtime_dir] if runtime_dir else [*own, DEFAULT_RUNTIME_DIR]
     for candidate in candidates:
         for path in (f"{candidate}/admin/{SOCKET_NAME}", f"{candidate}/admin/own/{SOCKET_NAME}"):
@@ -70,6 +70,14 @@ def find(runtime_dir: str) -> str:
         f"no admin channel below {' or '.join(candidates)}: does a tree run here? --runtime-dir, or --config, says "
         "where"
     )
+
+
+def _is_ours(folder: str) -> bool:
+    """Say whether a folder that nobody has named is ours: below /tmp anybody can make one, and answer in it."""
+    try:
+        return os.lstat(folder).st_uid == os.geteuid()
+    except OSError:
+        return False
 
 
 def ask(path: str, command: Command, told: Callable[[str], None]) -> tuple[bool, list[str]]:

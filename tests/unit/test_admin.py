@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from pyttpd import admin, fdpass, memfd, peercred
+from pyttpd.rendezvous import SOCKET_NAME
 from pyttpd.wire.messages import MAX_FRAME, Answer, Command, Goodbye, Hello, Told, Welcome, decode, encode
 
 Speak = Callable[[socket.socket], None]
@@ -172,6 +173,24 @@ def test_where_an_ordinary_users_tree_is(monkeypatch: pytest.MonkeyPatch, tmp_pa
     assert admin.user_directory() == f"{tmp_path}/pyttpd"
     monkeypatch.delenv("XDG_RUNTIME_DIR")
     assert admin.user_directory() == f"/tmp/pyttpd-{os.geteuid()}"
+
+
+@pytest.mark.root
+def test_what_somebody_else_has_made_is_not_asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Anybody can make a folder below /tmp that has the name of an ordinary user's, and answer there."""
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    monkeypatch.setattr(os, "geteuid", lambda: 4321)
+    folder = tmp_path / "pyttpd"
+    (folder / "admin").mkdir(parents=True)
+    path = folder / "admin" / SOCKET_NAME
+    path.touch()
+    for owner, asked in ((4322, False), (4321, True)):
+        os.chown(folder, owner, -1)
+        try:
+            found = admin.find("")
+        except admin.Unreachable:
+            found = ""
+        assert (found == str(path)) is asked
 
 
 @pytest.mark.root

@@ -13,7 +13,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pyttpd.config.kinds import KindOptions, Mount, StaticOptions, WsgiOptions
+from pyttpd.config.kinds import (
+    CgiOptions,
+    HandoffOptions,
+    KindOptions,
+    Mount,
+    ScgiOptions,
+    StaticOptions,
+    WsgiOptions,
+)
 
 from pyttpd_vhost.http.paths import BadPathError, normal
 from pyttpd_vhost.kinds.base import Kind
@@ -496,6 +504,44 @@ def test_source_code_is_no_file() -> None:
         assert not programs.has(path.encode()), path
     nothing = Programs([Other(StaticOptions("/srv/site"))], "/srv/site")  # type: ignore[list-item]
     assert not any(nothing.has(path.encode("latin-1")) for path in (*SOURCES, *FILES))
+
+
+def test_a_program_that_a_mount_names_is_no_file(tmp_path: Path) -> None:
+    """`script` and `command` name single files, which may lie below a static mount's root."""
+    root = str(tmp_path)
+    (tmp_path / "public").mkdir()
+    mounts: list[Any] = [
+        Other(CgiOptions(f"{root}/elsewhere", script=f"{root}/app.cgi")),
+        Other(
+            ScgiOptions(command=("python3", "bin/serve.py", "--log", "settings.ini", "public", "/etc/hosts"))
+        ),
+        Other(HandoffOptions(command=("./run",))),
+    ]
+    programs = Programs(mounts, root, root)
+    for path in (
+        "app.cgi",
+        "APP.cgi",
+        "app.cgi/",
+        "app.cgi~",
+        "app.cgi.bak",
+        "bin/serve.py",
+        "settings.ini",
+        "run",
+    ):
+        assert programs.has(path.encode()), path
+    for path in (
+        "app.cgix",
+        "sub/app.cgi",
+        "bin/",
+        "bin/serve",
+        "public",
+        "public/a",
+        "python3",
+        "runs",
+        "etc/hosts",
+    ):
+        assert not programs.has(path.encode()), path
+    assert not Programs(mounts, f"{root}/public", root).has(b"app.cgi")
 
 
 def test_applications_are_prepared_once(folder: Path) -> None:

@@ -201,7 +201,7 @@ def _rules(options: ScriptOptions, site: Site) -> Rules:
         tuple([suffix.encode() for suffix in options.scripts]),
         tuple([name.encode() for name in options.index]),
         options.front_controller.encode(),
-        Programs(site.share.mounts, options.root) if options.files else None,
+        Programs(site.share.mounts, options.root, site.share.root) if options.files else None,
     )
 
 

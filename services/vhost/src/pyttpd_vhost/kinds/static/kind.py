@@ -80,7 +80,7 @@ class StaticKind:
             from pyttpd_vhost.kinds.static.listing import render
 
             self._render = render
-        self._programs = Programs(site.share.mounts, options.root)
+        self._programs = Programs(site.share.mounts, options.root, site.share.root)
         index = tuple([name for name in options.index if not self._programs.has(name.encode())])
         types = ContentTypes(options.types, options.charset)
         self._folder = Folder(
