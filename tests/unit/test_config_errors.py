@@ -194,6 +194,20 @@ CASES: dict[str, tuple[str, list[str]]] = {
         LISTEN + BLOG + "max_workers = 3\n",
         [":8: [vhost.blog] max_workers: is not known here: it belongs in [vhost.blog.pool]"],
     ),
+    "key_of_several_kinds_beside_one": (
+        LISTEN + BLOG.replace('"static"', '"fastcgi"') + 'command = ["/bin/true"]\n',
+        [
+            ":3: [vhost.blog.fastcgi] command: is missing: the program that serves (or socket, if somebody else runs it)",
+            ":8: [vhost.blog] command: is not known here: it belongs in [vhost.blog.fastcgi]",
+        ],
+    ),
+    "table_of_a_kind_without_one": (
+        LISTEN + BLOG.replace('"static"', '"wsgi"') + '[vhost.blog.wsgi]\napplication = "app:app"\n',
+        [
+            ':3: [vhost.blog]: application is missing: write, for example, application = "app:application"',
+            ":8: [vhost.blog] wsgi: there is no such table: application of kind wsgi stands in [vhost.blog] itself",
+        ],
+    ),
     "key_misspelt_and_in_the_wrong_table": (
         LISTEN + BLOG + "body_limt = 3\n",
         [':8: [vhost.blog] body_limt: unknown key; did you mean "body_limit" in [vhost.blog.http]?'],

@@ -249,7 +249,7 @@ def test_no_tree() -> None:
         port = free.getsockname()[1]
     result = CliRunner().invoke(main.cli, ["status", "--metrics", f"localhost:{min(port, 65000)}"])
     assert result.exit_code == 1
-    assert result.stderr.endswith("does a tree run?\n")
+    assert result.stderr.endswith("does a tree run? --config, or --metrics, says where\n")
 
 
 @pytest.mark.parametrize("role", ["init", "master", "umaster", "metrics"])

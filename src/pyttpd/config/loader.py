@@ -458,7 +458,7 @@ def _read_keys(
         ):
             errors.at(record.source, path, name, _for_kinds([each.name for each in kinds]))
         elif table.table(name) is None:
-            errors.at(record.source, path, name, _unknown(name, inner, table, path))
+            errors.at(record.source, path, name, _unknown(name, inner, table, path, value.get("kind")))
 
 
 def _for_kinds(kinds: Iterable[str]) -> str:
@@ -489,15 +489,22 @@ def _proposal(key: Key) -> str:
     return f": write, for example, {key.name} = {example}" if example else ""
 
 
-def _unknown(name: str, value: object, table: Table, path: tuple[str, ...]) -> str:
-    """Say that a key or table is unknown, and where or what it might have been meant to be."""
+def _unknown(name: str, value: object, table: Table, path: tuple[str, ...], vhost_kind: object = None) -> str:
+    """Say that a key or table is unknown, and where or what it might have been meant to be. vhost_kind: what the
+    table says of its `kind`, if it is a vhost's: of the kinds' tables that one is meant.
+    """
     what = "table" if isinstance(value, dict) else "key"
     if name in _NOT_TO_BE_HAD:
         return _NOT_TO_BE_HAD[name]
     homes = _homes(path)
     exact = [home for home, keys in homes.items() if name in keys]
+    exact.sort(key=lambda home: not home.endswith(f".{vhost_kind}]"))
     if exact:
         return f"is not known here: it belongs {exact[0]}"
+    if isinstance(value, dict) and name in KIND_TABLES and len(path) > 1:
+        # Kinds without a table of their own: all that they have stands in the vhost's.
+        keys = " and ".join(key.name for key in KIND_TABLES[name].keys)
+        return f"there is no such table: {keys} of kind {name} stands in {_table(path)} itself"
     near = difflib.get_close_matches(
         name, [*[key.name for key in table.keys], *[below.name for below in table.tables]], 1
     )

@@ -248,7 +248,8 @@ def status(context: click.Context, metrics: str | None, file: str | None, as_jso
         output.show_json(tree.to_dict())
     elif not tree.found:
         output.complain(
-            f"pyttpd status: nobody serves metrics at {address} from port {base_port} on: does a tree run?"
+            f"pyttpd status: nobody serves metrics at {address} from port {base_port} on: does a tree run? "
+            "--config, or --metrics, says where"
         )
     else:
         status_module.show(tree)

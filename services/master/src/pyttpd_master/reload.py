@@ -321,11 +321,13 @@ class Progress:
         # What an operator has to bring up first can't be waited for here.
         self._later = {} if plain else held_back
         self._open = {key for key in changed if key in names and key not in self._later}
+        self._new = {("vhost", change.name) for change in plan.changes if change.sign == "+"}
         self._problems: list[str] = []
         self._away: list[str] = (
             [] if plain else [f"{key[0]} {key[1]}: {why}" for key, why in held_back.items()]
         )
-        teller.say(f"generation {config.generation} is in force: {len(changed)} parts have something new")
+        parts = "1 part has" if len(changed) == 1 else f"{len(changed)} parts have"
+        teller.say(f"generation {config.generation} is in force: {parts} something new")
         self._plan = plan
         self._said = 0
         if self._open:
@@ -339,7 +341,8 @@ class Progress:
         if problem == AWAY and not self._plain:
             self._away.append(f"{name} {AWAY}")
         elif problem and problem != AWAY:
-            self._problems.append(f"{name}: {problem}; what served before goes on")
+            then = "it is tried again" if key in self._new else "what served before goes on"
+            self._problems.append(f"{name}: {problem}; {then}")
         self._said += 1
         if self._said <= MAX_TOLD or self._said % (10 * MAX_TOLD) == 0 or (problem and problem != AWAY):
             self._teller.say(
