@@ -35,6 +35,8 @@ from pyttpd.wire.messages import (
 )
 
 DONE, FAILED, USAGE, NOBODY = 0, 1, 2, 3
+#: As a shell has it of a program that SIGINT has ended.
+INTERRUPTED = 130
 DEFAULT_RUNTIME_DIR = "/run/pyttpd"
 #: master says how it goes on, or what came of it, within this (s): a tenant's application may take a minute to load.
 PATIENCE = 180.0
@@ -160,6 +162,11 @@ def command(runtime_dir: str, vhost: str, *, dry_run: bool, quiet: bool = False)
     except Unreachable as reason:
         sys.stderr.write(f"pyttpd reload: {reason}\n")
         return NOBODY
+    except KeyboardInterrupt:
+        sys.stderr.write(
+            "\npyttpd reload: nobody waits for it any more, but it goes on: `pyttpd status` shows how far it is\n"
+        )
+        return INTERRUPTED
     out = sys.stdout if done else sys.stderr
     out.write("".join(f"{line}\n" for line in text))
     out.flush()

@@ -7,13 +7,13 @@ import json
 import os
 import subprocess
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 import pytest
 from click.testing import CliRunner, Result
 
-from pyttpd import __version__
+from pyttpd import __version__, admin
 
 from pyttpd_ctl import main
 
@@ -271,6 +271,34 @@ def test_reload_asks_where_it_is_told(file: Path) -> None:
     assert (result.exit_code, f"no admin channel below {file.parent}/run" in result.stderr) == (3, True)
     file.write_text("[[[")
     assert invoke("reload", "--config", file).exit_code == 1
+
+
+def test_reload_warns_of_files_where_the_tree_sees_what_we_see(file: Path) -> None:
+    """As `check` would tell them; in containers, and for one tenant's new code, nobody looks."""
+    run = file.parent / "run"
+    file.write_text(f'runtime_dir = "{run}"\n' + TEXT.replace('root = "', 'root = "/nowhere'))
+    gone = "No such file or directory"
+    assert gone in invoke("check", file).stderr
+    assert gone not in invoke("reload", "--config", file).stderr
+    run.mkdir()
+    (run / "lock").touch()
+    result = invoke("reload", "--config", file)
+    assert (result.exit_code, "warning: " in result.stderr, gone in result.stderr) == (3, True, True)
+    assert gone not in invoke("reload", "blog", "--config", file).stderr
+
+
+def test_reload_that_nobody_waits_for(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Ctrl-C ends the waiting, and says so."""
+
+    def interrupted(*_arguments: object) -> NoReturn:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(admin, "find", lambda _: "/nowhere")
+    monkeypatch.setattr(admin, "ask", interrupted)
+    assert admin.command("", "", dry_run=False) == 130
+    assert "it goes on: `pyttpd status`" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -163,6 +163,18 @@ def test_everybody_gets_what_has_changed_and_nobody_else_anything(house: Open) -
     one.on.until(lambda: not one.master.registry.waiting)
 
 
+def test_of_a_new_tenant_nothing_served_before(house: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reload.Reload, "plain", True)
+    one = house("a", "b", "c")
+    one.write("a", "b", "c")
+    asked = one.ask()
+    one.agree()
+    one.on.until(lambda: one.kept.config.generation == 2)
+    one.come("vhost", "c").send(m.ShareFailed(2, "SyntaxError: '(' was never closed"))
+    assert one.ended(asked) is False
+    assert "vhost c: SyntaxError: '(' was never closed; it is tried again" in asked.lines
+
+
 def test_a_tenant_that_can_not_is_told_of_and_may_yet(house: Open) -> None:
     one = house()
     a = one.come("vhost", "a")

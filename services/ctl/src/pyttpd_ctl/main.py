@@ -161,12 +161,17 @@ def reload(
         if runtime_dir:
             raise click.UsageError("--runtime-dir and --config exclude each other", context)
         try:
-            runtime_dir = load(file).runtime_dir
+            config, locate = load_located(file)
         except ConfigErrors as errors:
             _tell_errors(errors, file)
             context.exit(1)
+        runtime_dir = config.runtime_dir
         if os.geteuid():
             runtime_dir = admin.user_directory(runtime_dir)
+        if not vhost and _runs_here(runtime_dir):
+            # No refusal: a tenant that moves its own folder away would keep all others from being reloaded.
+            for wrong in check_filesystem(config, locate):
+                output.complain(f"warning: {wrong}")
     context.exit(admin.command(runtime_dir, vhost, dry_run=dry_run, quiet=quiet))
 
 
@@ -338,6 +343,14 @@ def _where(context: click.Context, metrics: str | None, file: str | None) -> tup
         _tell_errors(errors, file)
         context.exit(1)
     return _reachable(settings.address), settings.base_port
+
+
+def _runs_here(runtime_dir: str) -> bool:
+    """Whether a tree without containers has `runtime_dir`, and is ours: its tenants see the files that we see."""
+    try:
+        return os.stat(f"{runtime_dir}/lock").st_uid == os.geteuid()
+    except OSError:
+        return False
 
 
 def _tell_errors(errors: ConfigErrors, file: str) -> None:
