@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pyttpd.config.changes import Plan, compare, lines
+from pyttpd.config.changes import Plan, compare, lines, needs_view
 from pyttpd.config.loader import load
 
 TEXT = """
@@ -87,6 +87,23 @@ def test_mounts(tmp_path: Path, edit: tuple[str, str], details: list[str]) -> No
     file.write_text(head + tail)
     found = lines(compare(old, load(file)), plain=True)
     assert found == ["~ [vhost.shop]: new workers", *[f"    {detail}" for detail in details]]
+
+
+def test_a_mount_s_folder_takes_another_view(tmp_path: Path) -> None:
+    """Without containers the supervisor that runs sees the folders of its start, and no other."""
+    file = tmp_path / "pyttpd.toml"
+    text = TEXT[: TEXT.rindex('kind = "static"')] + 'root = "/srv/shop"\n' + MOUNTS
+    file.write_text(text)
+    old = load(file)
+    for edited, view in (
+        (text.replace("/srv/cgi", "/srv/run"), True),
+        (f'{text}[[vhost.shop.mount]]\npath = "/more"\nkind = "static"\nroot = "/srv/more"\n', True),
+        (text.replace("hunter2", "hunter3"), False),
+    ):
+        file.write_text(edited)
+        new = load(file)
+        assert needs_view(old.vhost("shop"), new.vhost("shop")) is view
+        assert ("all its processes are started anew" in lines(compare(old, new), plain=True)[0]) is view
 
 
 def test_the_one_kind_of_a_vhost(tmp_path: Path) -> None:

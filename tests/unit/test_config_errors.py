@@ -197,7 +197,10 @@ CASES: dict[str, tuple[str, list[str]]] = {
     "key_of_several_kinds_beside_one": (
         LISTEN + BLOG.replace('"static"', '"fastcgi"') + 'command = ["/bin/true"]\n',
         [
-            ":3: [vhost.blog.fastcgi] command: is missing: the program that serves (or socket, if somebody else runs it)",
+            (
+                ":3: [vhost.blog.fastcgi] command: is missing: the program that serves (or socket, if somebody else "
+                "runs it)"
+            ),
             ":8: [vhost.blog] command: is not known here: it belongs in [vhost.blog.fastcgi]",
         ],
     ),

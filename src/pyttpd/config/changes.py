@@ -29,7 +29,7 @@ MAX_SHOWN = 60
 #: made anew.
 _OF_THE_CONTAINER = ("uid", "gid", "allow")
 #: What the mount namespace of a tenant is made of; in a container it is the image's and the compose file's.
-_OF_THE_VIEW = ("root", "python_path", "virtualenv", "writable", "log_files")
+_OF_THE_VIEW = ("root", "python_path", "virtualenv", "writable", "log_files", "folders")
 #: Tables whose values are nobody else's affair: only the names of what changes are shown.
 _SECRET = ("env", "params")
 

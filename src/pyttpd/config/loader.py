@@ -503,8 +503,8 @@ def _unknown(name: str, value: object, table: Table, path: tuple[str, ...], vhos
         return f"is not known here: it belongs {exact[0]}"
     if isinstance(value, dict) and name in KIND_TABLES and len(path) > 1:
         # Kinds without a table of their own: all that they have stands in the vhost's.
-        keys = " and ".join(key.name for key in KIND_TABLES[name].keys)
-        return f"there is no such table: {keys} of kind {name} stands in {_table(path)} itself"
+        its = " and ".join([key.name for key in KIND_TABLES[name].keys])
+        return f"there is no such table: {its} of kind {name} stands in {_table(path)} itself"
     near = difflib.get_close_matches(
         name, [*[key.name for key in table.keys], *[below.name for below in table.tables]], 1
     )
