@@ -305,6 +305,17 @@ def test_a_folder_below_a_mount_gets_its_slash(cgi: Cgi) -> None:
 # ---- what isn't run ----
 
 
+def test_a_folder_that_is_gone(cgi: Cgi) -> None:
+    """The operator's fault: told in the log, answered, and over as soon as the folder is back."""
+    cgi.write("show", f"{TEXT}; echo here")
+    cgi.start()
+    cgi.folder.rename(cgi.folder.with_name("moved"))
+    assert cgi.ask("/show").status == 503
+    assert cgi.failures() == [("full", f"{cgi.folder}: No such file or directory")]
+    cgi.folder.with_name("moved").rename(cgi.folder)
+    assert cgi.ask("/show").body == b"here\n"
+
+
 def test_refused(cgi: Cgi) -> None:
     cgi.write("source.pl", "secret", mode=0o644)
     cgi.write("loose", "secret", mode=0o757)

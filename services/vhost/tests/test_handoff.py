@@ -54,7 +54,9 @@ class Accesses:
 
 
 class Handoff:
-    def __init__(self, folder: Path, serve: Serve, script: Script, *, whole: bool, **options: Any) -> None:
+    def __init__(
+        self, folder: Path, serve: Serve, script: Script, *, whole: bool, share: Any = None, **options: Any
+    ) -> None:
         self.program = Program(folder, script)
         self.access = Accesses()
 
@@ -65,7 +67,7 @@ class Handoff:
             place = Place(0, self.program.path, kind=socket.SOCK_SEQPACKET)
             return HandoffKind(made, site, place, prefix=prefix, whole=whole)
 
-        self.server: Server = serve(kind=kind)
+        self.server: Server = serve(kind=kind, share=share)
 
     @property
     def reasons(self) -> list[object]:
@@ -155,6 +157,37 @@ def test_unread(handoff: Make) -> None:
     assert descriptors(before) <= before  # fewer: what tests before have left to the collector
     assert made.access.added == [("127.0.0.1", "/a?b", HANDED_OVER, 0)] * 3
     assert made.server.site.stats.responses == [0, 3, 0, 0, 0, 0]
+
+
+@pytest.mark.parametrize("whole", [True, False], ids=["unread", "read"])
+def test_behind_a_trusted_proxy(handoff: Make, whole: bool) -> None:
+    """The program is told whose connection it is, and reads the proxy's own words as well."""
+    noting = Noting()
+    made = handoff(noting, whole=whole, share={"trusted_proxies": ("127.0.0.0/8",)})
+    head = GET[:-2] + b"X-Forwarded-For: 192.0.2.9\r\nX-Forwarded-Proto: https\r\n\r\n"
+    with made.server.connect() as sock:
+        sock.sendall(head)
+        assert b"X-Forwarded-For: 192.0.2.9\r\n" in Client(sock).answer().body
+    flags = reference.SECURE | (reference.WHOLE if whole else 0)
+    assert noting.packets[0][8] == flags
+    assert reference._text(noting.packets[0], 11)[0] == "192.0.2.9"
+
+
+def test_a_client_that_leaves_before_it_is_looked_at(handoff: Make) -> None:
+    """Whether it resets its connection or ends it in order: no program hears of it."""
+    noting = Noting()
+    made = handoff(noting)
+    with made.server.connect() as sock:
+        sock.sendall(GET[:10])
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    with made.server.connect() as sock:
+        sock.shutdown(socket.SHUT_WR)
+        sock.settimeout(PATIENCE)
+        assert sock.recv(1) == b""
+    with made.server.connect() as sock:
+        sock.sendall(GET)
+        assert Client(sock).answer().body == GET
+    assert len(noting.packets) == 1
 
 
 def test_with_what_was_read(handoff: Make) -> None:

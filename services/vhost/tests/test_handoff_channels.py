@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from pyttpd_vhost.kinds.gateway.faults import Fault
-from pyttpd_vhost.kinds.handoff.channels import Channels, NotHandedOver
+from pyttpd_vhost.kinds.handoff.channels import Channel, ChannelEnded, Channels, NotHandedOver
 from pyttpd_vhost.kinds.handoff.frames import HEADER, Connection, Flags, State
 from support.wired import connection
 
@@ -485,6 +485,54 @@ def test_one_that_says_goodbye_is_let_go_without_a_word(stage: Make) -> None:
         made.give(server)
         assert client.recv(5, socket.MSG_WAITALL) == b"hello"
     assert not made.log.lines
+
+
+@pytest.mark.parametrize(
+    ("reads", "goodbye", "fault"),
+    [(True, True, None), (True, False, Fault.DIED), (False, False, Fault.DIED)],
+    ids=["with a goodbye", "without", "with our words unread"],
+)
+def test_one_that_has_left_when_it_is_offered_a_connection(
+    *, reads: bool, goodbye: bool, fault: Fault | None
+) -> None:
+    """Nobody is told of one that has said goodbye; the others have died."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    channel = Channel(ours, "test")
+    theirs.send(welcome())
+    channel.drain()
+    if reads:
+        theirs.recv(512)
+    if goodbye:
+        theirs.send(said(reference.GOODBYE, b"\0\0"))
+    theirs.close()
+    with connection() as (client, _), pytest.raises(ChannelEnded) as ended:
+        channel.offer(Connection(1, Flags.WHOLE, "192.0.2.7", 4711, "a.test", "", b""), client)
+    assert ended.value.fault is fault
+    channel.close()
+
+
+def test_one_that_reads_nothing_is_let_go_and_another_takes_it(stage: Make) -> None:
+    over = threading.Event()
+
+    def deaf(sock: socket.socket) -> None:
+        sock.recv(512)
+        sock.send(welcome())
+        over.wait(PATIENCE)
+
+    made = stage(deaf, answering(b"here"))
+    greet(made.channels)
+    (channel,) = made.channels._free
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            channel.sock.send(bytes(1000), socket.MSG_DONTWAIT)
+    with connection() as (server, client):
+        made.give(server)
+        client.settimeout(PATIENCE)
+        assert client.recv(100) == b"here"
+    over.set()
+    assert [
+        fields["reason"] for _, event, fields in made.log.lines if event == "hand-off: channel ended"
+    ] == ["timeout"]
 
 
 def test_a_goodbye_that_crosses_a_connection(stage: Make) -> None:
