@@ -1,7 +1,8 @@
 """master: validates the configuration and gives each role its share, and nothing else of it.
 
-It is the only role besides init that sees the whole configuration. It reads from its peers a hello of fixed
-size and the number of a generation, nothing more; who may have which share is decided by the uid in the
+It is the only role besides init that sees the whole configuration. From its peers it reads a hello of fixed size and
+how a share stands (a generation's number, with one line of why not: registry.py); from init what that has bound
+(reload.py), from operators a command of fixed size (admin.py). Who may have which share is decided by the uid in the
 configuration.
 """
 
