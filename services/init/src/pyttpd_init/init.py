@@ -1,8 +1,8 @@
 """init: binds, listens, keeps every socket for the life of the tree, and hands each to the one uid that it is for.
 
 It parses nothing that a client or a tenant wrote: from its peers it reads a hello of fixed size and sockets that come
-back, from master a configuration's hash. Who may say so is on its list; everybody else is refused, root too. The keeper holds the sockets, so they outlive the
-process that answers.
+back, from master a configuration's hash. Who may say so is on its list; everybody else is refused, root too. The keeper
+holds the sockets, so they outlive the process that answers.
 
 Its metrics are answered by a child without any right, which also asks the kernel how full the accept queues are
 (sock_diag(7)); what it serves of init itself lies on a page that both share.
