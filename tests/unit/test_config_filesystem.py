@@ -362,6 +362,50 @@ def test_programs(folder: Path) -> None:
     assert said[4].endswith("/usr/bin/none: No such file or directory")
 
 
+def test_programs_lie_where_the_tenant_may_run_them(folder: Path) -> None:
+    """Its locks let it run what is below its root, the folders that it names, and the system's."""
+    (folder / "other").mkdir()
+    for name in ("root/program", "other/program"):
+        (folder / name).write_text("#!/bin/sh")
+    for path in (folder / "other", folder / "root/program", folder / "other/program"):
+        path.chmod(0o755)
+    vhost = TEXT[: TEXT.index("kind")] + 'root = "root"\n'
+    mount = '[[vhost.a.mount]]\npath = "/{}"\nkind = "{}"\n{}\n'
+    mounts = "".join(
+        mount.format(f"{kind}{number}", kind, key.format(f"{folder}/{name}/program"))
+        for kind, key in (
+            ("cgi", 'script = "{}"'),
+            ("scgi", 'command = ["{}"]'),
+            ("handoff", 'command = ["{}"]'),
+        )
+        for number, name in enumerate(("root", "other"))
+    )
+    (folder / "pyttpd.toml").write_text(vhost + mounts)
+    said = _said(folder)
+    assert [each.partition(" ")[2].partition(": ")[0] for each in said] == [
+        f"[[vhost.a.mount]] {key}" for key in ("script", "command", "command")
+    ]
+    assert all("the tenant may run nothing there" in each for each in said)
+
+
+@pytest.mark.parametrize(
+    ("kind", "keys", "message"),
+    [
+        ("asgi", 'application = "nowhere:app"', 'application: there is no module "nowhere"'),
+        ("handoff", 'command = ["no-such-program"]', "command: no-such-program: there is no such program"),
+        ("handoff", 'socket = "none/app.sock"', "socket: none: No such file or directory"),
+    ],
+)
+def test_what_every_kind_names_is_looked_for(folder: Path, kind: str, keys: str, message: str) -> None:
+    text = (
+        TEXT[: TEXT.index("kind")]
+        + f'root = "root"\n[[vhost.a.mount]]\npath = "/"\nkind = "{kind}"\n{keys}\n'
+    )
+    (folder / "pyttpd.toml").write_text(text)
+    [said] = _said(folder)
+    assert message in said
+
+
 def test_applications_in_other_processes(folder: Path) -> None:
     """Mounts of the kinds fastcgi and scgi: the folder, the program, and where the socket is."""
     (folder / "server").write_text("#!/bin/sh")

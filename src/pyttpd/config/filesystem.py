@@ -14,11 +14,13 @@ from pyttpd.config import limits
 from pyttpd.config.asked import AskedOptions, ScriptOptions
 from pyttpd.config.errors import ConfigError, printable
 from pyttpd.config.kind_keys import SHORTHAND
-from pyttpd.config.kinds import CgiOptions, StaticOptions, WsgiOptions
-from pyttpd.confine.policy import PROGRAMS
+from pyttpd.config.kinds import AsgiOptions, CgiOptions, HandoffOptions, StaticOptions, WsgiOptions
+from pyttpd.confine.policy import PROGRAMS, python_paths
 from pyttpd.virtualenv import VirtualenvError, finds_elsewhere, linked, look
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from pyttpd.config.kinds import Mount
     from pyttpd.config.loader import Locate
     from pyttpd.config.model import Config, Vhost
@@ -67,12 +69,14 @@ def _mount_problems(vhost: Vhost, mount: Mount, packages: list[str] | None) -> l
         case StaticOptions(root=root) if root != vhost.root:
             message = _folder_problem(root, _READ | _SEARCH, vhost.uid, vhost.gid)
             return [("root", message)] if message else []
-        case WsgiOptions(application=application) if packages is not None:
+        case WsgiOptions(application=application) | AsgiOptions(application=application) if (
+            packages is not None
+        ):
             message = _module_problem(vhost, application, packages)
             return [("application", message)] if message else []
         case CgiOptions() as options:
             return _cgi_problems(vhost, options)
-        case AskedOptions() as options:
+        case AskedOptions() | HandoffOptions() as options:
             return _asked_problems(vhost, options)
         case _:
             return []
@@ -107,11 +111,32 @@ def _program_problem(vhost: Vhost, path: str, rights: int) -> str | None:
         problem = _permission_problem(real, rights, vhost.uid, vhost.gid)
         if problem and problem.startswith(f"{printable(real, 200)}:"):
             problem = problem.replace("enter it", "run it")
-        return problem
-    return None if os.access(path, rights) else f"{shown}: you ({os.geteuid()}) may not run it"
+        if problem:
+            return problem
+    elif not os.access(path, rights):
+        return f"{shown}: you ({os.geteuid()}) may not run it"
+    if not _is_below(os.path.realpath(path), _run_from(vhost)):
+        return f"{shown}: the tenant may run nothing there: put it below its root"
+    return None
 
 
-def _asked_problems(vhost: Vhost, options: AskedOptions) -> list[tuple[str, str]]:
+def _run_from(vhost: Vhost) -> list[str]:
+    """Return the folders from which the tenant's locks let it run programs (pyttpd_vhost.tenant.confine_tenant)."""
+    own = [vhost.root, *vhost.python_path, *((vhost.virtualenv,) if vhost.virtualenv else ())]
+    own += [
+        mount.options.root
+        for mount in vhost.mounts
+        if isinstance(mount.options, CgiOptions | ScriptOptions) and mount.options.root
+    ]
+    return [*own, *python_paths(), *PROGRAMS]
+
+
+def _is_below(path: str, folders: Iterable[str]) -> bool:
+    real = [os.path.realpath(folder) for folder in folders]
+    return any(path == each or path.startswith(f"{each}/") for each in real)
+
+
+def _asked_problems(vhost: Vhost, options: AskedOptions | HandoffOptions) -> list[tuple[str, str]]:
     """Look for the application's folder, its socket's, and its program. (The socket itself may come later.)"""
     found = []
     root = options.root if isinstance(options, ScriptOptions) else vhost.root
@@ -122,12 +147,21 @@ def _asked_problems(vhost: Vhost, options: AskedOptions) -> list[tuple[str, str]
     ):
         found.append(("socket", message))
     if options.command:
-        program = shutil.which(options.command[0], path=_PATH)
-        if program is None:
+        wrong = [_program_problem(vhost, program, _EXECUTE) for program in _found(vhost, options.command[0])]
+        if not wrong:
             found.append(("command", f"{printable(options.command[0], 200)}: there is no such program"))
-        elif message := _program_problem(vhost, program, _EXECUTE):
-            found.append(("command", message))
+        elif all(wrong) and wrong[0]:
+            found.append(("command", wrong[0]))
     return found
+
+
+def _found(vhost: Vhost, program: str) -> list[str]:
+    """Return where `program` may be. The tenant takes the first that it may run, and one that is root's alone (in a
+    private home that root's PATH names) isn't.
+    """
+    own = [f"{vhost.virtualenv}/bin"] if vhost.virtualenv else []
+    places = [""] if "/" in program else [*own, *_PATH.split(":")]
+    return [found for place in places if (found := shutil.which(os.path.join(place, program), path=""))]
 
 
 def _problems(vhost: Vhost, packages: list[str]) -> list[tuple[str, str]]:
@@ -172,10 +206,10 @@ def _virtualenv_problems(vhost: Vhost, path: str, packages: list[str]) -> list[s
         message = _folder_problem(folder, _READ | _SEARCH, vhost.uid, vhost.gid)
         if message:
             found.append(message)
-    open_to_tenant = [os.path.realpath(each) for each in (vhost.root, path, *vhost.python_path, *PROGRAMS)]
+    open_to_tenant = (vhost.root, path, *vhost.python_path, *PROGRAMS)
     for file, folder in linked(environment):
         packages.append(folder)
-        if not any(folder == each or folder.startswith(f"{each}/") for each in open_to_tenant):
+        if not _is_below(folder, open_to_tenant):
             found.append(
                 f"{printable(file, 200)} names {printable(folder, 200)}, which the tenant can't read: add that to "
                 "python_path"
