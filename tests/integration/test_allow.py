@@ -153,6 +153,10 @@ def test_an_exception_comes_and_goes_with_a_reload(
     file = tree.folder / "pyttpd.toml"
     allow = f'allow = ["{first.host}:{first.port}"]\n'
     file.write_text(file.read_text().replace(allow, "").replace("uid = 24003\n", f"uid = 24003\n{allow}"))
+    # who only asks what would change opens nothing, or not for long
+    status, text = reload(tree, "--dry-run")
+    assert (status, "allow" in text) == (0, True), text
+    tree.wait_for(lambda: holds(table, allowed(first, 24001) + allowed(second, 24002)))
     status, text = reload(tree)
     assert (status, "all its processes are started anew" in text) == (0, True), text
     tree.wait_for(lambda: ask(tree, "shop.localhost", first) == ["PermissionError"])
@@ -161,14 +165,16 @@ def test_an_exception_comes_and_goes_with_a_reload(
     )
     tree.wait_for(lambda: not gates(tree, "shop"))
 
-    def follows() -> bool:
-        try:
-            verify_egress(by_uid=True, allowed=allowed(first, 24003) + allowed(second, 24002), table=table)
-        except EgressError:
-            return False
-        return True
+    tree.wait_for(lambda: holds(table, allowed(first, 24003) + allowed(second, 24002)))
 
-    tree.wait_for(follows)
+
+def holds(table: str, exceptions: list[Allowed]) -> bool:
+    """Whether the egress rule has these exceptions, and no others."""
+    try:
+        verify_egress(by_uid=True, allowed=exceptions, table=table)
+    except EgressError:
+        return False
+    return True
 
 
 def allowed(server: Server, uid: int) -> list[Allowed]:

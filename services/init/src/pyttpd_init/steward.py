@@ -11,7 +11,7 @@ came of it; master does the rest of the reading no second time. Then, for each w
     drop      nothing of it is kept
 
 Of the egress rule the uids only ever grow while the tree runs, since sockets of a uid may outlive its table; an
-exception from it ends with the last process that was started for it.
+exception from it ends with the last process that was started for it, or with the plan that nobody adopted.
 
 As an ordinary user new parts need doors as well (rendezvous.py): each keeper that binds has such a pair, through
 which it gets the far ends, and keeps them for whoever of its role comes after.
@@ -134,20 +134,25 @@ class Steward:
         runner.children.remove(child)
         runner.log.info("ended", child=child)
         self._clean(child)
-        if child.allow and runner.as_root:
-            ready = [] if self._prepared is None else self._prepared.new
-            self._allowed = {
-                egress.Allowed(address, one.uid)
-                for one in (*runner.children, *ready)
-                for address in one.allow
-            }
-            try:
-                self.hold_back(set(), set())
-            except egress.EgressError as error:
-                runner.log.error(
-                    "an exception from the egress rule can't be taken back", child=child, error=error
-                )
+        if child.allow:
+            self._take_exceptions_back(child)
         return True
+
+    def _take_exceptions_back(self, child: Instance) -> None:
+        """Close again in the egress rule what was open for `child`, unless it is for somebody else as well."""
+        runner = self._runner
+        if not runner.as_root:
+            return
+        ready = [] if self._prepared is None else self._prepared.new
+        self._allowed = {
+            egress.Allowed(address, one.uid) for one in (*runner.children, *ready) for address in one.allow
+        }
+        try:
+            self.hold_back(set(), set())
+        except egress.EgressError as error:
+            runner.log.error(
+                "an exception from the egress rule can't be taken back", child=child, error=error
+            )
 
     def close(self) -> None:
         for ends in self._links.values():
@@ -256,10 +261,13 @@ class Steward:
         if self._reader is not None:
             self._reader.end()
             self._reader = None
-        if self._prepared is not None:
-            for child in self._prepared.new:
+        prepared, self._prepared = self._prepared, None
+        if prepared is not None:
+            for child in prepared.new:
                 self._clean(child)
-            self._prepared = None
+            opened = next((child for child in prepared.new if child.allow), None)
+            if opened is not None:
+                self._take_exceptions_back(opened)
 
     # ---- parts that come and go ----
 
