@@ -219,6 +219,20 @@ def config(environment: Path) -> Path:
     return environment.parents[2] / "pyvenv.cfg"
 
 
+def test_a_virtual_environment_holds_a_program(folder: Path, environment: Path) -> None:
+    mount = '[[vhost.a.mount]]\npath = "/{}"\nkind = "{}"\n{}\n'
+    mounts = mount.format("", "wsgi", 'application = "my_app.wsgi:app"')
+    mounts += mount.format("s", "scgi", 'command = ["my-server"]')
+    text = (folder / "pyttpd.toml").read_text()
+    kept = [line for line in text.splitlines() if not line.startswith(("kind", "application"))]
+    (folder / "pyttpd.toml").write_text("\n".join([*kept, mounts]))
+    assert ["my-server: there is no such program" in each for each in _said(folder)] == [True]
+    program = environment.parents[2] / "bin" / "my-server"
+    program.write_text("#!/bin/sh\n")
+    program.chmod(0o755)
+    assert _said(folder) == []
+
+
 def test_a_virtual_environment_holds_the_application(folder: Path, environment: Path) -> None:
     assert _said(folder) == []
     (environment / "my_app").rename(folder / "root" / "other")

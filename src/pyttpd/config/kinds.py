@@ -33,6 +33,15 @@ class KindOptions:
     #: The kind's name.
     kind: ClassVar[str]
 
+    def __post_init__(self) -> None:
+        checks.validate(self, KINDS[self.kind].fields)
+        for _, wrong in self.contradictions():
+            raise ShareError(f"{self.kind}: {wrong}")
+
+    def contradictions(self) -> list[tuple[str, str]]:
+        """See `ProcessOptions.contradictions`."""
+        return []
+
 
 @dataclass(frozen=True, slots=True)
 class StaticOptions(KindOptions):
@@ -55,7 +64,7 @@ class StaticOptions(KindOptions):
     fallback: str = ""
 
     def __post_init__(self) -> None:
-        checks.validate(self, KINDS[self.kind].fields)
+        KindOptions.__post_init__(self)
         checks.distinct(list(self.precompressed), "precompressed")
 
 
@@ -67,9 +76,6 @@ class WsgiOptions(KindOptions):
 
     application: str
 
-    def __post_init__(self) -> None:
-        checks.validate(self, KINDS[self.kind].fields)
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FastcgiOptions(ScriptOptions, KindOptions):
@@ -77,22 +83,12 @@ class FastcgiOptions(ScriptOptions, KindOptions):
 
     kind: ClassVar[str] = "fastcgi"
 
-    def __post_init__(self) -> None:
-        checks.validate(self, KINDS[self.kind].fields)
-        for _, wrong in self.contradictions():
-            raise ShareError(f"{self.kind}: {wrong}")
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScgiOptions(AskedOptions, KindOptions):
     """An SCGI application."""
 
     kind: ClassVar[str] = "scgi"
-
-    def __post_init__(self) -> None:
-        checks.validate(self, KINDS[self.kind].fields)
-        for _, wrong in self.contradictions():
-            raise ShareError(f"{self.kind}: {wrong}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,9 +106,6 @@ class AsgiOptions(KindOptions):
     websocket_ping: float = 20.0
     websocket_idle: float = 0.0
     websocket_compression: bool = True
-
-    def __post_init__(self) -> None:
-        checks.validate(self, KINDS[self.kind].fields)
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,9 +129,6 @@ class CgiOptions(KindOptions):
     max_processes: int = 0
     max_output: int = 0
 
-    def __post_init__(self) -> None:
-        checks.validate(self, KINDS[self.kind].fields)
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HandoffOptions(ProcessOptions, KindOptions):
@@ -151,11 +141,6 @@ class HandoffOptions(ProcessOptions, KindOptions):
     socket: str | None = None
     accept_timeout: float = 5.0
     max_channels: int = 16
-
-    def __post_init__(self) -> None:
-        checks.validate(self, KINDS[self.kind].fields)
-        for _, wrong in self.contradictions():
-            raise ShareError(f"{self.kind}: {wrong}")
 
     def contradictions(self) -> list[tuple[str, str]]:
         """See `ProcessOptions.contradictions`."""
