@@ -120,8 +120,9 @@ def _save_at_the_end(measured: Coverage) -> None:
     def first_save(ending: Callable[..., Any]) -> Callable[..., Any]:
         def saved(*args: Any) -> Any:
             save()
-            with contextlib.suppress(OSError):
-                os.set_inheritable(FD, True)
+            if args[0] == sys.executable and UNMEASURED not in (args[2] if len(args) > 2 else os.environ):
+                with contextlib.suppress(OSError):
+                    os.set_inheritable(FD, True)
             try:
                 return ending(*args)
             finally:  # an exec can fail

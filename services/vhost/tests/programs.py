@@ -106,5 +106,9 @@ def shell(running: Running, script: str, **options: Any) -> Spawned:
     return running.client.spawn(["/bin/sh", "-c", script], {"PATH": "/usr/bin:/bin"}, "/", **options)
 
 
-def python(running: Running, script: str, *arguments: str, **options: Any) -> Spawned:
-    return running.client.spawn([PYTHON, "-I", "-S", "-c", script, *arguments], {}, "/", **options)
+def python(
+    running: Running, script: str, *arguments: str, environment: dict[str, str] | None = None, **options: Any
+) -> Spawned:
+    return running.client.spawn(
+        [PYTHON, "-I", "-S", "-c", script, *arguments], environment or {}, "/", **options
+    )

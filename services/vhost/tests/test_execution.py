@@ -22,6 +22,7 @@ from pyttpd_vhost.execution import frames, places, reaper, service
 from pyttpd_vhost.execution.client import Client, Limits, SpawnError
 from pyttpd_vhost.execution.frames import Cause, Refusal
 from pyttpd_vhost.execution.tally import Tally
+from support.measure import UNMEASURED
 
 from .programs import PATIENCE, Running, alive, python, read_all, shell, wait_for
 
@@ -89,7 +90,7 @@ def test_a_program_gets_nothing_else(running: Running) -> None:
         # Python ignores SIGPIPE and SIGXFSZ when it starts: what it inherited is in the shell's.
         with shell(running, "grep SigIgn /proc/self/status") as program:
             ignored = read_all(program.stdout).split()
-        with python(running, SURROUNDINGS) as program:
+        with python(running, SURROUNDINGS, environment={UNMEASURED: ""}) as program:
             found = eval(read_all(program.stdout))
     finally:
         del os.environ["SECRET"]
@@ -100,7 +101,7 @@ def test_a_program_gets_nothing_else(running: Running) -> None:
     assert not blocked
     assert umask == 0o022
     assert session and group and descriptors
-    assert set(environment) <= {"LC_CTYPE"}  # which Python sets by itself
+    assert set(environment) <= {UNMEASURED, "LC_CTYPE"}  # which Python sets by itself
     assert core == (0, 0)
 
 
