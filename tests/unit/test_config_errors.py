@@ -409,6 +409,14 @@ CASES: dict[str, tuple[str, list[str]]] = {
             ),
         ],
     ),
+    "operators_are_a_tenants_group": (
+        "admin_gid = 20001\n" + LISTEN + BLOG,
+        [":1: admin_gid: 20001 is the group of [vhost.blog], whose code could reload then"],
+    ),
+    "operators_are_a_roles_group": (
+        "admin_gid = 10010\n" + LISTEN + BLOG,
+        [":1: admin_gid: 10010 is among the groups of pyttpd's own parts: write a group of people's"],
+    ),
     "two_defaults": (
         LISTEN + BLOG + "default = true\n" + SHOP + "default = true\n",
         [

@@ -44,8 +44,10 @@ from pyttpd.roles import (
     METRICS_LISTENER,
     METRICS_LISTENER_OFFSET,
     METRICS_LISTENER_UID,
+    MIN_VHOST_UID,
     ROLES,
     TENANT_METRICS_OFFSET,
+    UNPRIVILEGED_INIT_UID,
     Role,
 )
 
@@ -592,6 +594,7 @@ def _compare(tree: _Tree, errors: _Errors) -> None:
     _compare_hosts(vhosts, errors)
     _compare_defaults(vhosts, errors)
     _compare_uids(vhosts, errors)
+    _check_admin_gid(main, vhosts, errors)
     _compare_log_files(vhosts, errors)
 
 
@@ -922,6 +925,24 @@ def _compare_uids(vhosts: list[Record], errors: _Errors) -> None:
                 f"{gid} is the gid of {_table(other.path)} as well ({other.place('gid')}), which has another uid: "
                 "leave gid out (it is then the uid)",
             )
+
+
+def _check_admin_gid(main: Record, vhosts: list[Record], errors: _Errors) -> None:
+    """An operator's group is for people: with a tenant's or a role's own, its processes would be operators."""
+    gid = main.values.get("admin_gid")
+    if gid is None:
+        return
+    owner = next(
+        (record for record in vhosts if gid in (record.values.get("gid"), record.values.get("uid"))), None
+    )
+    if owner is not None:
+        errors.on(
+            main, "admin_gid", f"{gid} is the group of {_table(owner.path)}, whose code could reload then"
+        )
+    elif UNPRIVILEGED_INIT_UID <= gid < MIN_VHOST_UID:
+        errors.on(
+            main, "admin_gid", f"{gid} is among the groups of pyttpd's own parts: write a group of people's"
+        )
 
 
 def _compare_log_files(vhosts: list[Record], errors: _Errors) -> None:
