@@ -153,7 +153,8 @@ class HandoffOptions(ProcessOptions, KindOptions):
 @dataclass(frozen=True, slots=True)
 class Entry:
     """One kind. `python`: its application is imported into the workers, so that what a vhost says of Python counts;
-    `runs`: it runs code of the tenant's at all; `programs`: every file below its `root` may be a program.
+    `runs`: it runs code of the tenant's at all; `programs`: one for each request, and every file below its `root`
+    may be one.
     """
 
     options: type[KindOptions]
@@ -161,6 +162,11 @@ class Entry:
     python: bool = False
     runs: bool = True
     programs: bool = False
+
+    @property
+    def elsewhere(self) -> bool:
+        """Whether its application is another process than a worker, and so can be gone, full or slow."""
+        return self.runs and not self.python
 
 
 def _fallback(value: object, where: str) -> str:

@@ -11,12 +11,12 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from pyttpd import metrics
-from pyttpd.config.kinds import Mount
+from pyttpd.config.kinds import KINDS, Mount
 
 from pyttpd_vhost.evictor import Counts
 from pyttpd_vhost.execution import told
 from pyttpd_vhost.execution.programs import Programs
-from pyttpd_vhost.kinds.gateway.faults import ASKED, REASONS
+from pyttpd_vhost.kinds.gateway.faults import REASONS
 from pyttpd_vhost.nursery import Nursery
 from pyttpd_vhost.policy import Notes, State
 from pyttpd_vhost.processes import WorkerChild
@@ -142,7 +142,7 @@ def _faults(pool: Pool) -> metrics.Metric:
     )
     cells = pool.board.cells([(worker.slot, worker.number) for worker in pool.workers])
     for number, mount in enumerate(pool.mounts):
-        if mount.kind in ASKED:
+        if KINDS[mount.kind].elsewhere:
             for index, reason in enumerate(REASONS, number * len(REASONS)):
                 family.add_metric([pool.name, mount.path, reason], cells[index])
     return family

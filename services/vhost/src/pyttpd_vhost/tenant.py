@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from pyttpd import confine
 from pyttpd.address import parse
+from pyttpd.config.kinds import KINDS
 from pyttpd.config.processes import ProcessOptions
 from pyttpd.config.shares import VhostShare
 from pyttpd.confine.policy import SHARED_MEMORY
@@ -17,8 +18,6 @@ from pyttpd.log import Log
 KEPT_ENVIRONMENT = ("PATH", "LANG", "LC_ALL", "LC_CTYPE", "TZ")
 #: Where programs are looked for if nobody has said so.
 DEFAULT_PATH = "/usr/local/bin:/usr/bin:/bin"
-#: The kinds that run a program for each request.
-RUN_BY_REQUEST = ("cgi",)
 
 #: What an application process, or a request that runs a program, may have by itself where nobody says: its reaper, and
 #: a few of its own (php-cgi's children, a shell's pipeline).
@@ -34,7 +33,7 @@ def most_processes(share: VhostShare) -> int:
     for mount in share.mounts:
         if isinstance(mount.options, ProcessOptions) and mount.options.command:
             programs += mount.options.processes
-        elif mount.kind in RUN_BY_REQUEST:
+        elif KINDS[mount.kind].programs:
             programs += pool.max_workers * pool.max_threads
     return pool.processes + EACH_PROGRAM * programs
 

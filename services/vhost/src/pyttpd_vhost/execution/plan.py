@@ -13,11 +13,12 @@ import socket
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from pyttpd.config.kinds import KINDS
 from pyttpd.config.processes import ProcessOptions
 from pyttpd.config.shares import PoolSettings, VhostShare
 
 from pyttpd_vhost.execution.manager import Application
-from pyttpd_vhost.tenant import DEFAULT_PATH, KEPT_ENVIRONMENT, RUN_BY_REQUEST
+from pyttpd_vhost.tenant import DEFAULT_PATH, KEPT_ENVIRONMENT
 
 if TYPE_CHECKING:
     from pyttpd_vhost.execution.places import Listeners
@@ -45,7 +46,7 @@ class Backend:
 
 def wanted(share: VhostShare) -> bool:
     """Whether anything of the tenant's asks for a program to be run."""
-    return any(mount.kind in RUN_BY_REQUEST or _command(mount.options) for mount in share.mounts)
+    return any(KINDS[mount.kind].programs or _command(mount.options) for mount in share.mounts)
 
 
 def plan(

@@ -36,8 +36,6 @@ class Fault(enum.Enum):
 
 #: The metric's label values.
 REASONS = tuple(fault.reason for fault in Fault)
-#: The kinds whose applications have them.
-ASKED = frozenset({"cgi", "fastcgi", "scgi", "handoff"})
 _CELLS = {fault: cell for cell, fault in enumerate(Fault)}
 
 #: What is shown of an application's words in a log line.
