@@ -120,6 +120,19 @@ def test_php_and_two_more_kinds(plant: Plant, ordinary: bool) -> None:
 
 @pytest.mark.root
 @pytest.mark.program("php-cgi")
+def test_php_does_not_end_by_itself(plant: Plant) -> None:
+    """php-cgi by itself does after 500 requests: under load that would look like a crash, and clients would wait."""
+    tree = plant(
+        tenants=TENANT.replace("processes = 2", "processes = 1", 1),
+        files=FILES | {"web/pid.php": "<?php echo getmypid();"},
+        hosts=(HOST,),
+    )
+    answers = {tree.get(HOST, "/pid.php").body for _ in range(520)}
+    assert len(answers) == 1, answers
+
+
+@pytest.mark.root
+@pytest.mark.program("php-cgi")
 def test_a_process_that_is_killed(plant: Plant) -> None:
     """Its request gets 502, the next one is served; the count outlives the worker that has made it."""
     tree = plant(

@@ -73,6 +73,29 @@ def test_a_mount_without_a_socket_is_asked_where_nobody_is(tmp_path: Path) -> No
     listeners.close()
 
 
+@pytest.mark.parametrize(
+    ("scripts", "env", "requests", "folder"),
+    [
+        ((), {}, "0", False),
+        ((".php",), {}, "0", True),
+        ((".php",), {"PHP_FCGI_MAX_REQUESTS": "9", "PHP_INI_SCAN_DIR": "/srv/ini"}, "9", False),
+    ],
+    ids=["one program", "scripts", "the tenant's own word"],
+)
+def test_what_php_is_told(
+    tmp_path: Path, scripts: tuple[str, ...], env: dict[str, str], requests: str, folder: bool
+) -> None:
+    """It doesn't end by itself, and finds the tenant's own folder for temporary files."""
+    mount = Mount("/", FastcgiOptions(root="/srv/a", command=("php-cgi",), scripts=scripts))
+    listeners = Listeners.make(str(tmp_path))
+    try:
+        [application], _, _ = plan(make_share(mounts=(mount,), env=env), listeners, str(tmp_path))
+    finally:
+        listeners.close()
+    assert application.environment["PHP_FCGI_MAX_REQUESTS"] == requests
+    assert application.environment.get("PHP_INI_SCAN_DIR", "").endswith("/execution/php") is folder
+
+
 def test_an_environment_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SECRET", "x")
     monkeypatch.setenv("PATH", "/usr/bin")

@@ -13,6 +13,7 @@ import socket
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from pyttpd.config.asked import ScriptOptions
 from pyttpd.config.kinds import KINDS
 from pyttpd.config.processes import ProcessOptions
 from pyttpd.config.shares import PoolSettings, VhostShare
@@ -29,6 +30,9 @@ NOBODY: Final = ".pyttpd-none"
 _SOCKET_TYPES: Final = {"handoff": socket.SOCK_SEQPACKET}
 #: Folders with settings for PHP; an empty one is the system's.
 _PHP_INI: Final = "PHP_INI_SCAN_DIR"
+#: php-cgi ends by itself after 500 requests unless told otherwise: within seconds under load, as if it had crashed.
+#: When one is replaced is our `max_requests`, and before its successor serves it doesn't go. 0: never.
+_PHP_REQUESTS: Final = "PHP_FCGI_MAX_REQUESTS"
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,10 +99,15 @@ def _command(options: object) -> tuple[str, ...]:
 
 
 def _for_php(share: VhostShare, options: ProcessOptions) -> dict[str, str]:
-    """Return what PHP needs to find the tenant's own folder for temporary files, unless the tenant says where."""
-    if ".php" not in getattr(options, "scripts", ()) or _PHP_INI in share.env:
+    """Return what PHP needs to leave its end to us, and to find the tenant's own folder for temporary files; the
+    tenant's own word goes first.
+    """
+    if not isinstance(options, ScriptOptions):
         return {}
-    return {_PHP_INI: f":{os.path.dirname(__file__)}/php"}
+    wanted = {_PHP_REQUESTS: "0"}
+    if ".php" in options.scripts:
+        wanted[_PHP_INI] = f":{os.path.dirname(__file__)}/php"
+    return {key: value for key, value in wanted.items() if key not in share.env}
 
 
 def settings(options: ProcessOptions) -> PoolSettings:
