@@ -66,7 +66,7 @@ def serve(listener: socket.socket, threads: int) -> None:
         Worker(site, control, Scoreboard(1), 0, 1, log).run()
         os._exit(0)
     control.close()
-    fdpass.send_fd(ours, m.encode(m.Attach()), far.fileno())
+    fdpass.send_fd(ours, m.encode(m.Attach(m.VERSION)), far.fileno())
     far.close()
     credit = next_id = 0
     poll = select.poll()

@@ -21,13 +21,15 @@ from pyttpd.rendezvous import SOCKET_NAME
 from pyttpd.roles import ROLES, Role
 from pyttpd.wire.errors import RemoteProtocolError
 from pyttpd.wire.messages import (
+    GREETING_VERSION,
     MAX_FRAME,
     NAME,
+    OLDEST_VERSION,
+    VERSION,
     Answer,
     Command,
     Goodbye,
     Hello,
-    Message,
     Told,
     Welcome,
     decode,
@@ -96,11 +98,17 @@ def ask(path: str, command: Command, told: Callable[[str], None]) -> tuple[bool,
             if uid not in (ROLES[Role.MASTER].uid, folder.st_uid):
                 raise Unreachable(f"{path} was bound by uid {uid}, which is not master")
             sock.settimeout(PATIENCE)
-            fdpass.send(sock, encode(Hello("operator", "operator")))
-            for message, fd in _heard(sock):
-                match message:
-                    case Welcome():
-                        fdpass.send(sock, encode(command))
+            spoken = GREETING_VERSION
+            fdpass.send(sock, encode(Hello("operator", "operator"), spoken))
+            for frame, fd in _heard(sock):
+                match decode(frame, spoken):
+                    case Welcome(spoken):
+                        if not OLDEST_VERSION <= spoken <= VERSION:
+                            raise Unreachable(
+                                f"master speaks version {spoken} of the protocol, this program {OLDEST_VERSION} to "
+                                f"{VERSION}: use the `pyttpd` of master's version"
+                            )
+                        fdpass.send(sock, encode(command, spoken))
                     case Told(text):
                         told(text)
                     case Answer(outcome, size, digest):
@@ -127,8 +135,8 @@ def ask(path: str, command: Command, told: Callable[[str], None]) -> tuple[bool,
     )
 
 
-def _heard(sock: socket.socket) -> Iterator[tuple[Message, int | None]]:
-    """Yield what comes until the channel ends."""
+def _heard(sock: socket.socket) -> Iterator[tuple[bytes, int | None]]:
+    """Yield the frames that come until the channel ends."""
     deadline = time.monotonic() + PATIENCE
     while True:
         try:
@@ -139,7 +147,7 @@ def _heard(sock: socket.socket) -> Iterator[tuple[Message, int | None]]:
         if not frame:
             return
         deadline = time.monotonic() + PATIENCE
-        yield decode(frame), fd
+        yield frame, fd
 
 
 def _wait(sock: socket.socket, deadline: float) -> None:

@@ -10,6 +10,9 @@ Sends never block. A message without a descriptor waits in a bounded outbox when
 never queued here: send() says False and the caller, who owns the descriptor anyway, keeps it and hears of
 room by `on_writable`.
 
+Each end encodes and expects frames of `version`: that of the greeting until both have agreed on another (rendezvous.py);
+a channel without a greeting is made with the version that its two ends have agreed on elsewhere.
+
 In step with: wire/permits.py, PROTOCOL.md.
 """
 
@@ -25,7 +28,7 @@ from pyttpd import fdpass
 from pyttpd.log import Log
 from pyttpd.loop import READ, WRITE, Budget, Loop
 from pyttpd.wire.errors import LocalProtocolError, RemoteProtocolError
-from pyttpd.wire.messages import BY_CLASS, MAX_FRAME, Message, decode, encode
+from pyttpd.wire.messages import BY_CLASS, GREETING_VERSION, MAX_FRAME, VERSION, Message, decode, encode
 from pyttpd.wire.permits import PERMITS, Kind, Phase, Side, first_phase
 
 #: Frames taken from one channel in a turn, so that a peer that floods can't keep others waiting.
@@ -59,6 +62,7 @@ class Channel:
     on_close(channel, reason): called once, unless close() was called by the role itself.
     on_lost(channel, message): we had no free descriptor, the message's is lost. Default: the channel is closed.
     on_writable(channel): there may be room again for a message with a descriptor.
+    `version` is that of the frames, for a channel without a greeting (others agree on theirs: pyttpd.rendezvous);
     `budget`, if set, gets one descriptor back when the channel closes; `owner` is the role's to use;
     `frames_a_turn` is how many frames one event delivers at the most.
     """
@@ -90,6 +94,7 @@ class Channel:
         "peer",
         "peer_name",
         "side",
+        "version",
     )
 
     def __init__(
@@ -103,6 +108,7 @@ class Channel:
         faults: Faults,
         peer: str,
         peer_name: str = "",
+        version: int = VERSION,
         on_message: Callable[[Channel, Message, int | None], None],
         on_close: Callable[[Channel, str], None],
     ) -> None:
@@ -121,6 +127,7 @@ class Channel:
         self._registered = True
         self.kind = kind
         self.side = side
+        self.version = GREETING_VERSION if self._send_phase is Phase.HELLO else version
         self.log = log
         self.faults = faults
         self.peer = peer
@@ -166,7 +173,7 @@ class Channel:
             )
         if (fd is None) != (BY_CLASS[cls].descriptor is None):
             raise LocalProtocolError(f"{cls.__name__} with{'out' if fd is None else ''} a descriptor")
-        frame = encode(message)
+        frame = encode(message, self.version)
         if self._outbox:
             if fd is not None:
                 return False
@@ -308,7 +315,7 @@ class Channel:
             self._recv_permits = PERMITS[self.kind, _OTHER_SIDE[self.side], after]
 
     def _admit(self, frame: bytes, fd: int | None) -> Message:
-        message = decode(frame)
+        message = decode(frame, self.version)
         self._permit(message)
         wanted = BY_CLASS[type(message)].descriptor
         if wanted is None:
@@ -325,7 +332,7 @@ class Channel:
     def _lost(self, frame: bytes) -> None:
         """The kernel destroyed the descriptor of `frame`, since we have none free: our load, not the peer's fault."""
         try:
-            message = decode(frame)
+            message = decode(frame, self.version)
             self._permit(message)
         except RemoteProtocolError as error:
             self._fault(error)

@@ -260,17 +260,22 @@ class Entrance:
         def on_message(channel: Channel, message: Message, _fd: int | None) -> None:
             assert isinstance(message, Hello)  # the permit table lets nothing else come first
             channel.peer, channel.peer_name = message.role, message.name
-            if not message.oldest <= VERSION or not message.newest >= OLDEST_VERSION:
+            who = f"{caller} as {message.role} {message.name}"
+            if not self._authorise(caller, message):
+                raise RemoteProtocolError("not-authorised", who, told=self._told_of(who))
+            version = min(VERSION, message.newest)
+            if version < max(OLDEST_VERSION, message.oldest):
+                channel.send(Welcome(VERSION, 0))  # not one that it knows, so that its log says why as well
                 raise RemoteProtocolError(
                     "bad-version",
-                    f"versions {message.oldest} to {message.newest}, {OLDEST_VERSION} to {VERSION} understood",
+                    f"{who} speaks versions {message.oldest} to {message.newest}, {OLDEST_VERSION} to {VERSION} "
+                    "are understood here",
+                    told=self._told_of(f"{who} version"),
                 )
-            if not self._authorise(caller, message):
-                who = f"{caller} as {message.role} {message.name}"
-                raise RemoteProtocolError("not-authorised", who, told=self._told_of(who))
             self._count_greeted(channel, message)
             settle()
-            if channel.send(Welcome(min(VERSION, message.newest), self._credits)):
+            if channel.send(Welcome(version, self._credits)):
+                channel.version = version
                 self._on_open(channel, message)
             else:
                 channel.close()  # it is gone; what it has said beside its hello is nobody's to hear
@@ -343,6 +348,7 @@ class Link:
         self._delay = FIRST_DELAY
         self._timer: Timer | None = None
         self._told = False
+        self._told_version = 0
         self.channel: Channel | None = None
         self.is_open = False
 
@@ -403,12 +409,20 @@ class Link:
 
     def _welcome(self, channel: Channel, message: Message, _: int | None) -> None:
         assert isinstance(message, Welcome)  # the permit table lets nothing else come first
-        if not OLDEST_VERSION <= message.version <= VERSION:
-            raise RemoteProtocolError("bad-version", f"version {message.version}")
+        oldest, newest, spoken = self._hello.oldest, self._hello.newest, message.version
+        if not oldest <= spoken <= newest:
+            told, self._told_version, self._told = self._told_version == spoken, spoken, True
+            raise RemoteProtocolError(
+                "bad-version",
+                f"{self._binder} speaks version {spoken}, {oldest} to {newest} are understood here",
+                told=told,
+            )
+        channel.version = spoken
         channel.on_message = self._on_message
         self.is_open = True
         self._delay = FIRST_DELAY
         self._told = False
+        self._told_version = 0
         self._on_open(channel, message)
 
     def _closed(self, channel: Channel, reason: str) -> None:

@@ -88,7 +88,7 @@ EVERYTHING: tuple[Message, ...] = (
     Pass(1, CLIENT, "a.test"),
     Spawn(1, 1),
     Spawned(1, 1),
-    Attach(),
+    Attach(1),
     Ready(),
     Beat(),
     Failed("x"),
@@ -627,7 +627,7 @@ def test_what_the_log_says() -> None:
         broke = "warning: peer broke the protocol"
         for line in (
             f'{broke} peer=vhost name=a fault="not-authorised: uid 20102 as vhost a"',
-            f'{broke} peer=unknown name="uid 10010" fault="bad-version: version 27, 1 to 1 understood"',
+            f'{broke} peer=unknown name="uid 10010" fault="bad-version: version 27, 1 is spoken here"',
             f'{broke} peer=listener name=http fault="not-permitted: Hello in open"',
             f'{broke} peer=worker name=a/3 fault="forged-id: id 17 was not given to this worker"',
             f'{broke} peer=listener name=http fault="descriptors: more than one descriptor in a packet"',

@@ -71,7 +71,7 @@ SAMPLES: dict[m.MessageType, Message] = {
         m.Pass(1, CLIENT, "a.example"),
         m.Spawn(1, 0),
         m.Spawned(1, 4711),
-        m.Attach(),
+        m.Attach(1),
         m.Ready(),
         m.Beat(),
         m.Detached(),

@@ -49,6 +49,11 @@ def closes(sock: socket.socket) -> None:
     hear(sock)
 
 
+def speaks_another_version(sock: socket.socket) -> None:
+    hear(sock)
+    fdpass.send(sock, encode(Welcome(9, 0)))
+
+
 def leaves(sock: socket.socket) -> None:
     hear(sock)
     fdpass.send(sock, encode(Welcome(1, 0)))
@@ -97,6 +102,7 @@ def master(tmp_path: Path) -> Iterator[Callable[[Speak], str]]:
         (refuses, 1, "", "no\n"),
         (closes, 3, "", "you may not"),
         (leaves, 3, "", "master has closed the channel"),
+        (speaks_another_version, 3, "", "master speaks version 9 of the protocol, this program 1 to 1"),
         (talks_nonsense, 3, "", "truncated"),
         (lies, 3, "", "another size"),
     ],

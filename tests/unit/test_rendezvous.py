@@ -60,7 +60,7 @@ class Gate:
 
     def authorise(self, caller: Caller, hello: m.Hello) -> bool:
         self.callers.append(caller)
-        return caller.is_a("listener", "http", os.geteuid()) and hello == HELLO
+        return caller.is_a("listener", "http", os.geteuid()) and hello[:2] == HELLO[:2]
 
     def on_open(self, channel: Channel, hello: m.Hello) -> None:
         record = Recorder()
@@ -73,7 +73,7 @@ class Gate:
         self.on.stack.callback(sock.close)
         return sock
 
-    def link(self, uid: int) -> tuple[Link, list[m.Welcome], list[str]]:
+    def link(self, uid: int, hello: m.Hello = HELLO) -> tuple[Link, list[m.Welcome], list[str]]:
         welcomes: list[m.Welcome] = []
         lost: list[str] = []
         link = Link(
@@ -82,7 +82,7 @@ class Gate:
             door=None,
             binder="umaster",
             binder_uid=uid,
-            hello=HELLO,
+            hello=hello,
             loop=self.on.loop,
             log=self.on.log,
             faults=self.on.faults,
@@ -203,6 +203,81 @@ def test_who_says_something_else_is_closed(gate: Gate, frame: bytes, reason: str
     assert {found for _, found in gate.faults.counts} <= {reason, "not-permitted"}
     assert not gate.inside
     assert gate.budget.used == 0
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "spoken"),
+    [
+        ((1, 2), (1, 1), 1),  # the connector is one behind
+        ((1, 1), (1, 2), 1),  # and the binder
+        ((1, 2), (1, 2), 2),
+        ((2, 3), (1, 2), 2),  # the version after next, and none speaks the first any more
+        ((1, 2), (2, 3), 2),
+        ((2, 3), (2, 3), 3),
+    ],
+)
+def test_two_that_are_one_version_apart_speak_the_older(
+    gate: Gate, monkeypatch: pytest.MonkeyPatch, ours: tuple[int, int], theirs: tuple[int, int], spoken: int
+) -> None:
+    monkeypatch.setattr(rendezvous, "OLDEST_VERSION", ours[0])
+    monkeypatch.setattr(rendezvous, "VERSION", ours[1])
+    gate.entrance.open()
+    link, welcomes, _ = gate.link(os.geteuid(), m.Hello("listener", "http", *theirs))
+    gate.on.until(lambda: welcomes)
+    (inside, _), outside = gate.inside[0], link.channel
+    assert outside is not None
+    assert (welcomes[0].version, inside.version, outside.version) == (spoken, spoken, spoken)
+    # What is said now is framed so: the socket is read in place of the channel.
+    assert inside.send(m.Retry(7))
+    frame = outside.sock.recv(m.MAX_FRAME)
+    assert frame[0] == spoken
+    assert m.decode(frame, spoken) == m.Retry(7)
+    assert outside.send(m.Goodbye("so"))
+    record = Recorder()
+    inside.on_message = record.on_message
+    gate.on.until(lambda: record.messages)
+    assert not gate.faults.counts
+    assert not gate.on.faults.counts
+
+
+@pytest.mark.parametrize("theirs", [(3, 4), (1, 1)])
+def test_two_that_are_two_versions_apart_say_so_once_each_and_try_on(
+    gate: Gate, monkeypatch: pytest.MonkeyPatch, theirs: tuple[int, int]
+) -> None:
+    monkeypatch.setattr(rendezvous, "OLDEST_VERSION", 2)
+    monkeypatch.setattr(rendezvous, "VERSION", 2)
+    gate.entrance.open()
+    _, welcomes, lost = gate.link(os.geteuid(), m.Hello("listener", "http", *theirs))
+    gate.on.until(lambda: gate.on.faults.counts.get(("umaster", "bad-version"), 0) >= 3)
+    assert gate.faults.counts.keys() == {("listener", "bad-version")}
+    assert gate.on.faults.counts.keys() == {("umaster", "bad-version")}
+    told = [line for line in gate.on.lines if "bad-version" in line and "broke" in line]
+    assert len(told) == 2, told
+    assert sum(f"speaks versions {theirs[0]} to {theirs[1]}, 2 to 2 are understood here" in one for one in told) == 1
+    assert sum(f"umaster speaks version 2, {theirs[0]} to {theirs[1]} are understood" in one for one in told) == 1
+    assert not welcomes
+    assert not lost
+    assert not gate.inside
+    # The delay has doubled each time and isn't reset by a Welcome of no use.
+    gate.on.turns(0.2)
+    assert gate.faults.counts["listener", "bad-version"] < 10
+
+
+def test_a_greeting_is_framed_as_version_1_whatever_both_speak(
+    gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rendezvous, "OLDEST_VERSION", 2)
+    monkeypatch.setattr(rendezvous, "VERSION", 3)
+    gate.entrance.open()
+    for version, reason in ((1, None), (3, "bad-version")):
+        peer = gate.connect()
+        send_raw(peer, m.encode(m.Hello("listener", "http", 2, 3), version))
+        if reason is None:
+            gate.on.until(lambda: gate.inside)
+            assert m.decode(peer.recv(m.MAX_FRAME), 1) == m.Welcome(3, 7)
+            send_raw(peer, m.encode(m.Goodbye("in the old version"), 2))  # 3 was agreed on
+        gate.on.until(lambda: gate.inside[0][0].closed)
+    gate.on.until(lambda: gate.faults.counts.get(("unknown", "bad-version")))
 
 
 def test_a_closed_entrance_lets_nobody_in(gate: Gate) -> None:

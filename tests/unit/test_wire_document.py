@@ -54,7 +54,7 @@ EXAMPLES: tuple[Any, ...] = (
     m.Pass(10, V4, "[2001:db8::1]"),
     m.Spawn(11, 12),
     m.Spawned(13, 4_194_304),
-    m.Attach(),
+    m.Attach(1),
     m.Ready(),
     m.Beat(),
     m.Detached(),

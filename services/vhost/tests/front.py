@@ -126,7 +126,7 @@ class Front:
                 os._exit(1)
         theirs.close()
         with far:
-            fdpass.send_fd(control, m.encode(m.Attach()), far.fileno())
+            fdpass.send_fd(control, m.encode(m.Attach(m.VERSION)), far.fileno())
         return Played(number, slot, pid, control, channel)
 
     # ---- what a test asks ----

@@ -130,7 +130,7 @@ LAYOUT: dict[m.MessageType, tuple[Field, ...]] = {
     m.Pass: (_CLIENT, _AUTHORITY),
     m.Spawn: (_NUMBER, _u32("slot", "its row of the scoreboard")),
     m.Spawned: (_NUMBER, _u32("pid", "its process; the supervisor asks the kernel whether that is so")),
-    m.Attach: (),
+    m.Attach: (Field("version", "u8", 1, "the version to speak from now on"), _padding(3)),
     m.Ready: (),
     m.Beat: (),
     m.Detached: (),

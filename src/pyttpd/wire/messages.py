@@ -26,9 +26,11 @@ from typing import Any, NamedTuple, TypeAlias
 
 from pyttpd.wire.errors import LocalProtocolError, RemoteProtocolError
 
-#: The version that we speak, and the oldest that we understand.
+#: The newest version that we speak, and the oldest. What a channel speaks is agreed on by its Hello and Welcome.
 VERSION = 1
 OLDEST_VERSION = 1
+#: Hello and Welcome have this form in every version, for ever: two roles that have no version in common can still say so.
+GREETING_VERSION = 1
 
 HEADER = struct.Struct("!BBBBIQ")
 #: Bodies are small on purpose: what is large (shares, the host map) travels as a sealed memfd.
@@ -365,7 +367,9 @@ class Spawned(NamedTuple):
 
 
 class Attach(NamedTuple):
-    """The supervisor gives a worker its channel to a new umaster."""
+    """The supervisor gives a worker its channel to a new umaster, with whom it has agreed on `version`."""
+
+    version: int
 
 
 class Ready(NamedTuple):
@@ -520,6 +524,7 @@ _U32 = struct.Struct("!I")
 _U64 = struct.Struct("!Q")
 _MOST = 2**32 - 1
 _EMPTY = struct.Struct("!")
+_VERSION = struct.Struct("!B3x")
 
 
 def _unpack_hello(body: bytes) -> Hello:
@@ -701,7 +706,13 @@ MESSAGES: tuple[Row, ...] = (
         DescriptorKind.CHANNEL,
     ),
     Row(61, Spawned, lambda m: _TWO_U32.pack(m.number, m.pid), lambda _, b: Spawned(*_exactly(b, _TWO_U32))),
-    Row(62, Attach, _nothing, lambda _, b: _bodyless(b, Attach()), DescriptorKind.CHANNEL),
+    Row(
+        62,
+        Attach,
+        lambda m: _VERSION.pack(m.version),
+        lambda _, b: Attach(*_exactly(b, _VERSION)),
+        DescriptorKind.CHANNEL,
+    ),
     Row(63, Ready, _nothing, lambda _, b: _bodyless(b, Ready())),
     Row(64, Beat, _nothing, lambda _, b: _bodyless(b, Beat())),
     Row(66, Detached, _nothing, lambda _, b: _bodyless(b, Detached())),
@@ -712,15 +723,17 @@ BY_CODE: dict[int, Row] = {row.code: row for row in MESSAGES}
 BY_CLASS: dict[MessageType, Row] = {row.cls: row for row in MESSAGES}
 
 
-def encode(message: Message) -> bytes:
-    """Return the frame of `message` (header and body); the descriptor, if it takes one, travels beside it."""
+def encode(message: Message, version: int = VERSION) -> bytes:
+    """Return the frame of `message` (header and body) as `version` has it; the descriptor, if it takes one, travels
+    beside it.
+    """
     row = BY_CLASS[type(message)]
     body = row.pack(message)
     if len(body) > MAX_BODY:
         raise LocalProtocolError(f"{row.cls.__name__} of {len(body)} bytes")
     return (
         HEADER.pack(
-            VERSION,
+            version,
             row.code,
             HAS_DESCRIPTOR if row.descriptor else 0,
             0,
@@ -731,8 +744,8 @@ def encode(message: Message) -> bytes:
     )
 
 
-def decode(frame: bytes) -> Message:
-    """Return the message that `frame`, one whole packet, holds.
+def decode(frame: bytes, spoken: int = VERSION) -> Message:
+    """Return the message that `frame`, one whole packet of a channel where version `spoken` is spoken, holds.
 
     Raises RemoteProtocolError for anything else than exactly one well-formed frame. Whether the descriptor that the
     header announces has come is the channel's business.
@@ -740,10 +753,8 @@ def decode(frame: bytes) -> Message:
     if len(frame) < HEADER.size:
         raise RemoteProtocolError("truncated", f"{len(frame)} bytes are no header")
     version, code, flags, reserved, length, id_ = HEADER.unpack_from(frame)
-    if not OLDEST_VERSION <= version <= VERSION:
-        raise RemoteProtocolError(
-            "bad-version", f"version {version}, {OLDEST_VERSION} to {VERSION} understood"
-        )
+    if version != spoken:
+        raise RemoteProtocolError("bad-version", f"version {version}, {spoken} is spoken here")
     row = BY_CODE.get(code)
     if row is None:
         raise RemoteProtocolError("unknown-type", f"type {code}")

@@ -302,6 +302,7 @@ class Umaster:
             faults=self._service.faults,
             peer="worker",
             peer_name=f"{supervisor.vhost}/{number}",
+            version=own.version,
             on_message=self._from_worker,
             on_close=self._worker_gone,
         )

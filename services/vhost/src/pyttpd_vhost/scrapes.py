@@ -53,6 +53,7 @@ class Scrapes:
             log=self._service.log,
             faults=self._service.faults,
             peer="umaster",
+            version=umaster.version,
             on_message=self._on_scrape,
             on_close=self._lost,
         )

@@ -515,7 +515,7 @@ class Supervisor:
         with ours, theirs:
             worker.attached = time.monotonic()
             if self._umaster.send(Worker(worker.number, "requests"), theirs.fileno()):
-                worker.control.send(Attach(), ours.fileno())
+                worker.control.send(Attach(self._umaster.version), ours.fileno())
 
     def _attach_again(self, worker: WorkerChild) -> None:
         """The worker has closed its channel; what was in it is gone with it, which umaster may not have noticed yet."""

@@ -466,7 +466,7 @@ class Worker(Loop):
 
     # ---- umaster ----
 
-    def _attach(self, fd: int) -> None:
+    def _attach(self, fd: int, version: int) -> None:
         if self._channel is not None:
             # What the old umaster has given us and we haven't read stays with the listener, which offers it again.
             self._channel.close()
@@ -480,6 +480,7 @@ class Worker(Loop):
             log=self._log,
             faults=self._faults,
             peer="umaster",
+            version=version,
             on_message=self._from_umaster,
             on_close=self._umaster_gone,
         )
@@ -539,9 +540,9 @@ class Worker(Loop):
 
     def _from_supervisor(self, _: Channel, message: Message, fd: int | None) -> None:
         match message:
-            case Attach():
+            case Attach(version):
                 assert fd is not None
-                self._attach(fd)
+                self._attach(fd, version)
             case Goodbye(reason):
                 self._leave(self._patience(reason))
             case _:
