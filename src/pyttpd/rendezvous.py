@@ -94,6 +94,10 @@ class Caller:
         return self.uid == uid
 
 
+def _tell_of_older(log: Log, peer: str, name: str, version: int) -> None:
+    log.info("an older version of the protocol is spoken with", peer=peer, name=name or "-", version=version)
+
+
 class Entrance:
     """Lets peers in. Owns the sockets it is given.
 
@@ -276,6 +280,8 @@ class Entrance:
             settle()
             if channel.send(Welcome(version, self._credits)):
                 channel.version = version
+                if version < VERSION:
+                    _tell_of_older(self._log, message.role, message.name, version)
                 self._on_open(channel, message)
             else:
                 channel.close()  # it is gone; what it has said beside its hello is nobody's to hear
@@ -418,6 +424,8 @@ class Link:
                 told=told,
             )
         channel.version = spoken
+        if spoken < newest:
+            _tell_of_older(self._log, self._binder, "", spoken)
         channel.on_message = self._on_message
         self.is_open = True
         self._delay = FIRST_DELAY
