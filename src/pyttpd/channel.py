@@ -10,8 +10,8 @@ Sends never block. A message without a descriptor waits in a bounded outbox when
 never queued here: send() says False and the caller, who owns the descriptor anyway, keeps it and hears of
 room by `on_writable`.
 
-Each end encodes and expects frames of `version`: that of the greeting until both have agreed on another (rendezvous.py);
-a channel without a greeting is made with the version that its two ends have agreed on elsewhere.
+Each end encodes and expects frames of `version`: the greeting's until both have agreed on another (rendezvous.py). A
+channel without a greeting is made with the version that its two ends have agreed on elsewhere.
 
 In step with: wire/permits.py, PROTOCOL.md.
 """

@@ -24,7 +24,15 @@ import pytest
 
 from pyttpd.roles import ROLES, Role
 
-from support.tree import ANSWER_WITHIN, APPLICATION, METRICS_PORTS, Tree, free_port, free_ports, plain_environment
+from support.tree import (
+    ANSWER_WITHIN,
+    APPLICATION,
+    METRICS_PORTS,
+    Tree,
+    free_port,
+    free_ports,
+    plain_environment,
+)
 
 LISTENER_UID, TENANT_UID = 10_010, 20_002
 CONFIGURATION = """
@@ -85,7 +93,12 @@ class Parts:
         uid, told = PARTS[part]
         command = [sys.executable, "-I", "-m", f"pyttpd_{part}"]
         command += [word.format(folder=self.folder) for word in told]
-        command += ["--runtime-dir", f"{self.folder}/run", "--health-file", f"{self.folder}/health/{part}/state"]
+        command += [
+            "--runtime-dir",
+            f"{self.folder}/run",
+            "--health-file",
+            f"{self.folder}/health/{part}/state",
+        ]
         command += ["--grace", "5", "--die-with", str(os.getpid())]
         with open(self.folder / "log", "ab") as log:
             self.started[part] = subprocess.Popen(
@@ -174,7 +187,9 @@ def is_served_at_last(parts: Parts) -> None:
 def test_a_request_is_answered_whoever_was_started_first(parts: Parts, order: tuple[str, ...]) -> None:
     for part in order:
         if part == order[-1] and part in ("init", "master", "umaster"):
-            assert parts.health("listener") != "ready"  # it has no socket, no share, or nobody to give connections to
+            assert (
+                parts.health("listener") != "ready"
+            )  # it has no socket, no share, or nobody to give connections to
         parts.start(part)
         parts.wait_for(lambda part=part: parts.health(part) != "")  # type: ignore[misc]
     is_served_at_last(parts)

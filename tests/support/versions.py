@@ -1,8 +1,8 @@
 """A Python whose roles can each be of another wire version: what a tree is like while a release is rolled out.
 
 Nothing of an older or newer release exists to test with, so one is made: a copy of src/pyttpd whose `wire` says that it
-is the next version (and speaks this one as well), or the one after that (and doesn't). A virtual environment beside this
-one's packages chooses by the command line which copy a role's process imports; the product knows nothing of it.
+is the next version (and speaks this one as well), or the one after that (and doesn't). A virtual environment chooses by
+the command line which copy a role's process imports; the product knows nothing of it.
 
     with releases() as some:
         tree = start(python=some.python)
@@ -82,9 +82,7 @@ def releases() -> Iterator[Releases]:
         site = next((folder / "lib").glob("python3*/site-packages"))
         packages = sysconfig.get_path("purelib")
         (site / "chooser.py").write_text(CHOOSER)
-        (site / "versions.pth").write_text(
-            f"import site; site.addsitedir({packages!r})\nimport chooser\n"
-        )
+        (site / "versions.pth").write_text(f"import site; site.addsitedir({packages!r})\nimport chooser\n")
         for steps in (1, 2):
             _copy(folder / f"ahead-{steps}", VERSION + steps)
         for path in (folder, *folder.rglob("*")):

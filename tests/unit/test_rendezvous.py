@@ -253,8 +253,14 @@ def test_two_that_are_two_versions_apart_say_so_once_each_and_try_on(
     assert gate.on.faults.counts.keys() == {("umaster", "bad-version")}
     told = [line for line in gate.on.lines if "bad-version" in line and "broke" in line]
     assert len(told) == 2, told
-    assert sum(f"speaks versions {theirs[0]} to {theirs[1]}, 2 to 2 are understood here" in one for one in told) == 1
-    assert sum(f"umaster speaks version 2, {theirs[0]} to {theirs[1]} are understood" in one for one in told) == 1
+    assert (
+        sum(f"speaks versions {theirs[0]} to {theirs[1]}, 2 to 2 are understood here" in one for one in told)
+        == 1
+    )
+    assert (
+        sum(f"umaster speaks version 2, {theirs[0]} to {theirs[1]} are understood" in one for one in told)
+        == 1
+    )
     assert not welcomes
     assert not lost
     assert not gate.inside

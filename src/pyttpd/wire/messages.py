@@ -29,7 +29,7 @@ from pyttpd.wire.errors import LocalProtocolError, RemoteProtocolError
 #: The newest version that we speak, and the oldest. What a channel speaks is agreed on by its Hello and Welcome.
 VERSION = 1
 OLDEST_VERSION = 1
-#: Hello and Welcome have this form in every version, for ever: two roles that have no version in common can still say so.
+#: Hello and Welcome have this form in every version, for ever: two roles without a version in common can still say so.
 GREETING_VERSION = 1
 
 HEADER = struct.Struct("!BBBBIQ")
