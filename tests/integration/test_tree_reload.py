@@ -181,24 +181,6 @@ def test_a_vhosts_code_anew(plant: Plant) -> None:
 
 
 @pytest.mark.root
-def test_only_the_successor_says_that_it_serves(plant: Plant) -> None:
-    """While it still loads its application, its predecessor has the new share as well, and serves by the old."""
-    tree = plant()
-    tree.expect("application", "given up")
-    application = tree.folder / "application/app.py"
-    # Longer than a supervisor goes without looking how it stands.
-    application.write_text("import time\ntime.sleep(3)\nraise RuntimeError('not this time')\n")
-    change(tree, "uid = 20002", "uid = 20002\npool = { max_requests = 1_000_000 }")
-    status, text = reload(tree)
-    assert status == 1, text
-    assert "vhost wsgi: RuntimeError: not this time; what served before goes on" in text
-    assert tree.get("wsgi.localhost", "/x").body == b"/x"
-    application.write_text(APPLICATION)
-    status, text = reload(tree, "wsgi")
-    assert (status, "serves with new processes" in text) == (0, True), text
-
-
-@pytest.mark.root
 def test_master_is_killed_and_a_signal_reloads(plant: Plant) -> None:
     """What is in force is what master's keeper holds, whatever is in the files by then."""
     tree = plant()

@@ -13,10 +13,14 @@ import pytest
 
 from pyttpd_vhost.http import connection as module
 from pyttpd_vhost.http.connection import Connection, State, Want
+from pyttpd_vhost.http.engine import Request
+from pyttpd_vhost.http.exchange import Exchange
+from pyttpd_vhost.http.response import STATUS
 from pyttpd_vhost.kinds.wsgi import WsgiKind
 from pyttpd_vhost.site import Site
 
 from .conftest import HOST, Client, ListLog, Serve, descriptors, make_share
+from .echo import PLAIN
 
 GET = b"GET / HTTP/1.1\r\nHost: a.test\r\n\r\n"
 
@@ -549,3 +553,45 @@ def test_nothing_leaks(serve: Serve) -> None:
                     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
     server.wait_closed()
     assert descriptors(before) == before
+
+
+# ---- a kind that meets what it doesn't handle -----------------------------------------------------------------------
+
+
+class Faulty:
+    """A kind with a fault: before anything of an answer is sent, or in the middle of one."""
+
+    def __init__(self, *, begun: bool) -> None:
+        self.begun = begun
+
+    def handle(self, request: Request, exchange: Exchange) -> None:
+        if self.begun:
+            exchange.begin(STATUS[200], 200, PLAIN)
+            exchange.write(b"half")
+        raise ZeroDivisionError("a fault of ours")
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_a_fault_of_a_kind_costs_its_request_and_nothing_else(serve: Serve, begun: bool) -> None:
+    server = serve(hello)
+    kind, server.site.kind = server.site.kind, Faulty(begun=begun)
+    with server.connect() as sock:
+        sock.sendall(GET + GET)
+        answer = b""
+        while data := sock.recv(65536):
+            answer += data
+    if begun:
+        assert answer.startswith(b"HTTP/1.1 200 ")
+        assert not answer.endswith(b"0\r\n\r\n")  # the client sees that it isn't whole
+    else:
+        assert answer.startswith(b"HTTP/1.1 500 ")
+        assert b"Connection: close\r\n" in answer
+    assert answer.count(b"HTTP/1.1 ") == 1
+    assert server.site.stats.errors == 1
+    assert isinstance(server.site.log, ListLog)
+    ((_, _, fields),) = [line for line in server.site.log.lines if line[0] == "error"]
+    assert "ZeroDivisionError: a fault of ours" in str(fields["traceback"])
+    server.site.kind = kind
+    with server.connect() as sock:
+        sock.sendall(GET)
+        assert Client(sock).answer().status == 200

@@ -132,8 +132,6 @@ class Supervisor:
         self._workers: dict[int, WorkerChild] = {}
         self._stopped: dict[int, float] = {}
         self._drains_for = ""
-        #: What came last is another share than ours: whether it is in force is our successor's to say.
-        self._superseded = False
         self._next_number = 0  # which is the metrics' worker's
         self._nursery = Nursery(self._be_prototype, lambda sock: self._channel(sock, "prototype", 0))
         self._programs = Programs(service, listeners)
@@ -178,9 +176,7 @@ class Supervisor:
             self._link.start()
             if self._was_started_for(share):
                 self._service.when_sealed(self._begin)
-            return False
-        self._superseded = self._share != replace(share, generation=self._share.generation)  # type: ignore[union-attr]
-        if self._superseded:
+        elif self._share != replace(share, generation=self._share.generation):  # type: ignore[union-attr]
             self._log.info("the share has changed: a successor is asked for", generation=share.generation)
             self._service.renew()
             return False
@@ -340,8 +336,7 @@ class Supervisor:
         (self._service.ready if well else self._service.not_ready)()
         if well:
             self._proved = True
-            if not self._superseded:
-                self._subscription.in_force()
+            self._subscription.in_force()
 
     def _end_stopped(self, now: float) -> None:
         """Kill whoever of our children a signal has stopped, before the kernel lets somebody wake it up again."""

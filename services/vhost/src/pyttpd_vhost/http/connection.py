@@ -52,6 +52,7 @@ from __future__ import annotations
 
 import enum
 import socket
+import traceback
 from time import monotonic
 from typing import TYPE_CHECKING
 
@@ -483,8 +484,8 @@ class Connection:
                 self._since = monotonic() if access.timed else 0.0
             try:
                 site.kind.handle(request, exchange)
-            except ClientGone as gone:
-                return self._gone(gone)
+            except Exception as error:  # noqa: BLE001 - whatever it was, it costs this request and not the worker
+                return self._thrown(error, request, body)
             finally:
                 if body is not None:
                     body.close()
@@ -502,6 +503,29 @@ class Connection:
         if not stream.ahead:
             return self._rest()
         return self._send_on()
+
+    def _thrown(self, error: Exception, request: Request, body: Body | None) -> Want:
+        """End the connection: its client has left, or the kind has met what it doesn't handle. That is a fault of ours,
+        which a client could repeat at will.
+        """
+        if isinstance(error, ClientGone):
+            return self._gone(error)
+        site, exchange = self._site, self._exchange
+        site.stats.errors += 1
+        site.log.error(
+            "request failed by a fault of the server",
+            method=request.method,
+            target=request.target.decode("latin-1"),
+            traceback=traceback.format_exc(),
+        )
+        exchange.keep = False
+        try:
+            exchange.fail(500)
+        except ClientGone as gone:
+            return self._gone(gone)
+        site.stats.bytes_sent += self._stream.sent
+        site.stats.responses[exchange.code // 100] += 1
+        return self._wind_up(request, body)
 
     def _wind_up(self, request: Request, body: Body | None) -> Want:
         """Finish an answer that isn't sent yet, or was the last one."""
