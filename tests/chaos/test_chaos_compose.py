@@ -31,10 +31,16 @@ SECONDS = float(os.environ.get("PYTTPD_CHAOS_SECONDS") or 0)
 SERVICES = ("master", "umaster", "listener-http", "vhost-static", "vhost-wsgi", "init")
 HOSTS = ("wsgi.localhost", "static.localhost")
 BACK_WITHIN = 40.0
+#: The example's other tenants are none of this tree: a profile that nobody chooses keeps them away.
 OVERRIDE = """
 services:
   vhost-static: {{ volumes: ["{folder}/site:/srv/chaos:ro"] }}
   vhost-wsgi: {{ volumes: ["{folder}/application:/srv/chaos:ro"] }}
+  vhost-asgi: {{ profiles: [absent] }}
+  vhost-cgi: {{ profiles: [absent] }}
+  vhost-fastcgi: {{ profiles: [absent] }}
+  vhost-scgi: {{ profiles: [absent] }}
+  vhost-handoff: {{ profiles: [absent] }}
 """
 CONFIG = """
 [listen.http]
