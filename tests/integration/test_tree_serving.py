@@ -396,7 +396,7 @@ def test_a_killed_worker_is_replaced_and_the_others_are_served(plant: Plant) -> 
 
 def test_a_stopped_worker_holds_nobody_up_for_long(plant: Plant) -> None:
     tree = plant(files={"application/app.py": SLOW}, tenants=ONE_TENANT, **WSGI, ordinary=True)
-    tree.expect("takes nothing", "no sign of life", "ended")
+    tree.expect("is stopped and is killed", "takes nothing", "no sign of life", "ended")
     first = int(tree.get("wsgi.localhost").body)
     os.kill(first, signal.SIGSTOP)
     with contextlib.ExitStack() as stack:
