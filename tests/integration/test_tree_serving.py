@@ -405,7 +405,7 @@ def test_a_stopped_worker_holds_nobody_up_for_long(plant: Plant) -> None:
             client.sendall(b"GET / HTTP/1.1\r\nHost: wsgi.localhost\r\nConnection: close\r\n\r\n")
         answers = [received(client) for client in clients]
     assert all(answer.startswith(b"HTTP/1.1 200") for answer in answers), answers
-    assert state(first) == "X"
+    tree.wait_for(lambda: state(first) == "X")
 
 
 def test_an_application_that_does_not_load_costs_its_neighbours_nothing(plant: Plant) -> None:
