@@ -13,7 +13,8 @@ import argparse
 from pathlib import Path
 
 from suite import machine, report
-from suite.cases import CASES, Figures, Options, measure
+from suite.cases import CASES, Case, measure
+from suite.figures import Options, Study
 from suite.peers import HERE
 
 #: The tables: whether all servers share one core, and whether all write access logs.
@@ -22,6 +23,13 @@ SETTINGS = {
     "one core, no logs": (True, False),
     "all cores, access logs": (False, True),
 }
+
+
+def versions(case: Case | Study) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    """Who is measured, and the commands that say of which version."""
+    if isinstance(case, Case):
+        return tuple((peer.name, peer.version) for peer in case.peers)
+    return case.versions
 
 
 def main() -> None:
@@ -37,16 +45,22 @@ def main() -> None:
     parser.add_argument("--into", type=Path, default=HERE.parent / "build" / "bench")
     options = parser.parse_args()
     about = machine.describe()
-    runs: dict[str, dict[str, dict[str, Figures]]] = {}
+    runs: report.Runs = {}
     for setting in options.settings:
         pin, log = SETTINGS[setting]
+        asked = Options(options.rounds, options.seconds, pin=pin, log=log)
         found = runs.setdefault(setting, {})
         for name in options.case:
-            print(f"{setting}: {cases[name].title}", flush=True)
-            found[name] = measure(cases[name], Options(options.rounds, options.seconds, pin=pin, log=log))
+            case = cases[name]
+            if isinstance(case, Case):
+                print(f"{setting}: {case.title}", flush=True)
+                found[name] = measure(case, asked)
+            elif setting == options.settings[0]:
+                print(f"{setting}: {case.title}", flush=True)
+                found[name] = case.run(asked)
     for name in options.case:
-        for peer in cases[name].peers:
-            about.setdefault(peer.name, machine.version(list(peer.version)))
+        for what, command in versions(cases[name]):
+            about.setdefault(what, machine.version(list(command)))
     about |= {
         "client": machine.version(["wrk", "-v"]),
         "rounds": str(options.rounds),

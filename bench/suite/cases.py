@@ -15,20 +15,11 @@ from http.client import HTTPException
 
 from suite import peers
 from suite.clients import Load, Target, WrongAnswer, constant_rate, wrk
+from suite.figures import Options, Study
 from suite.machine import processor_time
 from suite.peers import SIZES, Peer, content, running
 
 HELLO = b"Hello, world!"
-
-
-@dataclass(frozen=True, slots=True)
-class Options:
-    """How long, how often; whether servers are pinned to one core, and write access logs."""
-
-    rounds: int
-    seconds: float
-    pin: bool = True
-    log: bool = True
 
 
 @dataclass(slots=True)
@@ -150,7 +141,8 @@ WSGI = (
 STATIC = (peers.PYTTPD_STATIC, peers.NGINX_STATIC, peers.NGINX_CACHED, peers.APACHE_EVENT, peers.APACHE_ITK)
 FILES_BARS = (Bar("pyttpd", "nginx", 1.0),)
 
-CASES = (
+#: All that `make bench` measures. A study stands in a module of its own, and here by its name.
+CASES: tuple[Case | Study, ...] = (
     Case(
         "wsgi",
         "WSGI, kept connections",

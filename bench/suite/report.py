@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import json
 import statistics
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
 from suite.cases import Case, Figures
+from suite.figures import OURS, Row, Study
+
+#: What was found: by setting and case, of each peer, or a study's rows.
+Runs = dict[str, dict[str, dict[str, Figures] | list[Row]]]
 
 #: A plot's measures, in px.
 _BAR, _GAP, _LABEL, _WIDTH = 22, 8, 190, 720
@@ -70,6 +75,42 @@ def table(case: Case, results: dict[str, Figures]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def shown(value: float) -> str:
+    """Three digits at the least, and no exponent."""
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def study_table(study: Study, rows: list[Row]) -> str:
+    """A study as Markdown: a figure's servers stand below each other, with our ratio to each."""
+    lines = [
+        f"### {study.title}",
+        "",
+        "| figure | server | median | spread | pyttpd has |",
+        "| --- | --- | ---: | ---: | ---: |",
+    ]
+    found = {(row.figure, row.server): median(row.values) for row in rows if row.values}
+    bars = []
+    for row in rows:
+        if row.failed or not row.values:
+            lines.append(f"| {row.figure} | {row.server} | not measured: {row.failed or 'nothing'} | | |")
+            continue
+        value, ours = median(row.values), found.get((row.figure, OURS))
+        ratio = f"{ours / value:.2f} x" if ours is not None and row.server != OURS and value else ""
+        lines.append(
+            f"| {row.figure} | {row.server} | {shown(value)} {row.unit} | {spread(row.values)} | {ratio} |"
+        )
+        for bar in row.bars:
+            base = found.get((row.figure, bar.against)) if bar.against else 1.0
+            if not base:
+                bars.append(f"Bar: {row.figure}, {row.server}: {bar}: not measured.")
+                continue
+            verdict = "met" if bar.met(value / base) else "**missed**"
+            bars.append(f"Bar: {row.figure}, {row.server}: {bar}: {shown(value / base)}, {verdict}.")
+    for line in bars:
+        lines += ["", line]
+    return "\n".join(lines) + "\n"
+
+
 def plot(case: Case, results: dict[str, Figures]) -> str:
     """A case as SVG: a bar for each peer."""
     rows = sorted(
@@ -94,17 +135,15 @@ def plot(case: Case, results: dict[str, Figures]) -> str:
     return "\n".join([*parts, "</svg>"]) + "\n"
 
 
-def write(
-    folder: Path,
-    runs: dict[str, dict[str, dict[str, Figures]]],
-    cases: dict[str, Case],
-    about: dict[str, str],
-) -> None:
-    """Write results.json, tables.md and a plot of each case into `folder`. runs: setting, case, peer."""
+def write(folder: Path, runs: Runs, cases: Mapping[str, Case | Study], about: dict[str, str]) -> None:
+    """Write results.json, tables.md and a plot of each of wrk's cases into `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     plain = {
         setting: {
-            case: {name: asdict(each) for name, each in found.items()} for case, found in by_case.items()
+            name: [asdict(row) for row in found]
+            if isinstance(found, list)
+            else {peer: asdict(each) for peer, each in found.items()}
+            for name, found in by_case.items()
         }
         for setting, by_case in runs.items()
     }
@@ -112,9 +151,15 @@ def write(
     lines = ["## On what", "", *(f"- {key}: {value}" for key, value in about.items()), ""]
     for setting, by_case in runs.items():
         lines += [f"## {setting}", ""]
-        lines += [table(cases[name], results) for name, results in by_case.items() if "pyttpd" in results]
-        for name, results in by_case.items():
-            (folder / f"{name}-{setting.replace(' ', '-').replace(',', '')}.svg").write_text(
-                plot(cases[name], results)
-            )
+        for name, found in by_case.items():
+            case = cases[name]
+            if isinstance(case, Study):
+                assert isinstance(found, list)
+                lines.append(study_table(case, found))
+                continue
+            assert isinstance(found, dict)
+            if OURS in found:
+                lines.append(table(case, found))
+            drawing = folder / f"{name}-{setting.replace(' ', '-').replace(',', '')}.svg"
+            drawing.write_text(plot(case, found))
     (folder / "tables.md").write_text("\n".join(lines))
