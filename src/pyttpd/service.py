@@ -12,6 +12,7 @@ A role supplies `prepare` and `serve` and gets a `Service`, which knows how to m
 from __future__ import annotations
 
 import argparse
+import contextlib
 import gc
 import os
 import signal
@@ -349,6 +350,16 @@ class Service:
         """Lock this process for good, before it meets anybody. Raises confine.ConfineError, which ends it."""
         self._report = confine.confine(policy)
         self.log.debug("confined", locks=self._report)
+
+    def give_way(self) -> None:
+        """Take the core from nobody when we are woken up (SCHED_BATCH, sched(7)): what wakes us comes in numbers then.
+
+        On a core that is busy, roles that only hand on would otherwise take turns with who serves for every single
+        connection. We wait until that sleeps or has had its share (some milliseconds), and find several. Where a core
+        is idle nothing changes. It takes no privilege; where even that is forbidden, we are slower and nothing else.
+        """
+        with contextlib.suppress(OSError):
+            os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
 
     @property
     def signals_scoped(self) -> bool:

@@ -61,6 +61,19 @@ def test_every_role_serves_metrics(plant: Callable[..., Tree], ordinary: bool) -
     assert umaster["pyttpd_umaster_dispatched_total", ("vhost", "static")] >= 2
 
 
+@BOTH
+def test_who_hands_on_gives_way_to_who_serves(plant: Callable[..., Tree], ordinary: bool) -> None:
+    """Policies of the scheduler: what wakes up a listener or umaster takes no core from a worker."""
+    tree = plant(ordinary=ordinary)
+    for role in ("master", "umaster", "listener", "vhost"):
+        policies = {os.sched_getscheduler(pid) for pid in tree.pids(role)}
+        # Keepers are as everybody: they have to notice that a role hangs.
+        assert policies == {
+            os.SCHED_OTHER,
+            os.SCHED_BATCH if role in ("umaster", "listener") else os.SCHED_OTHER,
+        }
+
+
 @pytest.mark.root
 def test_as_root_each_role_and_tenant_has_its_own_uid_and_no_network(plant: Callable[..., Tree]) -> None:
     tree = plant()

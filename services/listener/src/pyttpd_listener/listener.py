@@ -667,6 +667,7 @@ def _has_sent(sock: socket.socket) -> bool:
 
 def serve(service: Service) -> None:
     """Run a listener in this process."""
+    service.give_way()
     service.confine(confine.role_policy())
     Listener(service)
     service.run()

@@ -52,6 +52,7 @@ LEAVE_TIMEOUT = 5.0
 
 def serve(service: Service) -> None:
     """Run umaster in this process."""
+    service.give_way()
     service.confine(confine.role_policy())
     Umaster(service)
     service.run()
