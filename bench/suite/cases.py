@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.client import HTTPException
 
-from suite import peers
+from suite import peers, tenants
 from suite.clients import Load, Target, WrongAnswer, constant_rate, wrk
 from suite.figures import Options, Study
 from suite.machine import processor_time
@@ -192,4 +192,5 @@ CASES: tuple[Case | Study, ...] = (
         connections=8,
         bars=FILES_BARS,
     ),
+    tenants.STUDY,
 )
