@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from http.client import HTTPException
 
-from suite import peers, tenants
+from suite import peers, tenants, uids
 from suite.clients import Load, Target, WrongAnswer, constant_rate, wrk
 from suite.figures import Options, Study
 from suite.machine import processor_time
@@ -50,7 +50,7 @@ class Case:
     title: str
     peers: tuple[Peer, ...]
     path: str = "/"
-    body: bytes = HELLO
+    bodies: Mapping[str, bytes] = field(default_factory=lambda: {"127.0.0.1": HELLO})
     connections: int = 32
     close: bool = False
     bars: tuple[Bar, ...] = ()
@@ -68,7 +68,7 @@ def all_running(
             results[peer.name] = Figures()
             try:
                 port, pids = stack.enter_context(running(peer, log=options.log, pin=options.pin))
-                target = Target(port, case.path, case.body)
+                target = Target(port, case.path, case.bodies)
                 target.wait()
                 found[peer.name] = (target, pids)
             except (SystemExit, OSError, WrongAnswer, HTTPException) as error:
@@ -139,7 +139,14 @@ WSGI = (
     peers.MOD_WSGI,
 )
 STATIC = (peers.PYTTPD_STATIC, peers.NGINX_STATIC, peers.NGINX_CACHED, peers.APACHE_EVENT, peers.APACHE_ITK)
+ITK_BARS = (Bar("pyttpd", "Apache mpm-itk", 10.0),)
 FILES_BARS = (Bar("pyttpd", "nginx", 1.0),)
+
+
+def static(name: str) -> dict[str, bytes]:
+    """What a file's request must be answered with."""
+    return {"127.0.0.1": content(SIZES[name])}
+
 
 #: All that `make bench` measures. A study stands in a module of its own, and here by its name.
 CASES: tuple[Case | Study, ...] = (
@@ -179,18 +186,51 @@ CASES: tuple[Case | Study, ...] = (
         "A file of 1 KB",
         STATIC,
         "/1k.bin",
-        content(SIZES["1k.bin"]),
+        static("1k.bin"),
         bars=(Bar("pyttpd", "nginx", 0.9), Bar("pyttpd", "nginx open_file_cache", 0.8)),
     ),
-    Case("static-100k", "A file of 100 KB", STATIC, "/100k.bin", content(SIZES["100k.bin"]), bars=FILES_BARS),
+    Case("static-100k", "A file of 100 KB", STATIC, "/100k.bin", static("100k.bin"), bars=FILES_BARS),
     Case(
         "static-10m",
         "A file of 10 MB",
         STATIC,
         "/10m.bin",
-        content(SIZES["10m.bin"]),
+        static("10m.bin"),
         connections=8,
         bars=FILES_BARS,
+    ),
+    Case(
+        "uids-wsgi",
+        "Ten tenants, each its uid: WSGI, kept connections",
+        uids.WSGI,
+        bodies=uids.HOSTS,
+        connections=40,
+    ),
+    Case(
+        "uids-wsgi-close",
+        "Ten tenants, each its uid: WSGI, a connection for each request",
+        uids.WSGI,
+        bodies=uids.HOSTS,
+        connections=40,
+        close=True,
+        bars=ITK_BARS,
+    ),
+    Case(
+        "uids-php",
+        "Ten tenants, each its uid: PHP, kept connections",
+        uids.PHP_PEERS,
+        path="/index.php",
+        bodies=uids.HOSTS,
+        connections=40,
+    ),
+    Case(
+        "uids-php-close",
+        "Ten tenants, each its uid: PHP, a connection for each request",
+        uids.PHP_PEERS,
+        path="/index.php",
+        bodies=uids.HOSTS,
+        connections=40,
+        close=True,
     ),
     tenants.STUDY,
 )

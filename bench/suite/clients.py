@@ -7,14 +7,21 @@ import os
 import re
 import statistics
 import subprocess
+import tempfile
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from suite.machine import CLIENT_CORE, READY_WITHIN
 from suite.rate import Client
 
 _RATE = re.compile(r"Requests/sec:\s+([\d.]+)")
-_TOTAL = re.compile(r"(\d+) requests in ([\d.]+)(us|ms|s|m), ")
+#: A thread of wrk's keeps its connections; so each of these stays with one host.
+HOST_BY_THREAD = """
+local hosts, threads = { %s }, 0
+function setup(thread) threads = threads + 1; thread:set("host", hosts[threads]) end
+function init() wrk.headers["Host"] = host end
+"""
 
 
 class WrongAnswer(Exception):
@@ -23,12 +30,16 @@ class WrongAnswer(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What is asked for, and what must come: the whole body, byte by byte."""
+    """What is asked for, and what must come: of each host the whole body, byte by byte."""
 
     port: int
     path: str
-    body: bytes
-    host: str = "127.0.0.1"
+    bodies: Mapping[str, bytes]
+
+    @property
+    def host(self) -> str:
+        """The first one."""
+        return next(iter(self.bodies))
 
     @property
     def url(self) -> str:
@@ -47,17 +58,20 @@ class Target:
                 time.sleep(0.1)
 
     def check(self) -> None:
-        """Ask three times (on one connection, if it is kept), and compare every byte."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
-        try:
-            for _ in range(3):
-                connection.request("GET", self.path, headers={"Host": self.host})
-                response = connection.getresponse()
-                body = response.read()
-                if response.status != 200 or body != self.body:
-                    raise WrongAnswer(f"{self.url}: {response.status}, {len(body)} bytes: {body[:80]!r}")
-        finally:
-            connection.close()
+        """Ask each host three times (on one connection, if it is kept), and compare every byte."""
+        for host, expected in self.bodies.items():
+            connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+            try:
+                for _ in range(3):
+                    connection.request("GET", self.path, headers={"Host": host})
+                    response = connection.getresponse()
+                    body = response.read()
+                    if response.status != 200 or body != expected:
+                        raise WrongAnswer(
+                            f"{self.url} of {host}: {response.status}, {len(body)} bytes: {body[:80]!r}"
+                        )
+            finally:
+                connection.close()
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,24 +88,19 @@ def pinned(command: list[str], core: str | None) -> list[str]:
 
 def wrk(target: Target, seconds: float, connections: int, *, close: bool, pin: bool = True) -> Load:
     """As many requests as go, by wrk. Whatever isn't 2xx, or a whole response, is an error."""
-    command = [
-        "wrk",
-        "-t1",
-        f"-c{connections}",
-        f"-d{seconds:g}s",
-        "--timeout",
-        "20s",
-        "-H",
-        f"Host: {target.host}",
-    ]
+    hosts = list(target.bodies)
+    command = ["wrk", f"-t{len(hosts)}", f"-c{connections}", f"-d{seconds:g}s", "--timeout", "20s"]
     if close:
         command += ["-H", "Connection: close"]
-    done = subprocess.run(
-        pinned([*command, target.url], CLIENT_CORE if pin else None),
-        check=True,
-        capture_output=True,
-        text=True,
-    )
+    with tempfile.NamedTemporaryFile("w", suffix=".lua") as script:
+        script.write(HOST_BY_THREAD % ", ".join(f'"{host}"' for host in hosts))
+        script.flush()
+        done = subprocess.run(
+            pinned([*command, "-s", script.name, target.url], CLIENT_CORE if pin else None),
+            check=True,
+            capture_output=True,
+            text=True,
+        )
     found = _RATE.search(done.stdout)
     if found is None:
         raise WrongAnswer(f"{target.url}: wrk says {done.stdout[:200]!r}")
@@ -116,7 +125,7 @@ class Latency:
 def constant_rate(target: Target, rate: float, seconds: float, connections: int = 32) -> Latency:
     """Ask at `rate` requests/s, whatever the server does. The client's process is on its own core meanwhile."""
     request = f"GET {target.path} HTTP/1.1\r\nHost: {target.host}\r\n\r\n".encode()
-    client = Client(("127.0.0.1", target.port), request, target.body)
+    client = Client(("127.0.0.1", target.port), request, target.bodies[target.host])
     before = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {int(CLIENT_CORE)})
     try:

@@ -102,7 +102,7 @@ kind = "{kind}"
 root = "{root}"
 {application}
 access_log = "{log}"
-pool = {{ max_workers = {workers} }}
+pool = {{ max_workers = {workers}, max_threads = {threads} }}
 """
 
 
@@ -120,6 +120,7 @@ def tenant(
     root: Path | None = None,
     application: str = "",
     workers: int = 1,
+    threads: int = 1,
     number: int = 0,
 ) -> str:
     return TENANT.format(
@@ -131,6 +132,7 @@ def tenant(
         application=f'application = "{application}"' if application else "",
         log="combined" if setting.log else "off",
         workers=workers,
+        threads=threads,
     )
 
 
@@ -443,28 +445,28 @@ def package(name: str) -> tuple[str, ...]:
     return PYTHON, "-c", f"import importlib.metadata as m; print({name!r}, m.version({name!r}))"
 
 
-_NGINX, _APACHE, _UWSGI = ("nginx", "-v"), ("apache2", "-v"), ("uwsgi", "--version")
-_OURS = (PYTHON, "-c", "import importlib.metadata as m; print('pyttpd', m.version('pyttpd'))")
+NGINX_VERSION, APACHE_VERSION, UWSGI_VERSION = ("nginx", "-v"), ("apache2", "-v"), ("uwsgi", "--version")
+OUR_VERSION = (PYTHON, "-c", "import importlib.metadata as m; print('pyttpd', m.version('pyttpd'))")
 
-PYTTPD_WSGI = Peer("pyttpd", pyttpd_wsgi, _OURS)
-PYTTPD_ASGI = Peer("pyttpd", pyttpd_asgi, _OURS)
-PYTTPD_STATIC = Peer("pyttpd", pyttpd_static, _OURS)
-ALONE = Peer("pyttpd's worker alone", worker_alone, _OURS)
+PYTTPD_WSGI = Peer("pyttpd", pyttpd_wsgi, OUR_VERSION)
+PYTTPD_ASGI = Peer("pyttpd", pyttpd_asgi, OUR_VERSION)
+PYTTPD_STATIC = Peer("pyttpd", pyttpd_static, OUR_VERSION)
+ALONE = Peer("pyttpd's worker alone", worker_alone, OUR_VERSION)
 GUNICORN_SYNC = Peer("gunicorn sync", gunicorn("sync"), package("gunicorn"))
 GUNICORN_GTHREAD = Peer("gunicorn gthread", gunicorn("gthread"), package("gunicorn"))
 GRANIAN_WSGI = Peer("granian", granian("wsgi"), package("granian"))
 GRANIAN_ASGI = Peer("granian", granian("asgi"), package("granian"))
-UWSGI = Peer("uWSGI", uwsgi, _UWSGI)
+UWSGI = Peer("uWSGI", uwsgi, UWSGI_VERSION)
 WAITRESS = Peer("waitress", waitress, package("waitress"))
-NGINX_GUNICORN = Peer("nginx + gunicorn", behind_nginx(gunicorn("sync")), _NGINX)
-NGINX_GRANIAN = Peer("nginx + granian", behind_nginx(granian("wsgi")), _NGINX)
-NGINX_UWSGI = Peer("nginx + uWSGI", nginx_uwsgi, _NGINX)
-MOD_WSGI = Peer("Apache mod_wsgi", mod_wsgi, _APACHE)
-MPM_ITK_WSGI = Peer("Apache mpm-itk", mpm_itk_wsgi, _APACHE)
+NGINX_GUNICORN = Peer("nginx + gunicorn", behind_nginx(gunicorn("sync")), NGINX_VERSION)
+NGINX_GRANIAN = Peer("nginx + granian", behind_nginx(granian("wsgi")), NGINX_VERSION)
+NGINX_UWSGI = Peer("nginx + uWSGI", nginx_uwsgi, NGINX_VERSION)
+MOD_WSGI = Peer("Apache mod_wsgi", mod_wsgi, APACHE_VERSION)
+MPM_ITK_WSGI = Peer("Apache mpm-itk", mpm_itk_wsgi, APACHE_VERSION)
 UVICORN_H11 = Peer("uvicorn h11", uvicorn("h11"), package("uvicorn"))
 UVICORN_HTTPTOOLS = Peer("uvicorn httptools", uvicorn("httptools"), package("uvicorn"))
 HYPERCORN = Peer("hypercorn", hypercorn, package("hypercorn"))
-NGINX_STATIC = Peer("nginx", nginx_static(""), _NGINX)
-NGINX_CACHED = Peer("nginx open_file_cache", nginx_static(OPEN_FILE_CACHE), _NGINX)
-APACHE_EVENT = Peer("Apache event", apache_static("event"), _APACHE)
-APACHE_ITK = Peer("Apache mpm-itk", apache_static("prefork"), _APACHE)
+NGINX_STATIC = Peer("nginx", nginx_static(""), NGINX_VERSION)
+NGINX_CACHED = Peer("nginx open_file_cache", nginx_static(OPEN_FILE_CACHE), NGINX_VERSION)
+APACHE_EVENT = Peer("Apache event", apache_static("event"), APACHE_VERSION)
+APACHE_ITK = Peer("Apache mpm-itk", apache_static("prefork"), APACHE_VERSION)
