@@ -4,7 +4,7 @@ SHELL := /bin/bash
 # The order of a target's prerequisites matters, and the programs below use both cores themselves.
 .NOTPARALLEL:
 
-.PHONY: chart soak chaos help up down images run venv test lint format docs lock bench clean wheels
+.PHONY: chart soak chaos chaos-sum help up down images run venv test lint format docs lock bench clean wheels
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -62,6 +62,9 @@ soak: ## 60 seconds (SOAK=60) of load on workers that die all the time: no reque
 
 chaos: ## 600 seconds (SECONDS=600 SEED=1) of kills, stops, replacements, reloads under load: nothing more may be lost
 	@PYTTPD_CHAOS_SECONDS=$(or $(SECONDS),600) PYTTPD_CHAOS_SEED=$(or $(SEED),1) scripts/test tests/chaos -q -s
+
+chaos-sum: ## the runs of `make chaos` that build/chaos has, added up: fewer than 200 events of a kind, or any loss, is an error
+	@PYTHONPATH=tests:src:services/init/src .venv-test/bin/python -m chaos.sums
 
 clean: ## remove what was made here (not the images)
 	rm -rf .venv .venv-test .venv-role .venv-lock .venv-bench .venv-apps build .cache .mypy_cache .ruff_cache .pytest_cache

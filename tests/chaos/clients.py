@@ -68,7 +68,9 @@ def pattern(seed: int, size: int) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """A request that wasn't answered rightly: `at` and `opened` (its connection's) are CLOCK_MONOTONIC."""
+    """A request that wasn't answered rightly. Times are CLOCK_MONOTONIC: `at`; `opened`, its connection's; `alive`,
+    when the last one of its connection that was answered rightly was asked (0: none was).
+    """
 
     kind: str
     host: str
@@ -76,6 +78,7 @@ class Failure:
     port: int
     opened: float
     at: float
+    alive: float
     served: int
     detail: str
 
@@ -110,8 +113,14 @@ class Connection:
         self.sock = socket.create_connection(("127.0.0.1", port), TIMEOUT)
         self.port = int(self.sock.getsockname()[1])
         self.served = 0
+        self.asked = self.alive = 0.0
         self._data = b""
         self._began = False
+
+    def ask(self, data: bytes) -> None:
+        """Send a request's beginning."""
+        self.asked = time.monotonic()
+        self.send(data)
 
     def send(self, data: bytes) -> None:
         self.sock.sendall(data)
@@ -153,6 +162,7 @@ class Connection:
                 raise Wrong(f"another byte than expected after {got}")
             got += len(part)
         self.served += 1
+        self.alive = self.asked
         return fields.get(b"connection", b"").lower() != b"close"
 
     def nothing_more(self) -> None:
@@ -218,6 +228,7 @@ class Client:
                 0 if connection is None else connection.port,
                 time.monotonic() if connection is None else connection.opened,
                 time.monotonic(),
+                0.0 if connection is None else connection.alive,
                 0 if connection is None else connection.served,
                 f"{type(error).__name__} {error}"[:120],
             )
@@ -246,7 +257,7 @@ class Client:
     def _get(self, size: int, *, close: bool = False, piece: int = 65_536, pause: float = 0.0) -> None:
         request, expected = self._request(size, close=close)
         connection = self._open()
-        connection.send(request)
+        connection.ask(request)
         again = connection.answer(expected, piece=piece, pause=pause)
         connection.nothing_more()
         if not again or close:
@@ -277,7 +288,7 @@ class Client:
         body = pattern(self._random.getrandbits(32), UPLOAD_SIZE)
         how = "Transfer-Encoding: chunked" if chunked else f"Content-Length: {len(body)}"
         connection = self._open()
-        connection.send(f"POST /digest HTTP/1.1\r\nHost: {self._host}\r\n{how}\r\n\r\n".encode())
+        connection.ask(f"POST /digest HTTP/1.1\r\nHost: {self._host}\r\n{how}\r\n\r\n".encode())
         for start in range(0, len(body), UPLOAD_PIECE):
             part = body[start : start + UPLOAD_PIECE]
             connection.send(b"%x\r\n%s\r\n" % (len(part), part) if chunked else part)
@@ -293,7 +304,7 @@ class Client:
         self._stay()
         pairs = [self._request(self._random.choice(SIZES)) for _ in range(PIPELINED)]
         connection = self._open()
-        connection.send(b"".join(request for request, _ in pairs))
+        connection.ask(b"".join(request for request, _ in pairs))
         for number, (_, expected) in enumerate(pairs):
             if not connection.answer(expected):
                 # It may be the last at any time: what follows is unanswered, and asked anew (RFC 9112, 9.3.2).

@@ -30,14 +30,14 @@ CHILDREN = ("prototype", "worker", "init-metrics")
 TARGETS: dict[Action, tuple[str, ...]] = {
     Action.KILL: (*ROLES, *CHILDREN, "worker", "worker", *KEEPERS),
     Action.STOP: (*ROLES, *CHILDREN, "worker", *KEEPERS),
-    Action.TERM: (*ROLES, *CHILDREN, "worker", "worker"),
-    Action.REPLACE: ROLES * 2,
+    Action.TERM: (*ROLES, *CHILDREN) * 2,
+    Action.REPLACE: ROLES * 3,
     Action.RELOAD: ("tree", "vhost") * 6,
 }
 #: No pair is made of these: the listening socket is held by init and by the listener, and dies with both.
 HOLDERS = frozenset({"init", "listener"})
 #: One event in so many is a pair.
-PAIRS = 8
+PAIRS = 4
 #: Between an event and the next one, after the tree is whole again (s).
 PAUSE = 0.4
 

@@ -1,8 +1,12 @@
 """The chaos test's stage: a tree, clients, what is done to it, and who may lose what.
 
 Whoever is killed is stopped first, for the few milliseconds that it takes to see which clients' connections it is the
-*last* to hold: those may be lost with it, and nothing else may. The kernel says so: inodes of /proc/PID/fd, and
-/proc/net/tcp. (A connection that is in flight between two processes at that moment counts as held by its sender alone.)
+*last* to hold (holdings.py): those may be lost with it, and nothing else may. What was in flight from it to somebody
+else at that moment turns up there afterwards, and is no longer excused then.
+
+A keeper that is stopped takes its role's processes with it when it is killed for that, a second later; until then those
+go on. So they are looked at again and again, and the last look before their end counts, with what nobody had taken at
+that look.
 """
 
 from __future__ import annotations
@@ -17,12 +21,14 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from chaos import clients
 from chaos.clients import Failure, Summary
+from chaos.holdings import Holdings, is_worker, wait_stopped
 from chaos.schedule import KEEPERS, ROLES, Action, Deed, Event
 from support.leaks import descendants, state
 from support.tree import Tree
@@ -30,9 +36,6 @@ from support.tree import Tree
 #: After an event the tree is whole again within this (s); what is stopped is found and killed within that.
 WHOLE_WITHIN = 40.0
 STOPPED_WITHIN = 30.0
-#: A keeper that is stopped dies with its role, which goes on until then: what that has held meanwhile may be lost, and
-#: what came to it so shortly (s) before that nobody has looked.
-LAST_MOMENT = 0.5
 #: Names that programs give themselves, and what they are called here.
 NAMES = {"pyttpd-init": "init", "pyttpd-master": "master", "pyttpd-umaster": "umaster", "l:http": "listener"}
 HARMLESS = ("reset", "closed", "closed-idle")
@@ -44,18 +47,44 @@ class NotWhole(Exception):
 
 @dataclass(slots=True)
 class Done:
-    """A deed that was done at `at`, to `pid`; `held`: the clients' ports that may be lost, and how each ended."""
+    """A deed that was done at `at`, to `pid`.
+
+    victims: who dies of it. held: the clients' ports that may be lost with them, by socket, as of the look; passing:
+    those of them that may be somebody else's. until: when the victims' end was seen.
+    """
 
     deed: Deed
     at: float
     pid: int
-    held: set[int] = field(default_factory=set)
+    victims: list[int] = field(default_factory=list)
+    held: dict[int, int] = field(default_factory=dict)
+    passing: set[int] = field(default_factory=set)
+    look: Holdings | None = None
     until: float = 0.0
     whole_after: float = 0.0
     tenant: str = ""
     command: subprocess.Popen[bytes] | None = None
-    lost: list[Failure] = field(default_factory=list)
+    lost: list[tuple[Failure, str]] = field(default_factory=list)
     violations: list[str] = field(default_factory=list)
+
+    @property
+    def lives_on(self) -> bool:
+        """Say whether the victims go on for a while."""
+        return self.deed.action is Action.STOP and self.deed.target in KEEPERS
+
+    def see(self, look: Holdings, together: Collection[int]) -> None:
+        """Note what `victims` may lose, when all of `together` die, by `look`."""
+        mine = frozenset().union(*(look.has.get(pid, frozenset()) for pid in self.victims))
+        held, passing = look.lost_with(together)
+        self.held = {socket: port for socket, port in held.items() if socket in mine}
+        self.passing = passing & self.held.keys()
+        self.look = look
+
+    def see_again(self, look: Holdings) -> None:
+        """Forget what somebody else turns out to have."""
+        for socket in look.rescued(self.victims, self.held):
+            del self.held[socket]
+            self.passing.discard(socket)
 
 
 class Processes:
@@ -95,31 +124,6 @@ class Processes:
         for one in found:
             found += [child for child, parent in self.parents.items() if parent == one]
         return found
-
-
-def ports_of(server_port: int) -> dict[str, int]:
-    """Return the clients' ports of the connections that the server holds, by the inode of its socket."""
-    found = {}
-    with open("/proc/net/tcp", encoding="ascii") as table:
-        next(table)
-        for line in table:
-            fields = line.split()
-            if int(fields[1].partition(":")[2], 16) == server_port and fields[9] != "0":
-                found[fields[9]] = int(fields[2].partition(":")[2], 16)
-    return found
-
-
-def inodes(pids: Iterable[int]) -> set[str]:
-    """Return the inodes of all sockets that these processes have open."""
-    found = set()
-    for pid in pids:
-        with contextlib.suppress(OSError):
-            for name in os.listdir(f"/proc/{pid}/fd"):
-                with contextlib.suppress(OSError):
-                    target = os.readlink(f"/proc/{pid}/fd/{name}")
-                    if target.startswith("socket:["):
-                        found.add(target[8:-1])
-    return found
 
 
 class Stage:
@@ -171,18 +175,8 @@ class Stage:
     def wait_whole(self) -> None:
         self.tree.wait_for(self.is_whole, WHOLE_WITHIN)
 
-    def last_held(self, victims: list[int]) -> set[int]:
-        """Return the clients' ports whose connections `victims`, and nobody else of the tree, hold."""
-        found = self.processes()
-        mine = inodes(victims)
-        # What a worker has taken is its, although the listener's copy may not be closed yet.
-        taken = any(name.startswith("w") for pid, name in found.names.items() if pid in victims)
-        others = inodes(
-            pid
-            for pid, name in found.names.items()
-            if pid not in victims and (not taken or name.startswith("w"))
-        )
-        return {port for inode, port in ports_of(self.tree.port).items() if inode in mine - others}
+    def holdings(self, first: Iterable[int] = ()) -> Holdings:
+        return Holdings.look(self.processes().names, self.tree.port, first)
 
     def descriptors(self) -> dict[str, int]:
         """Return how many descriptors runner and keepers have: what they lose never comes back to anybody."""
@@ -211,9 +205,9 @@ class Stage:
     # ---- doing ----
 
     def do(self, event: Event) -> list[Done]:
-        """Do what `event` says, and wait until the tree is whole again."""
+        """Do what `event` says, at one moment, and wait until the tree is whole again."""
         time.sleep(event.pause)
-        done = [one for deed in event.deeds if (one := self._do(deed)) is not None]
+        done = self._begin(event)
         self.done += done
         began = time.monotonic()
         self._await_ends(done)
@@ -225,64 +219,82 @@ class Stage:
             one.whole_after = time.monotonic() - began
         return done
 
-    def _do(self, deed: Deed) -> Done | None:
-        if deed.action is Action.RELOAD:
-            return self._reload(deed)
+    def _begin(self, event: Event) -> list[Done]:
+        """Stop all who are to die of it, look at what they have, and do it."""
         found = self.processes()
-        kind = f"keeper {deed.target}" if deed.action is Action.REPLACE else deed.target
-        candidates = sorted(found.by_kind.get(kind, ()))
+        done = [one for deed in event.deeds if (one := self._choose(deed, found)) is not None]
+        victims = [pid for one in done if not one.lives_on for pid in one.victims]
+        for one in done:
+            if one.victims and not one.lives_on:
+                one.victims = self._stop(one.pid, family=one.deed.target in KEEPERS)
+        victims = [pid for one in done if not one.lives_on for pid in one.victims]
+        wait_stopped(victims)
+        look = self.holdings(victims) if victims else None
+        for one in done:
+            if look is not None and one.victims and not one.lives_on:
+                one.see(look, victims)
+            one.at = time.monotonic()
+            # On a busy machine somebody may have found it stopped, and ended it.
+            with contextlib.suppress(ProcessLookupError):
+                match one.deed.action:
+                    case Action.KILL:
+                        os.kill(one.pid, signal.SIGKILL)
+                    case Action.STOP:
+                        os.kill(one.pid, signal.SIGSTOP)
+                    case Action.TERM:
+                        os.kill(one.pid, signal.SIGTERM)
+                    case Action.REPLACE:
+                        os.kill(found.parents[one.pid], signal.SIGUSR2)
+                    case Action.RELOAD:
+                        self._reload(one)
+        return done
+
+    def _stop(self, pid: int, *, family: bool) -> list[int]:
+        """Stop a process, or it and all below it; return who is stopped."""
+        stopped: list[int] = []
+        while more := [
+            one for one in (self.processes().below(pid) if family else [pid]) if one not in stopped
+        ]:
+            for one in more:
+                stopped.append(one)
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(one, signal.SIGSTOP)
+            wait_stopped(more)
+        return stopped
+
+    def _choose(self, deed: Deed, found: Processes) -> Done | None:
+        """Return what is to be done to whom; None if there is nobody to do it to."""
+        if deed.action is Action.RELOAD:
+            return Done(deed, 0.0, 0)
+        candidates = sorted(found.by_kind.get(deed.target, ()))
         if deed.action in (Action.TERM, Action.REPLACE):
             # Who is asked a second time leaves at once.
             candidates = [pid for pid in candidates if pid not in self._asked]
         if not candidates:
             return None
         pid = candidates[deed.pick % len(candidates)]
-        family = found.below(pid) if kind in KEEPERS else [pid]
-        with contextlib.suppress(ProcessLookupError):
-            match deed.action:
-                case Action.TERM:
-                    os.kill(pid, signal.SIGTERM)
-                    self._asked.add(pid)
-                    return Done(deed, time.monotonic(), pid)
-                case Action.REPLACE:
-                    role = [one for one in found.by_kind[deed.target] if found.parents[one] == pid]
-                    role = [one for one in role if one not in self._asked]
-                    if not role:
-                        return None
-                    os.kill(pid, signal.SIGUSR2)
-                    self._asked.add(role[-1])
-                    return Done(deed, time.monotonic(), role[-1])
-                case Action.STOP:
-                    os.kill(pid, signal.SIGSTOP)
-                    held = self.last_held([pid]) if kind not in KEEPERS else set()
-                    return Done(deed, time.monotonic(), pid, held, tenant=found.names[pid].partition(":")[2])
-                case Action.KILL:
-                    for one in family:
-                        os.kill(one, signal.SIGSTOP)
-                    held = self.last_held(family)
-                    at = time.monotonic()
-                    with contextlib.suppress(
-                        ProcessLookupError
-                    ):  # on a busy machine somebody has found it stopped
-                        os.kill(pid, signal.SIGKILL)
-                    return Done(deed, at, pid, held)
-        return None
+        one = Done(deed, 0.0, pid, tenant=found.names[pid].partition(":")[2])
+        if deed.action in (Action.TERM, Action.REPLACE):
+            self._asked.add(pid)
+        else:
+            one.victims = found.below(pid) if deed.target in KEEPERS else [pid]
+        return one
 
-    def _reload(self, deed: Deed) -> Done:
+    def _reload(self, one: Done) -> None:
         """Change the configuration and put it in force, or start one tenant's processes anew."""
-        tenants = [host.partition(".")[0] for host in self._hosts]
-        if deed.target == "tree":
+        if one.deed.target == "tree":
             file = self.tree.folder / "pyttpd.toml"
             text, count = re.subn(
                 r"max_requests = (\d+)\n",
-                lambda found: f"max_requests = {int(found[1]) ^ (1 + deed.pick % 3)}\n",
+                lambda found: f"max_requests = {int(found[1]) ^ (1 + one.deed.pick % 3)}\n",
                 file.read_text(),
             )
             assert count, "nothing to change"
             file.write_text(text)
-        return Done(deed, time.monotonic(), 0, command=self._ask_to_reload(deed, tenants))
+        one.command = self._ask_to_reload(one.deed)
 
-    def _ask_to_reload(self, deed: Deed, tenants: list[str]) -> subprocess.Popen[bytes]:
+    def _ask_to_reload(self, deed: Deed) -> subprocess.Popen[bytes]:
+        tenants = [host.partition(".")[0] for host in self._hosts]
         what = [] if deed.target == "tree" else [tenants[deed.pick % len(tenants)]]
         command = [sys.executable, "-I", "-m", "pyttpd_ctl", "reload", *what, "--runtime-dir"]
         return subprocess.Popen(
@@ -301,28 +313,42 @@ class Stage:
         with one.command.stdout as said:
             text = said.read().decode(errors="replace")
         if one.command.returncode and not alone:
-            tenants = [host.partition(".")[0] for host in self._hosts]
             time.sleep(0.1)
-            one.command = self._ask_to_reload(one.deed, tenants)
+            one.command = self._ask_to_reload(one.deed)
             return False
         if one.command.returncode:
             one.violations.append(f"status {one.command.returncode}: {text[-300:]!r}")
         return True
+
+    def _has_ended(self, one: Done) -> bool:
+        """Say whether the process is gone, and who dies with it as well."""
+        if state(one.pid) not in "XZ":
+            return False
+        if not one.lives_on:
+            return True
+        # Of what it has started since the last look some may be left, until the runner finds that it is nobody's.
+        found = self.processes()
+        runner = self.tree.process.pid
+        return not any(pid in found.names for pid in one.victims) and not any(
+            parent == runner and found.names[pid][1:].partition(":")[2] == one.tenant
+            for pid, parent in found.parents.items()
+            if ":" in found.names[pid] and not found.names[pid].startswith(("v:", "l:"))
+        )
 
     def _await_ends(self, done: list[Done]) -> None:
         """Wait until all processes that something was done to are gone, as they have to be."""
         began = time.monotonic()
         waiting = list(done)
         while waiting:
+            if any(one.victims for one in done):
+                self._look_again(done, waiting)
             for one in list(waiting):
-                if one.deed.action is Action.STOP and one.deed.target in KEEPERS:
-                    family = self.processes().below(one.pid)
-                    one.held |= self.last_held(family)
                 within = STOPPED_WITHIN if one.deed.action is Action.STOP else WHOLE_WITHIN
-                ended = (
-                    state(one.pid) in "XZ" if one.command is None else self._has_reloaded(one, len(done) == 1)
-                )
-                if ended:
+                if (
+                    self._has_reloaded(one, len(done) == 1)
+                    if one.command is not None
+                    else self._has_ended(one)
+                ):
                     one.until = time.monotonic()
                 elif time.monotonic() - began > within:
                     one.violations.append(f"process {one.pid} was still there after {within} s")
@@ -332,6 +358,20 @@ class Stage:
                     continue
                 waiting.remove(one)
             time.sleep(0.01)
+        self._look_again(done, waiting)
+
+    def _look_again(self, done: list[Done], waiting: list[Done]) -> None:
+        """Look at who lives on until its keeper is killed; and whether somebody else has what was excused."""
+        found = self.processes()
+        families = {one.pid: found.below(one.pid) for one in waiting if one.lives_on}
+        look = Holdings.look(found.names, self.tree.port)
+        for one in done:
+            if not one.lives_on:
+                one.see_again(look)
+            elif (family := families.get(one.pid)) and not any(state(pid) in "XZ" for pid in family):
+                one.victims = family
+                dying = [pid for other in done for pid in other.victims]
+                one.see(look, dying)
 
     # ---- judging ----
 
@@ -339,33 +379,63 @@ class Stage:
         """Give each failure to the deed that may have cost it; return those that none may have cost, in words."""
         violations = [f"{one.deed}: {text}" for one in self.done for text in one.violations]
         for failure in failures:
-            excuse = next((one for one in self.done if excuses(one, failure)), None)
-            if excuse is not None:
-                excuse.lost.append(failure)
-                continue
-            before = [one for one in self.done if one.at <= failure.at][-3:]
-            after = ", ".join(f"{failure.at - one.at:.2f} s after {one.deed} ({one.pid})" for one in before)
-            violations.append(
-                f"{failure.what} ({failure.detail}) of {failure.kind} to {failure.host}, port {failure.port}, "
-                f"after {failure.served} answers, connection {failure.at - failure.opened:.2f} s old: {after}"
-            )
+            for one in self.done:
+                if why := excuse(one, failure):
+                    one.lost.append((failure, why))
+                    break
+            else:
+                before = [one for one in self.done if one.at <= failure.at][-3:]
+                violations.append(f"{in_words(failure)}: " + "; ".join(_told(one, failure) for one in before))
         return violations
 
 
-def excuses(one: Done, failure: Failure) -> bool:
-    """Say whether `failure` is the end of a connection that only the victim of `one` had."""
-    if failure.what not in HARMLESS or failure.at < one.at or failure.opened > max(one.at, one.until):
-        return False
-    if failure.port in one.held:
-        return True
-    # What a stopped keeper's role, which goes on, has at the moment when it dies with it, isn't known this exactly.
-    last = one.deed.action is Action.STOP and abs(failure.at - one.until) < LAST_MOMENT
-    match one.deed.target:
-        case "keeper supervisor":
-            return last and failure.host == f"{one.tenant}.localhost"
-        case "keeper listener":
-            return last and failure.served == 0 and one.until - failure.opened < LAST_MOMENT
-    return False
+def in_words(failure: Failure) -> str:
+    return (
+        f"{failure.what} ({failure.detail}) of {failure.kind} to {failure.host}, port {failure.port}, "
+        f"after {failure.served} answers, connection {failure.at - failure.opened:.2f} s old"
+    )
+
+
+def _told(one: Done, failure: Failure) -> str:
+    text = f"{failure.at - one.at:.2f} s after {one.deed} ({one.pid})"
+    if one.until:
+        text += f", {failure.at - one.until:.2f} s after its end"
+    if one.look is not None:
+        text += f", then held by {one.look.who(failure.port) or 'nobody'}"
+    return text
+
+
+#: Why a connection may be lost: only the victim had it; or it and somebody else, on the way from one to the other; or
+#: nobody had looked since it came to a victim that lived on.
+HELD, PASSING, LATE = "held", "passing", "late"
+
+
+def excuse(one: Done, failure: Failure) -> str:
+    """Say why `failure` may be the end of a connection that only the victims of `one` had; "": it may not."""
+    if failure.what not in HARMLESS or one.look is None or failure.at < one.at:
+        return ""
+    dead = one.until or float("inf")
+    if failure.opened > dead or failure.alive > dead:
+        return ""  # it was made, or has been answered, since
+    if one.deed.target.endswith("listener") and failure.served:
+        return ""  # it had found its worker
+    if failure.opened <= one.look.since:
+        for socket, port in one.held.items():
+            if port == failure.port:
+                return PASSING if socket in one.passing else HELD
+    if one.lives_on and (failure.opened > one.look.since or failure.port in _on_the_way(one.look)):
+        match one.deed.target:
+            case "keeper supervisor" if failure.host == f"{one.tenant}.localhost":
+                return LATE
+            case "keeper listener":
+                return LATE
+    return ""
+
+
+def _on_the_way(look: Holdings) -> set[int]:
+    """Return the ports of the connections that no worker has yet."""
+    taken = frozenset().union(*(look.has[pid] for pid, name in look.names.items() if is_worker(name)))
+    return {port for socket, port in look.ports.items() if socket not in taken} | look.unaccepted
 
 
 class Crowd:
@@ -415,32 +485,70 @@ def crowd(port: int, seed: int, hosts: tuple[str, ...], uploads: tuple[str, ...]
 
 # ---- the table ----
 
+WHAT = ("refused", "reset", "closed", "closed-idle", "timeout", "wrong", "5xx")
 
-def table(done: list[Done], summaries: list[Summary], failures: list[Failure], retired: int) -> str:
-    """Return what was done and what clients saw."""
-    lines = [f"{'done':<28}{'times':>6}{'could be lost':>15}{'lost':>6}{'whole after, s (median, most)':>32}"]
-    kinds = sorted({str(one.deed) for one in done})
-    for kind in kinds:
-        of_kind = [one for one in done if str(one.deed) == kind]
-        waits = sorted(one.whole_after for one in of_kind)
-        lines.append(
-            f"{kind:<28}{len(of_kind):>6}{sum(len(one.held) for one in of_kind):>15}"
-            f"{sum(len(one.lost) for one in of_kind):>6}{waits[len(waits) // 2]:>22.2f}{waits[-1]:>10.2f}"
+
+def report(
+    done: list[Done], summaries: list[Summary], failures: list[Failure], retired: int
+) -> dict[str, Any]:
+    """Return what was done and what clients saw, as the rows that `table` prints; sums.py adds several of them up."""
+    deeds: dict[str, dict[str, Any]] = {}
+    for one in done:
+        row = deeds.setdefault(
+            str(one.deed),
+            {
+                "action": one.deed.action.value,
+                "times": 0,
+                "held": 0,
+                HELD: 0,
+                PASSING: 0,
+                LATE: 0,
+                "waits": [],
+            },
         )
-    totals = Counter(one.deed.action.value for one in done)
-    lines.append("")
-    lines.append("in all: " + ", ".join(f"{count} {name}" for name, count in sorted(totals.items())))
-    lines.append(f"workers retired meanwhile: {retired}")
-    lines.append("")
-    what = ("refused", "reset", "closed", "closed-idle", "timeout", "wrong", "5xx")
+        row["times"] += 1
+        row["held"] += len(one.held)
+        row["waits"].append(round(one.whole_after, 3))
+        for _, why in one.lost:
+            row[why] += 1
+    seen = {
+        summary.kind: {
+            "answered": summary.answered,
+            "connections": summary.connections,
+            "longest": summary.longest,
+            **Counter(failure.what for failure in failures if failure.kind == summary.kind),
+        }
+        for summary in summaries
+    }
+    lost = [
+        f"{one.deed} ({one.pid}), {why}: {in_words(failure)}" for one in done for failure, why in one.lost
+    ]
+    return {"deeds": deeds, "retired": retired, "clients": seen, "lost": lost}
+
+
+def table(found: dict[str, Any]) -> str:
+    """Return in lines what was done and what clients saw."""
+    lines = [
+        f"{'':<28}{'':>6}{'only its victim':>17}{'lost, that':>12}{'on the':>9}{'since the':>11}{'whole after, s':>19}",
+        f"{'done':<28}{'times':>6}{'had':>17}{'were its':>12}{'way':>9}{'last look':>11}{'median':>10}{'most':>9}",
+    ]
+    totals: Counter[str] = Counter()
+    for name, row in sorted(found["deeds"].items()):
+        waits = sorted(row["waits"])
+        totals[row["action"]] += row["times"]
+        lines.append(
+            f"{name:<28}{row['times']:>6}{row['held']:>17}{row[HELD]:>12}{row[PASSING]:>9}{row[LATE]:>11}"
+            f"{waits[len(waits) // 2]:>10.2f}{waits[-1]:>9.2f}"
+        )
+    lines += ["", "in all: " + ", ".join(f"{count} {name}" for name, count in sorted(totals.items()))]
+    lines += [f"workers retired meanwhile: {found['retired']}", ""]
     lines.append(
         f"{'clients':<12}{'answered':>10}{'connections':>13}{'longest, s':>12}"
-        + "".join(f"{w:>13}" for w in what)
+        + "".join(f"{w:>13}" for w in WHAT)
     )
-    for summary in summaries:
-        counts = Counter(failure.what for failure in failures if failure.kind == summary.kind)
+    for kind, row in found["clients"].items():
         lines.append(
-            f"{summary.kind:<12}{summary.answered:>10}{summary.connections:>13}{summary.longest:>12.2f}"
-            + "".join(f"{counts[w]:>13}" for w in what)
+            f"{kind:<12}{row['answered']:>10}{row['connections']:>13}{row['longest']:>12.2f}"
+            + "".join(f"{row.get(w, 0):>13}" for w in WHAT)
         )
     return "\n".join(lines)
