@@ -75,11 +75,12 @@ def send_fds(sock: socket.socket, data: bytes, fds: Sequence[int]) -> None:
     sock.sendmsg([data], [rights] if fds else [], _SEND)
 
 
-def recv_fds(sock: socket.socket, size: int, most: int) -> tuple[bytes, list[int]]:
+def recv_fds(sock: socket.socket, size: int, most: int, *, peek: bool = False) -> tuple[bytes, list[int]]:
     """Receive one packet of at most `size` bytes and the up to `most` descriptors that came with it, which the caller
-    owns. Raises what recv_fd raises.
+    owns; `peek`: the packet stays where it is, and the caller gets copies. Raises what recv_fd raises.
     """
-    data, ancillary, flags, _ = sock.recvmsg(size, socket.CMSG_SPACE((most + 1) * _FD_SIZE), _RECEIVE)
+    how = _RECEIVE | int(socket.MSG_PEEK) if peek else _RECEIVE
+    data, ancillary, flags, _ = sock.recvmsg(size, socket.CMSG_SPACE((most + 1) * _FD_SIZE), how)
     fds, foreign = _descriptors(ancillary)
     if flags & _CUT or len(fds) > most or foreign:
         raise _refuse(data, fds, flags, size, most, foreign=foreign)

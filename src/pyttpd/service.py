@@ -89,6 +89,7 @@ class Options:
     doors: tuple[Door, ...] = ()
     plain: bool = False
     take_back: bool = False
+    deposit: str = ""
     tmp: str = "/tmp"
     one_uid: bool = False
     allow: tuple[Address, ...] = ()
@@ -147,6 +148,12 @@ def parse(role: Role, arguments: list[str]) -> Options:
             "--take-back",
             action="store_true",
             help="sockets that are still open are asked back from who has them",
+        )
+        parser.add_argument(
+            "--deposit",
+            default="",
+            metavar="holder",
+            help="the holder of our network namespace keeps copies of the sockets, for whoever comes after us",
         )
         parser.add_argument(
             "--plain", action="store_true", help="start the other roles as well, without containers"

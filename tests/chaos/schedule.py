@@ -34,8 +34,6 @@ TARGETS: dict[Action, tuple[str, ...]] = {
     Action.REPLACE: ROLES * 3,
     Action.RELOAD: ("tree", "vhost") * 6,
 }
-#: No pair is made of these: the listening socket is held by init and by the listener, and dies with both.
-HOLDERS = frozenset({"init", "listener"})
 #: One event in so many is a pair.
 PAIRS = 4
 #: Between an event and the next one, after the tree is whole again (s).
@@ -77,8 +75,6 @@ def plan(seed: int, actions: tuple[Action, ...] = tuple(Action)) -> Iterator[Eve
             deeds = [Deed(action, target, chance.getrandbits(16))]
             if chance.randrange(PAIRS) == 0:
                 other, whom = chance.choice(every)
-                while {target.removeprefix("keeper "), whom.removeprefix("keeper ")} == HOLDERS:
-                    other, whom = chance.choice(every)
                 deeds.append(Deed(other, whom, chance.getrandbits(16)))
             yield Event(number, chance.uniform(0.0, PAUSE), tuple(deeds))
             number += 1

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import signal
+import socket
 import subprocess
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -82,3 +87,48 @@ def test_an_init_that_was_killed_gets_its_sockets_back(own_tree: Deployment) -> 
     own_tree.wait_for(lambda: own_tree.healthy("init"), BACK_WITHIN)
     own_tree.wait_for(lambda: all(own_tree.samples(service) for service in own_tree.targets()), BACK_WITHIN)
     assert own_tree.serves()
+
+
+def waiting(pid: int, port: int) -> int:
+    """Return how many connections wait to be accepted from `port`, in the network namespace of `pid` (proc(5))."""
+    for line in Path(f"/proc/{pid}/net/tcp").read_text().splitlines()[1:]:
+        fields = line.split()
+        if int(fields[1].partition(":")[2], 16) == port and fields[3] == "0A":
+            return int(fields[4].partition(":")[2], 16)
+    return 0
+
+
+@pytest.mark.parametrize("order", [("init", "listener-http"), ("listener-http", "init")])
+def test_who_waits_is_served_although_init_and_listener_were_killed(
+    own_tree: Deployment, order: tuple[str, str]
+) -> None:
+    """Both containers that hold the listening socket die at one moment; copies of it lie in the holder's pair."""
+    own_tree.wait_for(own_tree.serves, BACK_WITHIN)
+    own_tree.wait_for(lambda: own_tree.healthy("init"), BACK_WITHIN)
+    before = own_tree.containers()
+    first = {service: before[service]["State"]["Pid"] for service in order}
+    # The listener stands still, so that whoever connects waits in the queue.
+    for process in own_tree.processes("listener-http"):
+        os.kill(process.pid, signal.SIGSTOP)
+    with contextlib.ExitStack() as stack:
+        clients = []
+        for _ in range(8):
+            client = stack.enter_context(own_tree.connect(BACK_WITHIN * 2))
+            client.sendall(b"GET / HTTP/1.1\r\nHost: static.localhost\r\nConnection: close\r\n\r\n")
+            clients.append(client)
+        own_tree.wait_for(lambda: waiting(first["init"], 80) >= len(clients), BACK_WITHIN)
+        for service in order:
+            os.kill(first[service], signal.SIGKILL)
+        answers = [read_all(client) for client in clients]
+    assert [answer[:15] for answer in answers] == [b"HTTP/1.1 200 OK"] * len(clients)
+    for service in order:
+        assert own_tree.containers()[service]["State"]["Pid"] != first[service]
+    own_tree.wait_for(own_tree.serves, BACK_WITHIN)
+    own_tree.wait_for(lambda: own_tree.healthy("init"), BACK_WITHIN)
+
+
+def read_all(client: socket.socket) -> bytes:
+    answer = b""
+    while data := client.recv(65_536):
+        answer += data
+    return answer

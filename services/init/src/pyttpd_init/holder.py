@@ -9,6 +9,9 @@ may have given it as PID 1.
 A tenant with a database has a holder of its own, for a namespace in the network of the two (compose:
 examples/database). There `--allow IP:PORT` names the one thing that may be opened from that namespace.
 
+With `--keep-sockets` it also gives init the pair in which copies of the listening sockets lie (deposit.py): to who
+comes with its own uid, 0, from its own network namespace, and without reading anything.
+
 A rule that can't be set ends the process with status 1 and a sentence: a tree without its third lock must not
 start.
 """
@@ -16,6 +19,7 @@ start.
 from __future__ import annotations
 
 import argparse
+import fcntl
 import os
 import signal
 import sys
@@ -23,14 +27,15 @@ import sys
 from pyttpd.confine import ConfineError, confine, role_policy
 from pyttpd.health import DEFAULT_FILE, STALE_AFTER, HealthFile
 from pyttpd.log import Log
-from pyttpd.service import add_allow
+from pyttpd.service import StartError, add_allow
 
+from pyttpd_init.deposit import Desk
 from pyttpd_init.egress import Allowed, EgressError, set_egress, verify_egress
 
 #: How often (s) the holder says that it is alive; often enough that one late turn is not taken for its end.
 HEARTBEAT = STALE_AFTER / 5
 _LEAVE = frozenset({signal.SIGTERM, signal.SIGINT})
-_AWAITED = _LEAVE | {signal.SIGCHLD}
+_AWAITED = _LEAVE | {signal.SIGCHLD, signal.SIGIO}
 
 
 def main(arguments: list[str]) -> int:
@@ -41,17 +46,28 @@ def main(arguments: list[str]) -> int:
         allow_abbrev=False,
     )
     parser.add_argument("--health-file", default=DEFAULT_FILE, help="where to say how the holder is")
+    parser.add_argument(
+        "--keep-sockets",
+        action="store_true",
+        help="keep copies of init's listening sockets for its successors",
+    )
     add_allow(parser)
     options = parser.parse_args(arguments)
     log = Log("init", "net")
     # As PID 1 nothing has a default action; blocked, the signals wait for us from the first moment.
     signal.pthread_sigmask(signal.SIG_BLOCK, _AWAITED)
+    desk = None
     try:
+        if options.keep_sockets:
+            desk = Desk()
+            # The kernel says by a signal that somebody has come, which we wait for anyway.
+            fcntl.fcntl(desk.sock, fcntl.F_SETOWN, os.getpid())
+            fcntl.fcntl(desk.sock, fcntl.F_SETFL, os.O_NONBLOCK | os.O_ASYNC)
         lock(log, options.health_file, [Allowed(address) for address in options.allow])
-    except (EgressError, ConfineError) as error:
+    except (StartError, EgressError, ConfineError) as error:
         log.error("cannot hold the network namespace", error=error)
         return 1
-    hold(HealthFile(options.health_file))
+    hold(HealthFile(options.health_file), desk)
     log.info("network namespace given up")
     return 0
 
@@ -67,7 +83,7 @@ def lock(log: Log, health_file: str, allowed: list[Allowed]) -> None:
     log.info("network namespace locked: nothing opens a connection from here", **but, confined=report)
 
 
-def hold(health: HealthFile) -> None:
+def hold(health: HealthFile, desk: Desk | None = None) -> None:
     """Sleep until told to leave."""
     health.write("ready")
     while True:
@@ -75,6 +91,8 @@ def hold(health: HealthFile) -> None:
         if woken is not None and woken.si_signo in _LEAVE:
             break
         reap()
+        if desk is not None:
+            desk.serve()
         health.write("ready")
     health.remove()
 

@@ -26,6 +26,7 @@ from pyttpd.office import Outcome
 from pyttpd.service import StartError
 
 from pyttpd_init.closing import let_nobody_in
+from pyttpd_init.deposit import Deposit
 from pyttpd_init.sockets import AddressInUse, Plan, bind, is_planned, netns_cookie, plans
 
 #: So many roles that have lost their sockets are remembered, so that they hear of it when they come.
@@ -52,7 +53,30 @@ class Holding:
         self.sockets: dict[Plan, socket.socket] = {}
         self.former: list[Plan] = []
         self.log = Log("init")
+        #: Where copies are, for the keeper after this one.
+        self.deposit = Deposit(None, self.log)
         self._candidate: Candidate | None = None
+
+    def find(self) -> None:
+        """Take from the deposit what the plans ask for; the rest is kept no longer, and its ports are free."""
+        with socket.socket() as any_socket:
+            cookie = netns_cookie(any_socket)
+        for sock in self.deposit.look():
+            plan = next(
+                (plan for plan in self.plans if plan not in self.sockets and is_planned(sock, plan, cookie)),
+                None,
+            )
+            if plan is None:
+                sock.close()
+                continue
+            sock.setblocking(False)
+            sock.listen(plan.backlog)  # which may be another one now
+            self.sockets[plan] = sock
+            self.log.info("still listening", socket=plan)
+        self.lay()
+
+    def lay(self) -> None:
+        self.deposit.lay(self.sockets.values())
 
     def read(self) -> Outcome:
         try:
@@ -97,6 +121,7 @@ class Holding:
         found, self._candidate = self._candidate, None
         assert found is not None
         kept = {sock.fileno() for sock in found.sockets.values()}
+        self.deposit.lay(found.sockets.values())
         for plan, sock in self.sockets.items():
             if sock.fileno() not in kept:
                 self.log.info("listening no more", socket=plan)
@@ -136,6 +161,7 @@ class Holding:
             sock.close()
             return
         self.sockets[missing] = sock
+        self.lay()
 
     def retire(self) -> None:
         """Nothing waits for that: what is gone is gone at once."""

@@ -45,6 +45,7 @@ from pyttpd.wire.messages import (
     Wanted,
 )
 
+from pyttpd_init import deposit
 from pyttpd_init.holding import Holding
 from pyttpd_init.queues import AcceptQueues
 from pyttpd_init.sockets import AddressInUse, Plan, bind, is_planned, netns_cookie, plans
@@ -111,7 +112,11 @@ class Init:
         held = self.held
         held.path, held.log = options.config, log
         held.digest, held.plans = config.digest, plans(config)
+        held.deposit = deposit.of(options.deposit, log)
+        held.find()
         for plan in held.plans:
+            if plan in held.sockets:
+                continue
             try:
                 held.sockets[plan] = bind(plan)
             except AddressInUse as error:
@@ -120,17 +125,20 @@ class Init:
                 log.info("socket is still open and asked back", socket=plan, reason=error)
             else:
                 log.info("listening", socket=plan)
+        held.lay()
 
     def serve(self, service: Service) -> None:
         """Run init in this process."""
         self._service = service
+        self.held.deposit.close()
         self._page = Page()
         self._answered = self._refused = 0
         self._channels: set[Channel] = set()
         for plan in self.held.plans:
             if plan not in self.held.sockets:
                 with contextlib.suppress(StartError):
-                    self.held.sockets[plan] = bind(plan)
+                    sock = self.held.sockets[plan] = bind(plan)
+                    self._let_outlive_us(plan, sock)
         with socket.socket() as any_socket:
             self._cookie = netns_cookie(any_socket)
         self._start_metrics_child()
@@ -268,10 +276,13 @@ class Init:
             return
         self.held.sockets[plan] = sock
         self._service.log.info("socket taken back", socket=plan)
-        if self._service.counter is not None:
-            # So that it outlives this process, and whoever has brought it.
-            self._service.counter.keep(str(plan).encode(), sock.fileno())
+        self._let_outlive_us(plan, sock)
         self._tell_ready()
+
+    def _let_outlive_us(self, plan: Plan, sock: socket.socket) -> None:
+        """Give our keeper a copy, so that it outlives this process, and whoever has brought it."""
+        if self._service.counter is not None:
+            self._service.counter.keep(str(plan).encode(), sock.fileno())
 
     # ---- metrics ----
 

@@ -2,7 +2,8 @@
 
 Theory of operation. This process, the *runner*, stands where Docker stands otherwise: it prepares the
 directories, starts one keeper per role and tenant, starts again what ends, and takes everything down in
-order. It reads no peer and holds no listening socket. What it can give a role depends on who runs it:
+order. It reads no peer and holds no listening socket: copies of them lie in a pair that it has for init's keepers
+(deposit.py). What it can give a role depends on who runs it:
 
     as root             each role its uid, a network namespace with only `lo` (all but init), a mount namespace of
                         its own, and the egress rule for all uids of the tree. A tenant that is allowed addresses has a
@@ -29,7 +30,7 @@ import sys
 import time
 from dataclasses import dataclass, field
 
-from pyttpd import admin, health, privileges, service
+from pyttpd import admin, health, office, privileges, service
 from pyttpd.address import Address
 from pyttpd.config import startup
 from pyttpd.config.model import Config, Vhost
@@ -201,6 +202,7 @@ class Runner:
         self._not_ours: frozenset[int] = frozenset()
         self._stopped: dict[int, float] = {}
         self._doors: list[socket.socket] = []
+        self._deposit = office.pair()
         self._steward = Steward(self)
         self._had_terminal = has_terminal()
 
@@ -330,6 +332,8 @@ class Runner:
             command += ["--config", self.file]
         if child.role is Role.INIT and self._founded:
             command += ["--take-back"]  # the listeners still have what its predecessor bound
+        if child.role is Role.INIT:
+            command += ["--deposit", ":".join(str(end.fileno()) for end in self._deposit)]
         if child.role is not Role.INIT:
             command += ["--max-age", str(self._options.max_age or service.DEFAULT_MAX_AGE)]
             if self.as_root:
@@ -367,6 +371,8 @@ class Runner:
         os.close(null)
         command = self._command(child, runner)
         kept = [door.fd for door in child.doors]
+        if child.role is Role.INIT and not isinstance(child, GateInstance):
+            kept += [end.fileno() for end in self._deposit]
         if self._steward.descriptor(child) >= 0:
             kept.append(self._steward.descriptor(child))
         if isinstance(child, GateInstance):
@@ -591,6 +597,8 @@ class Runner:
             os.kill(child.pid, number)  # not reaped yet, so the pid is still the child's
 
     def _clean(self) -> None:
+        for end in self._deposit:
+            end.close()
         if self.as_root:
             try:
                 egress.remove_egress(table=self.table)
