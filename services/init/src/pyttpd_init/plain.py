@@ -202,7 +202,7 @@ class Runner:
         self._not_ours: frozenset[int] = frozenset()
         self._stopped: dict[int, float] = {}
         self._doors: list[socket.socket] = []
-        self._deposit = office.pair()
+        self._deposit: tuple[socket.socket, ...] = ()
         self._steward = Steward(self)
         self._had_terminal = has_terminal()
 
@@ -272,6 +272,7 @@ class Runner:
                 )
 
         self._steward.link(Role.MASTER)
+        self._deposit = office.pair()
 
     def make_folders(self, child: Instance) -> None:
         """Make what `child` writes in. Raises OSError."""
