@@ -4,10 +4,10 @@ SHELL := /bin/bash
 # The order of a target's prerequisites matters, and the programs below use both cores themselves.
 .NOTPARALLEL:
 
-.PHONY: chart soak chaos chaos-sum help up down images run venv test lint format docs lock bench clean wheels
+.PHONY: chart soak chaos chaos-sum help up down images run venv test lint format docs lock bench bench-micro profile clean wheels
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 up: ## build the images and start the example tree with Docker Compose (PYTTPD_HTTP_PORT=8080)
 	scripts/up
@@ -56,6 +56,15 @@ lock: ## write the hash-pinned locks anew (KEEP=1: only what the projects' depen
 bench: ## measure pyttpd beside what people would use instead (BENCH=case: one only)
 	@scripts/venv bench
 	@scripts/bench
+
+bench-micro: ## measure the parts of the hot path by themselves: scanner, codec, routing, responses (ONLY="-k scan")
+	@scripts/venv bench
+	@mkdir -p build/bench
+	@cd bench && ../.venv-bench/bin/python -m pytest -c micro/pytest.toml micro --benchmark-json=../build/bench/micro.json $(ONLY)
+
+profile: ## leave a flame graph of each role's processes under load in build/profile (BENCH=case: another than wsgi)
+	@scripts/venv bench
+	@scripts/bench profile
 
 soak: ## 60 seconds (SOAK=60) of load on workers that die all the time: no request may fail
 	@PYTTPD_SOAK=$${SOAK:-60} scripts/test tests/integration/test_pools.py -q -s -k soak

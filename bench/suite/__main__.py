@@ -40,7 +40,7 @@ def main() -> None:
     )
     parser.add_argument("--case", nargs="+", choices=list(cases), default=list(cases))
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=2.0)
+    parser.add_argument("--seconds", type=int, default=2)
     parser.add_argument("--settings", nargs="+", choices=list(SETTINGS), default=list(SETTINGS))
     parser.add_argument("--into", type=Path, default=HERE.parent / "build" / "bench")
     options = parser.parse_args()
@@ -64,7 +64,7 @@ def main() -> None:
     about |= {
         "client": machine.version(["wrk", "-v"]),
         "rounds": str(options.rounds),
-        "seconds": f"{options.seconds:g}",
+        "seconds": f"{options.seconds}",
     }
     report.write(options.into, runs, cases, about)
     print(f"written to {options.into}")

@@ -90,14 +90,14 @@ def measure(case: Case, options: Options) -> dict[str, Figures]:
                 before = sum(map(processor_time, pids))
                 load = wrk(
                     target,
-                    options.seconds if number else 1.0,
+                    options.seconds if number else 1,
                     case.connections,
                     close=case.close,
                     pin=options.pin,
                 )
                 used = sum(map(processor_time, pids)) - before
                 if number:
-                    note(results[name], load, used, options.seconds)
+                    note(results[name], load, used)
             for target, _ in servers.values():
                 target.check()
             if number:
@@ -111,9 +111,9 @@ def measure(case: Case, options: Options) -> dict[str, Figures]:
     return results
 
 
-def note(figures: Figures, load: Load, used: float, seconds: float) -> None:
+def note(figures: Figures, load: Load, used: float) -> None:
     figures.rate.append(load.rate)
-    figures.cost.append(1000 * used / (load.rate * seconds) if load.rate else 0.0)
+    figures.cost.append(1000 * used / load.requests if load.requests else 0.0)
     figures.errors += load.errors
 
 

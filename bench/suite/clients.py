@@ -16,6 +16,7 @@ from suite.machine import CLIENT_CORE, READY_WITHIN
 from suite.rate import Client
 
 _RATE = re.compile(r"Requests/sec:\s+([\d.]+)")
+_TOTAL = re.compile(r"(\d+) requests in ")
 #: A thread of wrk's keeps its connections; so each of these stays with one host.
 HOST_BY_THREAD = """
 local hosts, threads = { %s }, 0
@@ -76,9 +77,10 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """Requests per second, and errors, of one round."""
+    """Requests per second, all requests, and errors, of one round."""
 
     rate: float
+    requests: int
     errors: int
 
 
@@ -86,10 +88,10 @@ def pinned(command: list[str], core: str | None) -> list[str]:
     return command if core is None else ["taskset", "-c", core, *command]
 
 
-def wrk(target: Target, seconds: float, connections: int, *, close: bool, pin: bool = True) -> Load:
-    """As many requests as go, by wrk. Whatever isn't 2xx, or a whole response, is an error."""
+def wrk(target: Target, seconds: int, connections: int, *, close: bool, pin: bool = True) -> Load:
+    """As many requests as go, by wrk (whole seconds). Whatever isn't 2xx, or a whole response, is an error."""
     hosts = list(target.bodies)
-    command = ["wrk", f"-t{len(hosts)}", f"-c{connections}", f"-d{seconds:g}s", "--timeout", "20s"]
+    command = ["wrk", f"-t{len(hosts)}", f"-c{connections}", f"-d{seconds}s", "--timeout", "20s"]
     if close:
         command += ["-H", "Connection: close"]
     with tempfile.NamedTemporaryFile("w", suffix=".lua") as script:
@@ -97,18 +99,18 @@ def wrk(target: Target, seconds: float, connections: int, *, close: bool, pin: b
         script.flush()
         done = subprocess.run(
             pinned([*command, "-s", script.name, target.url], CLIENT_CORE if pin else None),
-            check=True,
             capture_output=True,
             text=True,
+            check=False,
         )
-    found = _RATE.search(done.stdout)
-    if found is None:
-        raise WrongAnswer(f"{target.url}: wrk says {done.stdout[:200]!r}")
+    found, total = _RATE.search(done.stdout), _TOTAL.search(done.stdout)
+    if found is None or total is None:
+        raise WrongAnswer(f"{target.url}: wrk says {(done.stderr or done.stdout)[:200]!r}")
     errors = sum(int(number) for number in re.findall(r"Non-2xx or 3xx responses: (\d+)", done.stdout))
     for line in re.findall(r"Socket errors: (.*)", done.stdout):
         # Who closes after each answer is counted as a read error by wrk where the server resets; all else is one, too.
         errors += sum(int(number) for number in re.findall(r"\d+", line))
-    return Load(float(found[1]), errors)
+    return Load(float(found[1]), int(total[1]), errors)
 
 
 @dataclass(frozen=True, slots=True)

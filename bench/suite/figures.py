@@ -19,7 +19,7 @@ class Options:
     """How long, how often; whether servers are pinned to one core, and write access logs."""
 
     rounds: int
-    seconds: float
+    seconds: int
     pin: bool = True
     log: bool = True
 

@@ -36,14 +36,17 @@ def family(pid: int) -> list[int]:
     return found
 
 
+def own_time(pid: int, *, dead_children: bool = False) -> float:
+    """Seconds of processor time that `pid` has used; none if it isn't there any more."""
+    with contextlib.suppress(OSError):
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return sum(map(int, fields[11 : 15 if dead_children else 13])) / TICKS
+    return 0.0
+
+
 def processor_time(pid: int) -> float:
     """Seconds that `pid` and all below it have used, those of their dead children included."""
-    total = 0
-    for each in family(pid):
-        with contextlib.suppress(OSError):
-            fields = Path(f"/proc/{each}/stat").read_text().rpartition(")")[2].split()
-            total += sum(int(field) for field in fields[11:15])
-    return total / TICKS
+    return sum(own_time(each, dead_children=True) for each in family(pid))
 
 
 def private_memory(pids: list[int]) -> int:
@@ -57,9 +60,12 @@ def private_memory(pids: list[int]) -> int:
     return total
 
 
-def free_ports(count: int, first: int = 21_000) -> int:
-    """Return the first of `count` neighbouring ports that are free now."""
-    for begin in range(first, 30_000, count):
+def free_ports(count: int) -> int:
+    """Return the first of `count` neighbouring ports that are free now. Another run begins to look somewhere else."""
+    places = range(21_000, 30_000 - count, count)
+    first = os.getpid() % len(places)
+    for number in range(len(places)):
+        begin = places[(first + number) % len(places)]
         with contextlib.ExitStack() as probes, contextlib.suppress(OSError):
             for port in range(begin, begin + count):
                 probe = probes.enter_context(socket.socket())

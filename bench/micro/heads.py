@@ -1,19 +1,6 @@
-"""What one scan of a head costs: nanoseconds, the best of several rounds, for heads as they are seen in practice.
+"""Heads as they are seen in practice, and some that aren't."""
 
-    python bench/micro_head.py [seconds]
-
-The budget (PLAN of the scanner): less than 1 us for wrk's head and 3 us for a browser's. `match` is the part that the
-compiled expression takes.
-"""
-
-import sys
-import time
-from collections.abc import Callable
-
-from pyttpd import head
-
-LIMIT = 32768
-EXPRESSION = head.DEFAULT_BOUNDS.head  # what a scan costs at least
+from __future__ import annotations
 
 WRK = b"GET / HTTP/1.1\r\nHost: 127.0.0.1:8080\r\n\r\n"
 CURL = b"GET /a/b?c=d HTTP/1.1\r\nHost: blog.example:8080\r\nUser-Agent: curl/8.5.0\r\nAccept: */*\r\n\r\n"
@@ -48,7 +35,7 @@ ABSOLUTE = b"GET http://blog.example/a HTTP/1.1\r\nHost: blog.example\r\n\r\n"
 LARGE = BROWSER[:-2] + b"".join(b"X-Field-%d: %s\r\n" % (i, b"v" * 200) for i in range(100)) + b"\r\n"
 TINY_FIELDS = WRK[:-2] + b"a:\r\n" * 127 + b"\r\n"
 
-CASES = {
+HEADS = {
     "wrk": WRK,
     "curl": CURL,
     "browser": BROWSER,
@@ -62,52 +49,3 @@ CASES = {
     "refused: two Hosts": BROWSER[:-2] + b"Host: x\r\n\r\n",
     "refused: TLS": b"\x16\x03\x01\x02\x00\x01\x00",
 }
-
-
-def best(call: Callable[[], object], seconds: float) -> float:
-    """Nanoseconds of a call in the best of the rounds that fit into `seconds`."""
-    count = 1
-    while True:
-        start = time.perf_counter_ns()
-        for _ in range(count):
-            call()
-        taken = time.perf_counter_ns() - start
-        if taken > seconds * 1e9 / 10:
-            break
-        count *= 2
-    result = taken / count
-    for _ in range(8):
-        start = time.perf_counter_ns()
-        for _ in range(count):
-            call()
-        result = min(result, (time.perf_counter_ns() - start) / count)
-    return result
-
-
-def scan(data: bytes) -> object:
-    try:
-        return head.scan(data, LIMIT)
-    except head.Refused as refused:
-        return refused
-
-
-def main() -> None:
-    seconds = float(sys.argv[1]) if len(sys.argv) > 1 else 0.2
-    idle = best(lambda: scan_nothing(b""), seconds)
-    print(f"{'head':32}{'bytes':>7}{'scan ns':>10}{'match ns':>10}")
-    for name, data in CASES.items():
-        whole = best(lambda data=data: scan(data), seconds) - idle  # type: ignore[misc]
-        match = best(lambda data=data: EXPRESSION.match(data, 0, LIMIT), seconds)  # type: ignore[misc]
-        print(f"{name:32}{len(data):7}{whole:10.0f}{match:10.0f}")
-
-
-def scan_nothing(_: bytes) -> None:
-    """What scan() in here costs without the scanner."""
-    try:
-        return
-    except head.Refused:
-        return
-
-
-if __name__ == "__main__":
-    main()
