@@ -3,8 +3,9 @@ SIOCOUTQ), and who has it.
 
 A connection's *mark* is a number that all who have a descriptor of it see. A worker changes it right before it says
 Taken, so whoever has kept a copy can tell, when umaster has died with that message, whether the connection is somebody
-else's now although not a byte of it has been read yet. It is kept in TCP_SYNCNT: how often a SYN is repeated, which
-means nothing once a connection stands.
+else's now although not a byte of it has been read yet. A worker that finds umaster dead when it says Taken puts the
+mark back; so whoever sees the mark changed, and nothing read, looks again after PUT_BACK_WITHIN. It is kept in
+TCP_SYNCNT: how often a SYN is repeated, which means nothing once a connection stands.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ _BYTES_RECEIVED_AT = 128
 #: States (net/tcp_states.h) after the other side's FIN, which tcpi_bytes_received counts as a byte.
 _AFTER_FIN = frozenset({6, 7, 8, 9, 11})  # TIME_WAIT, CLOSE, CLOSE_WAIT, LAST_ACK, CLOSING
 
+#: Between claiming and putting back lies one system call; on a busy machine it may take so long (s).
+PUT_BACK_WITHIN = 0.25
 
 #: Not in the socket module (asm-generic/socket.h).
 _SO_COOKIE = 57

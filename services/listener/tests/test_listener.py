@@ -13,7 +13,7 @@ from email.utils import parsedate_to_datetime
 
 import pytest
 
-from pyttpd import head, memfd
+from pyttpd import head, memfd, tcp
 from pyttpd.keeper import NOBODY_FOLLOWS, RELIEVED
 from pyttpd.wire import messages as m
 
@@ -342,6 +342,28 @@ def test_what_somebody_has_read_from_is_not_offered_again(make: Make) -> None:
     assert front.listener.dropped == 1
     with contextlib.suppress(ConnectionResetError):  # the rest of the head is unread
         assert client.recv(100) == b""
+
+
+@pytest.mark.parametrize("put_back", [True, False])
+def test_what_a_worker_has_claimed_and_not_read_is_looked_at_again(make: Make, put_back: bool) -> None:
+    """Umaster died when the worker wanted to say Taken, or right after that."""
+    front = make()
+    front.connect(HEAD)
+    front.offered()
+    with socket.socket(fileno=front.umaster.record.fds.pop()) as worker:
+        before = tcp.claim(worker)
+        front.umaster_dies()
+        front.on.until(lambda: front.listener._claimed)
+        assert front.open == 1
+        if put_back:
+            tcp.put_back(worker, before)
+    if put_back:
+        front.on.until(lambda: front.listener.reoffered and len(front.umaster.channels) == 2)
+        front.offered()
+    else:
+        front.on.until(lambda: not front.open)
+        assert (front.listener.dropped, front.listener.reoffered) == (1, 0)
+    assert not front.listener._claimed
 
 
 def test_what_is_to_be_tried_again_is_offered_again(make: Make) -> None:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import pytest
 
-from pyttpd import fdpass
+from pyttpd import fdpass, tcp
 from pyttpd.channel import Channel, Faults
 from pyttpd.config.shares import HttpSettings
 from pyttpd.log import Log
@@ -36,6 +36,8 @@ class Place(NamedTuple):
     channel: Channel
     umaster: socket.socket
     back: list[Parked]
+    #: What is to happen a moment later.
+    later: list[Callable[[], None]]
 
     @property
     def counted(self) -> int:
@@ -72,7 +74,9 @@ def place() -> Iterator[Place]:
     )
     back: list[Parked] = []
     with client, sock, umaster:
-        yield Place(Offers(parking, back.append), one, client, channel, umaster, back)
+        later: list[Callable[[], None]] = []
+        offers = Offers(parking, back.append, lambda _seconds, what: later.append(what))
+        yield Place(offers, one, client, channel, umaster, back, later)
         channel.close()
         loop.close()
 
@@ -132,6 +136,25 @@ def test_each_end(case: Case, place: Place) -> None:
     case.end(offers)  # said twice: nothing more happens
     assert offers.passed == case.passed
     assert len(place.back) == int(case.back)
+
+
+@pytest.mark.parametrize("put_back", [True, False])
+def test_what_a_sibling_has_claimed_and_not_read_is_looked_at_again(place: Place, put_back: bool) -> None:
+    """Umaster died when the sibling wanted to say Taken, or right after that."""
+    offers, one = place.offers, place.one
+    offers.make(one, place.channel)
+    with sibling(place) as theirs:
+        before = tcp.claim(theirs)
+        offers.retry_all()
+        assert list(offers) == [one]
+        assert not place.back
+        if put_back:
+            tcp.put_back(theirs, before)
+    for what in place.later:
+        what()
+    assert len(offers) == 0
+    assert place.back == ([one] if put_back else [])
+    assert (one.connection.sock.fileno() < 0) is not put_back
 
 
 def test_without_umaster_it_is_back_at_once(place: Place) -> None:

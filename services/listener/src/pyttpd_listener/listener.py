@@ -19,7 +19,8 @@ Theory of operation. A connection is in one of these states, and in one place fo
        │ refused, too slow     └────────────────┼─┘
        └──────────> LINGERING <── REFUSE ───────┘        (if somebody has read from it: closed, unanswered)
 
-"Nobody has read from it" means nothing but the PROXY header, if there was one.
+"Nobody has read from it" means nothing but the PROXY header, if there was one; and nobody has claimed it. One that is
+claimed and unread is looked at again a moment later (tcp.py): its worker may not have been able to say so.
 
 Who waits too long in PEEKING gets 408, in WAITING 503. PEEKING and LINGERING are what costs a client nothing, so these
 make room: of one client's (`Client.network`) the oldest, when it has more than `max_unnamed_per_client` of them; and
@@ -148,6 +149,7 @@ class Listener:
         self._crowds: dict[bytes, dict[Connection, None]] = {}
         self._stressed = False
         self._offered: dict[int, Connection] = {}
+        self._claimed: set[Connection] = set()
         self._umaster: Channel | None = None
         self._window = 0
         self._leaving_umaster = False
@@ -442,19 +444,29 @@ class Listener:
             self._waiting.popleft()
             self._waiting_age.stop(connection)
 
-    def _offer_again(self, connection: Connection) -> None:
-        """Offer a connection once more, if nobody has it: otherwise that one has answered, or never will."""
+    def _offer_again(self, connection: Connection, *, last: bool = False) -> None:
+        """Offer a connection once more, if nobody has it: otherwise that one has answered, or never will.
+
+        last: who has only claimed it by now has it.
+        """
         try:
-            sock = connection.sock
-            unread = tcp.mark(sock) == self._fresh_mark and tcp.consumed(sock) == connection.preface
+            unread = tcp.consumed(connection.sock) == connection.preface
+            claimed = tcp.mark(connection.sock) != self._fresh_mark
         except OSError:
-            unread = False
-        if unread:
+            unread = claimed = False
+        if unread and not claimed:
             self.reoffered += 1
             self._offer(connection)
+        elif unread and not last:
+            self._claimed.add(connection)
+            self._loop.call_later(tcp.PUT_BACK_WITHIN, partial(self._look_again, connection))
         else:
             self.dropped += 1
             self._forget(connection)
+
+    def _look_again(self, connection: Connection) -> None:
+        self._claimed.discard(connection)
+        self._offer_again(connection, last=True)
 
     # ---- umaster ----
 
@@ -595,7 +607,8 @@ class Listener:
         self._loop.call_later(SWEEP_INTERVAL, self._sweep)
 
     def _open(self) -> int:
-        return len(self._peeking) + len(self._lingering) + len(self._waiting) + len(self._offered)
+        named = len(self._waiting) + len(self._offered) + len(self._claimed)
+        return len(self._peeking) + len(self._lingering) + named
 
     def _drain(self) -> None:
         self._stop_accepting()
@@ -621,7 +634,7 @@ class Listener:
             # those in PREFACE are among them
             (State.PEEKING, len(self._peeking)),
             (State.WAITING, len(self._waiting)),
-            (State.OFFERED, len(self._offered)),
+            (State.OFFERED, len(self._offered) + len(self._claimed)),
             (State.LINGERING, len(self._lingering)),
         ):
             states.add_metric([state.value], count)

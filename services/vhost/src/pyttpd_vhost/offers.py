@@ -8,7 +8,8 @@ Rules:
 - Only what is unread is offered (`Connection.unread`). It is out of epoll and of `parked` before: nobody of us reads it
   any more. It isn't counted for its client meanwhile; whoever takes it counts it.
 - Refuse says that no sibling has it. After Retry, or without umaster, one may have had it: it is taken back only if
-  nobody has claimed it, or read from it, since.
+  nobody has claimed it, or read from it, since. One that is claimed and unread is looked at again a moment later
+  (tcp.py): its claimant may not have been able to say so.
 """
 
 from __future__ import annotations
@@ -27,21 +28,31 @@ PASS_PAUSE = 0.25
 
 
 class Offers:
-    """A worker's. give_back(one) is called for each that is ours again. `passed` counts those that were taken."""
+    """A worker's. give_back(one) is called for each that is ours again; later(seconds, what) calls `what` then.
 
-    def __init__(self, parking: Parking, give_back: Callable[[Parked], None]) -> None:
+    `passed` counts those that were taken.
+    """
+
+    def __init__(
+        self,
+        parking: Parking,
+        give_back: Callable[[Parked], None],
+        later: Callable[[float, Callable[[], None]], object],
+    ) -> None:
         self._parking = parking
         self._give_back = give_back
+        self._later = later
         self._offered: dict[int, Parked] = {}
+        self._claimed: dict[int, Parked] = {}
         self._next_id = 0
         self._pause_until = 0.0
         self.passed = 0
 
     def __len__(self) -> int:
-        return len(self._offered)
+        return len(self._offered) + len(self._claimed)
 
     def __iter__(self) -> Iterator[Parked]:
-        return iter(self._offered.values())
+        return iter([*self._offered.values(), *self._claimed.values()])
 
     @property
     def pausing(self) -> bool:
@@ -93,18 +104,34 @@ class Offers:
     def clear(self) -> None:
         """In a forked child: nothing of it is ours."""
         self._offered.clear()
+        self._claimed.clear()
 
     def _take_back(self, id_: int, *, sure: bool) -> None:
         one = self._offered.pop(id_, None)
         if one is None:
             return
-        if not sure:
-            try:
-                sock = one.connection.sock
-                sure = tcp.mark(sock) == one.mark and tcp.consumed(sock) == one.consumed
-            except OSError:
-                pass
-        if sure:
+        unread, claimed = (True, False) if sure else self._look(one)
+        if unread and claimed:
+            self._claimed[id_] = one
+            self._later(tcp.PUT_BACK_WITHIN, lambda: self._look_again(id_))
+        else:
+            self._end(one, ours=unread)
+
+    def _look_again(self, id_: int) -> None:
+        one = self._claimed.pop(id_, None)
+        if one is not None:
+            self._end(one, ours=self._look(one) == (True, False))
+
+    def _look(self, one: Parked) -> tuple[bool, bool]:
+        """Say whether nobody has read from it since it was offered, and whether somebody has claimed it."""
+        try:
+            sock = one.connection.sock
+            return tcp.consumed(sock) == one.consumed, tcp.mark(sock) != one.mark
+        except OSError:
+            return False, False
+
+    def _end(self, one: Parked, *, ours: bool) -> None:
+        if ours:
             one.connection.count()
             self._give_back(one)
         else:

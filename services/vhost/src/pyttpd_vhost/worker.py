@@ -145,7 +145,9 @@ class Worker(Loop):
         self._faults = Faults()
         self._parking = Parking(self._epoll)
         self._parked = self._parking.parked
-        self._offers = Offers(self._parking, lambda one: self._settle(None, one, Want.READ))
+        self._offers = Offers(
+            self._parking, lambda one: self._settle(None, one, Want.READ), later=self.call_later
+        )
         self._fresh: deque[Parked] = deque()
         self._spent = 0
         # Connections that we may have: what the application opens comes out of the same limit.
