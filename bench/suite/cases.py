@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from http.client import HTTPException
 
-from suite import idle, peers, tenants, uids
+from suite import idle, names, peers, tenants, uids
 from suite.clients import Load, Target, WrongAnswer, constant_rate, wrk
 from suite.figures import Options, Study
 from suite.machine import processor_time
@@ -235,4 +235,5 @@ CASES: tuple[Case | Study, ...] = (
     ),
     tenants.STUDY,
     idle.STUDY,
+    names.STUDY,
 )

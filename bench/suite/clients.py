@@ -88,17 +88,22 @@ def pinned(command: list[str], core: str | None) -> list[str]:
     return command if core is None else ["taskset", "-c", core, *command]
 
 
-def wrk(target: Target, seconds: int, connections: int, *, close: bool, pin: bool = True) -> Load:
-    """As many requests as go, by wrk (whole seconds). Whatever isn't 2xx, or a whole response, is an error."""
-    hosts = list(target.bodies)
+def wrk(
+    target: Target, seconds: int, connections: int, *, close: bool, pin: bool = True, script: str = ""
+) -> Load:
+    """As many requests as go, by wrk (whole seconds). Whatever isn't 2xx, or a whole response, is an error.
+
+    script: what is asked for instead, in Lua, by one thread.
+    """
+    hosts = [target.host] if script else list(target.bodies)
     command = ["wrk", f"-t{len(hosts)}", f"-c{connections}", f"-d{seconds}s", "--timeout", "20s"]
     if close:
         command += ["-H", "Connection: close"]
-    with tempfile.NamedTemporaryFile("w", suffix=".lua") as script:
-        script.write(HOST_BY_THREAD % ", ".join(f'"{host}"' for host in hosts))
-        script.flush()
+    with tempfile.NamedTemporaryFile("w", suffix=".lua") as lua:
+        lua.write(script or HOST_BY_THREAD % ", ".join(f'"{host}"' for host in hosts))
+        lua.flush()
         done = subprocess.run(
-            pinned([*command, "-s", script.name, target.url], CLIENT_CORE if pin else None),
+            pinned([*command, "-s", lua.name, target.url], CLIENT_CORE if pin else None),
             capture_output=True,
             text=True,
             check=False,

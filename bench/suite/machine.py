@@ -49,6 +49,26 @@ def processor_time(pid: int) -> float:
     return sum(own_time(each, dead_children=True) for each in family(pid))
 
 
+def named(pids: list[int]) -> dict[str, list[int]]:
+    """`pids` and all below them, by the name that they have in `ps`."""
+    found: dict[str, list[int]] = {}
+    for each in [each for pid in pids for each in family(pid)]:
+        with contextlib.suppress(OSError):
+            found.setdefault(Path(f"/proc/{each}/comm").read_text().rstrip("\n"), []).append(each)
+    return found
+
+
+def running_time(pids: list[int]) -> float:
+    """Seconds that the first threads of `pids` have run, to the nanosecond: ticks are too coarse for a role that does
+    little (proc(5), schedstat).
+    """
+    total = 0
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            total += int(Path(f"/proc/{pid}/schedstat").read_text().split()[0])
+    return total / 1e9
+
+
 def private_memory(pids: list[int]) -> int:
     """Bytes that `pids` have for themselves (smaps_rollup's Private_*)."""
     total = 0
