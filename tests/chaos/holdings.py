@@ -139,12 +139,14 @@ def _sockets(pid: int) -> tuple[frozenset[int], frozenset[int]]:
 def _connections(server_port: int) -> tuple[dict[int, int], frozenset[int]]:
     """Return the clients' ports of all connections to `server_port`: by socket, and of those without one yet."""
     found, unaccepted = {}, set()
+    local = f":{server_port:04X}"
     with open("/proc/net/tcp", encoding="ascii") as table:
-        next(table)
         for line in table:
+            if local not in line:
+                continue
             fields = line.split()
             port, inode = int(fields[2].partition(":")[2], 16), int(fields[9])
-            if int(fields[1].partition(":")[2], 16) != server_port or not port:  # 0: the listening socket
+            if not fields[1].endswith(local) or not port:  # 0: the listening socket
                 continue
             if inode:
                 found[inode] = port

@@ -67,11 +67,12 @@ def retired(tree: Tree) -> int:
 
 @pytest.mark.root
 @pytest.mark.timeout(SECONDS + 300)
-def test_nothing_is_lost(plant: Callable[..., Tree]) -> None:
+def test_nothing_is_lost(plant: Callable[..., Tree], request: pytest.FixtureRequest) -> None:
     memory = set(os.listdir("/dev/shm"))
     tree = plant(tenants=TENANTS, files=files(), hosts=(), extra="", listen="")
     tree.expect(*EXPECTED)
     stage = Stage(tree, HOSTS, tenants=2)
+    request.addfinalizer(stage.close)
     events = schedule.plan(SEED)
     count = pairs = 0
     broken: list[str] = []
