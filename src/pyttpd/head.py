@@ -124,6 +124,8 @@ _REQUEST = rb"(?:\r\n)?([%b]{1,%d}+) (%b|[!-.0-~][!-~]*+) HTTP/1\.(?:(1)|0)\r\n"
     METHOD_LIMIT,
     _ORIGIN,
 )
+#: The same without the tolerated empty line, and in origin-form only (scan_line).
+_LINE = re.compile(rb"([%b]{1,%d}+) (%b) HTTP/1\.(?:(1)|0)\r\n" % (_TCHAR, METHOD_LIMIT, _ORIGIN))
 
 
 def _fields(run: int) -> bytes:
@@ -232,6 +234,22 @@ def scan(data: bytes | bytearray, limit: int, bounds: Bounds = DEFAULT_BOUNDS) -
         pass  # There may be an earlier fault, and the earliest one counts.
     _explain(bytes(data[:limit]), limit, bounds)
     return None  # Not reached: _explain raises for every head that has its end.
+
+
+def scan_line(data: bytes, end: int, bounds: Bounds = DEFAULT_BOUNDS) -> tuple[bytes, bytes, int] | None:
+    """Method, target and version of the request line `data[:end]`, for who knows what follows it.
+
+    That is: scan() has accepted the very same bytes behind another line of this version in origin-form. No field's
+    verdict depends on anything else of the line, so scan() says the same of this one, as long as the head isn't too
+    long as a whole. None: no such line; whether it is another one, or none, scan() says.
+    """
+    m = _LINE.fullmatch(data, 0, end)
+    if m is None or end > bounds.line:
+        return None
+    method, target, one = m.groups()
+    if method not in METHODS:
+        return None
+    return method, target, 10 if one is None else 11
 
 
 @lru_cache(maxsize=1024)  # Bounded, for clients choose the keys; a miss costs about a microsecond.

@@ -103,35 +103,127 @@ def head(extra: str = "", method: str = "GET", target: str = "/", version: str =
     return f"{method} {target} HTTP/{version}\r\nHost: a.test\r\n{extra}\r\n".encode("latin-1")
 
 
-def test_short_heads_are_remembered() -> None:
-    reader = HeadReader(LlhttpEngine(), 32768)
+def warm(*known: bytes, engine: Engine | None = None) -> HeadReader:
+    """A reader that has seen these heads twice."""
+    reader = HeadReader(engine or LlhttpEngine(), 32768)
+    for data in (*known, *known):
+        reader.read(data)
+    return reader
+
+
+def said(reader: HeadReader, data: bytes) -> object:
+    """All that a reader says of `data`."""
+    try:
+        request = reader.read(data)
+    except Refused as refused:
+        return refused.status, refused.reason
+    if request is None:
+        return None
+    return {name: getattr(request, name) for name in Request.__slots__ if name not in ("known", "kept")}
+
+
+def test_fields_are_remembered() -> None:
+    reader = warm(head(target="/1"), head(target="/2"))
+    first = reader.read(head(target="/a?b"))
+    assert first is not None
+    assert first.known is not None
+    assert (first.method, first.target, first.path, first.query) == ("GET", b"/a?b", b"/a", b"b")
+    second = reader.read(head(method="HEAD"))
+    assert second is not None
+    assert second is not first
+    assert second.known is first.known
+    assert second.fields == [(b"Host", b"a.test")]
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        # what follows isn't a field's
+        (head(), head() + b"x"),
+        (head(), head()[:-1]),
+        # no field: it looks like one only behind an empty line
+        (b"\r\n" + head(), b"GET /b HTTP/1.1\r\n" + head()),
+        (b"\r\n" + head(), b"\r\n" + head()),
+        # the version decides what fields there may be
+        (head(version="1.0"), head()),
+        (head(), head(version="1.0")),
+        (b"GET / HTTP/1.0\r\n\r\n", b"GET / HTTP/1.1\r\n\r\n"),
+        # whose the request is: the target's, not the field's
+        (head(target="http://b.test/"), head()),
+        (head(), head(target="http://b.test/")),
+        # other lines
+        (head(), head(target="*", method="OPTIONS")),
+        (head(), head(target="/#")),
+        (head(), head(target="/%zz")),
+        (head(), head(target="x")),
+        (head(), head(target="a.test:80", method="CONNECT")),
+        (head(), head(method="BREW")),
+        (head(), head(method="G" * 40)),
+        (head(), head(version="1.2")),
+        (head(), head(target="/ x")),
+        (head(), head().replace(b"1.1\r\n", b"1.1\n")),
+        (head(), head(target="/" + "a" * 8192)),
+        (head("A: " + "b" * 2000 + "\r\n"), head("A: " + "b" * 2000 + "\r\n", target="/" + "a" * 31000)),
+        # a body, one that may be expected
+        (head("Content-Length: 1\r\n"), head("Content-Length: 1\r\n")),
+        (head("Content-Length: 0\r\n"), head("Content-Length: 0\r\n", method="POST")),
+        (head("Connection: close\r\n"), head("Connection: close\r\n", method="DELETE")),
+        (head("Upgrade: x\r\nConnection: upgrade\r\n"), head("Upgrade: x\r\nConnection: upgrade\r\n")),
+        # several of one name
+        (head("A: 1\r\nA: 2\r\n"), head("A: 1\r\nA: 2\r\n", target="/x")),
+    ],
+)
+def test_what_is_remembered_changes_no_verdict(engine: Engine, before: bytes, after: bytes) -> None:
+    fresh = HeadReader(engine, 32768)
+    expected = said(fresh, after)
+    reader = warm(before, engine=engine)
+    assert said(reader, after) == expected
+    assert said(reader, after) == expected
+    assert said(reader, before) == said(fresh, before)
+
+
+def test_short_heads_are_remembered(engine: Engine) -> None:
+    reader = HeadReader(engine, 32768)
     reader.read(head())
     first = reader.read(head())
     assert first is not None
-    assert first.remembered
+    assert first.kept is not None
     assert reader.read(head()) is first
     assert reader.read(head() + b"x") is not first  # something follows
-    assert reader.read(head("A: " + "b" * heads.MAX_REMEMBERED + "\r\n")) is not reader.read(
-        head("A: " + "b" * heads.MAX_REMEMBERED + "\r\n")
-    )
-    with_body = reader.read(head("Content-Length: 1\r\n"))
-    assert with_body is not None
-    assert not with_body.remembered
-    assert reader.read(head()[:-1]) is None
-    for _ in range(2):
-        with pytest.raises(Refused):
-            reader.read(head("Host: b\r\n"))
+    long = head("A: " + "b" * heads.MAX_HEAD + "\r\n")
+    reader.read(long)
+    assert reader.read(long) is not reader.read(long)
+    with_body = head("Content-Length: 1\r\n")
+    reader.read(with_body)
+    second = reader.read(with_body)
+    assert second is not None
+    assert second.kept is None
+
+
+def test_long_fields_are_not_remembered() -> None:
+    for length, known in ((heads.MAX_FIELDS - 30, True), (heads.MAX_FIELDS + 1, False)):
+        data = head("A: " + "b" * length + "\r\n")
+        request = warm(data).read(data)
+        assert request is not None
+        assert (request.known is not None) is known
+
+
+def test_h11_reads_all_of_it_each_time() -> None:
+    request = warm(head(), engine=H11Engine()).read(head())
+    assert request is not None
+    assert request.known is None
 
 
 def test_the_memory_is_bounded() -> None:
     reader = HeadReader(LlhttpEngine(), 32768)
     for number in range(heads.MAX_MEMORY * 3):
-        request = reader.read(head(target=f"/{number}"))
-        assert request is not None
-        assert request.path == b"/%d" % number
-        reader.read(head(target=f"/{number}"))
-        assert len(reader._once) <= heads.MAX_MEMORY
-        assert len(reader._memory) <= heads.MAX_MEMORY
+        for _ in range(3):
+            request = reader.read(head(f"A: {number}\r\n", target=f"/{number}"))
+            assert request is not None
+            assert request.get(b"a") == b"%d" % number
+        assert len(reader._once) <= 2 * heads.MAX_MEMORY
+        assert len(reader._known) <= heads.MAX_MEMORY
+        assert len(reader._heads) <= heads.MAX_MEMORY
 
 
 @pytest.mark.parametrize(

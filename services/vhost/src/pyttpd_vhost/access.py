@@ -52,9 +52,6 @@ MAX_RECORD: Final = 49152
 MAX_UNSENT: Final = 1 << 20
 #: A record that says how many entries were lost, instead of holding some.
 LOST: Final = b"\0"
-#: Requests whose parts are remembered; the heads themselves are (http/heads.py).
-_MAX_REMEMBERED: Final = 256
-
 #: The client has gone before a byte of the answer was sent: nginx's word for it.
 CLIENT_GONE: Final = 499
 #: The connection is another process's now, who knows what it answers: as after any change of protocol.
@@ -112,7 +109,6 @@ class AccessLog:
         self._unsent_bytes = 0
         self._lost = 0
         self._moment = (0, "")  # a second, and what is written for it
-        self._memory: dict[Request, tuple[str, str]] = {}
 
     # Entries
 
@@ -121,15 +117,35 @@ class AccessLog:
 
         It was there at `since` (CLOCK_MONOTONIC, s), if the log is `timed`.
         """
-        self._add(client, self._memory.get(request) or self._remember(request), code, sent, since)
+        if request.kept is None:
+            line, behind = self._of_head(request)
+        else:
+            kept: tuple[str, str] | None = request.kept.get(self)
+            if kept is None:
+                kept = request.kept[self] = self._of_head(request)
+            line, behind = kept
+        self._add(client, line, code, sent, since, behind)
 
     def add_refused(self, client: str, head: bytes, code: int, sent: int) -> None:
         """Add the entry of what isn't a request: `head` is what has come of it."""
         line = head.lstrip(b"\r\n").partition(b"\n")[0].rstrip(b"\r").decode("latin-1")
-        self._add(client, self._parts("", line, "", "", "", ""), code, sent, monotonic())
+        about, behind = self._parts("", "", "", "")
+        self._add(client, self._line("", line, about), code, sent, monotonic(), behind)
 
-    def _remember(self, request: Request) -> tuple[str, str]:
-        """Return what the head says: as it is written before, and behind, what the answer says."""
+    def _of_head(self, request: Request) -> tuple[str, str]:
+        """Return what is written of a request before what its answer says, and behind it."""
+        known = request.known
+        if known is None:
+            about, behind = self._of_fields(request)
+        else:
+            kept: tuple[str, str] | None = known.kept.get(self)
+            if kept is None:
+                kept = known.kept[self] = self._of_fields(request)
+            about, behind = kept
+        return self._line(request.method, request.target.decode("latin-1"), about), behind
+
+    def _of_fields(self, request: Request) -> tuple[str, str]:
+        """Return `_parts` of a request."""
         referer = agent = ""
         for name, value in request.fields:
             if len(name) == 7 and not referer and name.lower() == b"referer":
@@ -137,21 +153,17 @@ class AccessLog:
             elif len(name) == 10 and not agent and name.lower() == b"user-agent":
                 agent = value.decode("latin-1")
         protocol = "HTTP/1.1" if request.version == 11 else "HTTP/1.0"
-        target = request.target.decode("latin-1")
-        parts = self._parts(request.method, target, protocol, request.host, referer, agent)
-        if request.remembered:
-            if len(self._memory) >= _MAX_REMEMBERED:
-                self._memory.clear()
-            self._memory[request] = parts
-        return parts
+        return self._parts(protocol, request.host, referer, agent)
 
-    def _add(self, client: str, parts: tuple[str, str], code: int, sent: int, since: float) -> None:
+    def _add(self, client: str, line: str, code: int, sent: int, since: float, behind: str) -> None:
         raise NotImplementedError
 
-    def _parts(
-        self, method: str, target: str, protocol: str, host: str, referer: str, agent: str
-    ) -> tuple[str, str]:
-        """Return the parts of an entry. Of what isn't a request all is in `target`, the others are empty."""
+    def _parts(self, protocol: str, host: str, referer: str, agent: str) -> tuple[str, str]:
+        """Return what the fields of a request say: what `_line` wants, and what is written behind the answer's part."""
+        raise NotImplementedError
+
+    def _line(self, method: str, target: str, about: str) -> str:
+        """Return what is written of a request before its answer. Of what isn't one, all is in `target`."""
         raise NotImplementedError
 
     # Sending
@@ -223,7 +235,7 @@ class AccessLog:
 class Combined(AccessLog):
     """Apache's and nginx's form."""
 
-    def _add(self, client: str, parts: tuple[str, str], code: int, sent: int, since: float) -> None:
+    def _add(self, client: str, line: str, code: int, sent: int, since: float, behind: str) -> None:
         second, moment = self._moment
         now = int(time())
         if now != second:
@@ -231,15 +243,15 @@ class Combined(AccessLog):
             date = f"{t.tm_mday:02}/{_MONTHS[t.tm_mon - 1]}/{t.tm_year:04}"
             moment = f" - - [{date}:{t.tm_hour:02}:{t.tm_min:02}:{t.tm_sec:02} +0000] "
             self._moment = now, moment
-        self.lines.append(f"{client}{moment}{parts[0]} {code} {sent} {parts[1]}\n")
+        self.lines.append(f"{client}{moment}{line} {code} {sent} {behind}\n")
 
-    def _parts(
-        self, method: str, target: str, protocol: str, host: str, referer: str, agent: str
-    ) -> tuple[str, str]:
-        line = _escaped(target, MAX_TARGET)
-        if method:
-            line = f"{_escaped(method, MAX_METHOD)} {line} {protocol}"
-        return f'"{line}"', f'"{_escaped(referer, MAX_REFERER)}" "{_escaped(agent, MAX_AGENT)}"'
+    def _parts(self, protocol: str, host: str, referer: str, agent: str) -> tuple[str, str]:
+        return protocol, f'"{_escaped(referer, MAX_REFERER)}" "{_escaped(agent, MAX_AGENT)}"'
+
+    def _line(self, method: str, target: str, about: str) -> str:
+        if not method:
+            return f'"{_escaped(target, MAX_TARGET)}"'
+        return f'"{_escaped(method, MAX_METHOD)} {_escaped(target, MAX_TARGET)} {about}"'
 
 
 class Json(AccessLog):
@@ -247,7 +259,7 @@ class Json(AccessLog):
 
     timed = True
 
-    def _add(self, client: str, parts: tuple[str, str], code: int, sent: int, since: float) -> None:
+    def _add(self, client: str, line: str, code: int, sent: int, since: float, behind: str) -> None:
         second, moment = self._moment
         now = time()
         if int(now) != second:
@@ -258,18 +270,17 @@ class Json(AccessLog):
             self._moment = second, moment
         self.lines.append(
             f'{moment}.{int((now - second) * 1000):03d}Z","vhost":"{self._vhost}","worker":{self.worker},'
-            f'"client":"{client}",{parts[0]},"status":{code},"bytes":{sent},'
-            f'"duration":{monotonic() - since:.6f},{parts[1]}}}\n'
+            f'"client":"{client}",{line},"status":{code},"bytes":{sent},'
+            f'"duration":{monotonic() - since:.6f},{behind}}}\n'
         )
 
-    def _parts(
-        self, method: str, target: str, protocol: str, host: str, referer: str, agent: str
-    ) -> tuple[str, str]:
-        method, target = _quoted(method, MAX_METHOD), _quoted(target, MAX_TARGET)
-        return (
-            f'"host":"{host}","method":{method},"target":{target},"protocol":"{protocol}"',
-            f'"referer":{_quoted(referer, MAX_REFERER)},"agent":{_quoted(agent, MAX_AGENT)}',
-        )
+    def _parts(self, protocol: str, host: str, referer: str, agent: str) -> tuple[str, str]:
+        # no host has a per cent sign in it (pyttpd.head)
+        about = f'"host":"{host}","method":%s,"target":%s,"protocol":"{protocol}"'
+        return about, f'"referer":{_quoted(referer, MAX_REFERER)},"agent":{_quoted(agent, MAX_AGENT)}'
+
+    def _line(self, method: str, target: str, about: str) -> str:
+        return about % (_quoted(method, MAX_METHOD), _quoted(target, MAX_TARGET))
 
 
 #: By the value of `access_log`.

@@ -6,8 +6,7 @@ Rules:
 - The longest mount wins, by whole segments: "/app" gets /app and /app/x, and never /application.
 - One with a name ("@php") has no place here: a static mount asks it for what isn't there (kinds/static/kind.py).
 - What is below no mount is answered 404. `OPTIONS *` is for the server: the mount at "/" answers, or we do.
-- A request keeps what came out (`Request.placed`), so that one whose head is remembered (http/heads.py) costs nothing
-  here.
+- Where a path leads depends on the path alone, so it is remembered, for short ones and for a bounded number of them.
 
 A vhost with a single mount at "/" has none of this: its kind is asked itself (site.py), and gets the path as it was
 sent.
@@ -30,6 +29,10 @@ if TYPE_CHECKING:
 
     from pyttpd_vhost.site import Site
 
+#: Paths that are remembered, and the longest of them: 200 KB at the most. Clients choose them: full, it starts anew.
+_MAX_REMEMBERED = 512
+_LONGEST_REMEMBERED = 256
+
 
 class Mounts:
     """The mounts of one vhost, behind the interface of a kind. Any thread may ask."""
@@ -39,6 +42,7 @@ class Mounts:
         self._nowhere = Refusal(site, 404)
         self._no_path = Refusal(site, 400)
         self._named: list[Kind] = []
+        self._places: dict[bytes, Placed] = {}
         for mount, kind in mounts:
             if mount.named:
                 self._named.append(kind)
@@ -53,7 +57,15 @@ class Mounts:
         """See `Kind.handle`."""
         placed = request.placed
         if placed is None:
-            placed = request.placed = self.place(request.path)
+            path = request.path
+            placed = self._places.get(path)
+            if placed is None:
+                placed = self.place(path)
+                if len(path) <= _LONGEST_REMEMBERED:
+                    if len(self._places) >= _MAX_REMEMBERED:
+                        self._places.clear()
+                    self._places[path] = placed
+            request.placed = placed
         placed.kind.handle(request, exchange)
 
     def place(self, path: bytes) -> Placed:

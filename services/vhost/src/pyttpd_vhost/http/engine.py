@@ -45,9 +45,9 @@ class Request:
     in bytes or CHUNKED. `expect` is `Expect: 100-continue`. `end` is where the head ended in the bytes that were
     read.
 
-    Not to be changed once made: with `remembered` it stands for later requests with the same head, too, and
-    then `memo` is for the kind, to keep what it made of the request. `placed`: which mount it belongs to, where a vhost
-    has several (mounts.py).
+    `known`: the same fields have come before (heads.py). `kept`: so has the whole head, and this stands for later ones,
+    too; what follows from it alone may be kept there, as in `Known.kept`. `placed`: which mount it belongs to, where a
+    vhost has several (mounts.py). Nothing else is to be changed.
     """
 
     __slots__ = (
@@ -56,14 +56,14 @@ class Request:
         "fields",
         "host",
         "keep_alive",
+        "kept",
+        "known",
         "length",
-        "memo",
         "method",
         "path",
         "placed",
         "port",
         "query",
-        "remembered",
         "target",
         "version",
     )
@@ -80,8 +80,8 @@ class Request:
     length: int
     expect: bool
     end: int
-    remembered: bool
-    memo: Any
+    kept: dict[object, Any] | None
+    known: Known | None
     placed: Placed | None
 
     def __init__(self, head: Head, fields: Fields, special: Fields) -> None:
@@ -95,8 +95,8 @@ class Request:
         self.host = head.host
         self.port = head.port
         self.end = head.end
-        self.remembered = False
-        self.memo = None
+        self.kept = None
+        self.known = None
         self.placed = None
         target = self.target = head.target
         if target[:1] != b"/":
@@ -108,6 +108,27 @@ class Request:
         if special:
             self.length = body_length(head.version, special)
             self._live(special)
+
+    @classmethod
+    def of(cls, known: Known, method: bytes, target: bytes, end: int) -> Request:
+        """Return a request without a body, whose fields are known: only its line, in origin-form, is another one."""
+        like = known.request
+        self = object.__new__(cls)
+        self.method = method.decode("ascii")
+        self.target = target
+        self.path, _, self.query = target.partition(b"?")
+        self.version = like.version
+        self.fields = like.fields
+        self.host = like.host
+        self.port = like.port
+        self.keep_alive = like.keep_alive
+        self.length = 0
+        self.expect = False
+        self.end = end
+        self.kept = None
+        self.known = known
+        self.placed = None
+        return self
 
     @property
     def mount(self) -> str:
@@ -122,14 +143,13 @@ class Request:
         return b"" if self.path == b"*" else unquote_to_bytes(self.path)
 
     def again(self, placed: Placed) -> Request:
-        """Return the same request for somebody else, who may keep something of his own in it."""
+        """Return the same request for somebody else."""
         cls = type(self)
         new = object.__new__(cls)
         for each in cls.__mro__[:-1]:
             for name in each.__slots__:  # type: ignore[attr-defined]  # each of them has some
                 setattr(new, name, getattr(self, name))
-        new.remembered = False
-        new.memo = None
+        new.kept = None
         new.placed = placed
         return new
 
@@ -170,6 +190,21 @@ class Request:
         return any(coding.strip() == b"trailers" for coding in codings)
 
 
+class Known:
+    """Fields that have come before: `request` is the first one with them, in origin-form and without a body.
+
+    `kept` is for whoever makes something of a request that depends on its fields, host and version alone: each keeps it
+    under a name (or an object) of its own. It is the process's for as long as the fields are remembered, so nothing in
+    it may be changed; what is of one request or one connection doesn't belong there.
+    """
+
+    __slots__ = ("kept", "request")
+
+    def __init__(self, request: Request) -> None:
+        self.request = request
+        self.kept: dict[object, Any] = {}
+
+
 def body_length(version: int, special: Fields) -> int:
     """Return the length of a request's body, or CHUNKED: RFC 9112 section 6.3, step by step. Raises Refused.
 
@@ -197,6 +232,13 @@ class Engine(Protocol):
 
     def read(self, data: bytes, head: Head) -> Request:
         """Read the head `data[:head.end]`. Raises Refused."""
+        ...
+
+    def again(self, data: bytes, end: int, method: bytes, target: bytes, known: Known) -> Request | None:
+        """Read the head `data`, whose request line ends at `end`; the rest of it this engine has read before: `known`.
+
+        The scanner has found `method` and `target` in the line. None: read all of it.
+        """
         ...
 
     def chunked(self) -> ChunkedDecoder:

@@ -19,7 +19,7 @@ import h11
 from pyttpd.head import Head, Refused
 
 from pyttpd_vhost.http.chunked import SIZE_LINE, ChunkedDecoder, State
-from pyttpd_vhost.http.engine import SPECIAL, Request
+from pyttpd_vhost.http.engine import SPECIAL, Known, Request
 from pyttpd_vhost.http.errors import RequestError
 
 #: h11 need not bound what it keeps: both get bytes that somebody has bounded before.
@@ -57,6 +57,10 @@ class H11Engine:
         if whole is not (request.length == 0) or connection.trailing_data[0]:
             raise Refused(400, "h11 sees another end of the message")
         return request
+
+    def again(self, data: bytes, end: int, method: bytes, target: bytes, known: Known) -> Request | None:
+        """See `Engine.again`. This engine reads everything, always."""
+        return None
 
     def chunked(self) -> ChunkedDecoder:
         """See `Engine.chunked`."""

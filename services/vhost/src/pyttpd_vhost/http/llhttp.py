@@ -15,7 +15,7 @@ from httptools import HttpParserError, HttpParserInvalidMethodError, HttpParserU
 from pyttpd.head import Head, Refused
 
 from pyttpd_vhost.http.chunked import ChunkedDecoder
-from pyttpd_vhost.http.engine import SPECIAL, Fields, Request
+from pyttpd_vhost.http.engine import SPECIAL, Fields, Known, Request
 
 #: Names as clients send them that aren't in SPECIAL in any case: one look-up for each header. Clients choose the
 #: names, so the set is bounded; browsers and libraries together use fewer than a hundred.
@@ -29,52 +29,74 @@ _KEEP_ALIVE: tuple[Fields, ...] = ([(b"connection", b"keep-alive")], [(b"connect
 class LlhttpEngine:
     """`Engine` on llhttp."""
 
-    __slots__ = ("_fields", "_parser", "_special")
+    __slots__ = ("_fields", "_parser")
 
     def __init__(self) -> None:
         self._fields: Fields = []
-        self._special: Fields = []
         self._parser: HttpRequestParser | None = None
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Collect one header: the parser's callback. (The others are absent: the scanner's head has the rest.)"""
         self._fields.append((name, value))
-        if name not in _OTHER:
-            lower = name.lower()
-            if lower in SPECIAL:
-                self._special.append((lower, value.rstrip(b" \t")))
-            elif len(_OTHER) < _MAX_OTHER:
-                _OTHER.add(name)
 
     def read(self, data: bytes, head: Head) -> Request:
         """See `Engine.read`."""
-        parser = self._parser
-        used = parser is not None
-        if parser is None:
-            parser = self._parser = HttpRequestParser(self)
-        fields = self._fields = []
-        special = self._special = []
         end = head.end
-        try:
-            parser.feed_data(data if len(data) == end else data[:end])
-        except HttpParserUpgrade:
-            self._parser = None
-        except HttpParserError as error:
-            self._parser = None
-            if used:
-                return self.read(data, head)
-            if isinstance(error, HttpParserInvalidMethodError):
-                raise Refused(501, "method not served") from None
-            raise Refused(400, "malformed head") from None
+        self._feed(data if len(data) == end else data[:end])
+        fields = self._fields
         if b" \r\n" in data or b"\t\r\n" in data:
             # llhttp leaves the blanks behind a value, which RFC 9112 section 5.1 takes away
             fields = [(name, value.rstrip(b" \t")) for name, value in fields]
+        special = _special(fields)
         if head.version == 11 and special in _KEEP_ALIVE:
             special = []
         elif special or head.version != 11:
             self._parser = None
         return Request(head, fields, special)
 
+    def again(self, data: bytes, end: int, method: bytes, target: bytes, known: Known) -> Request | None:
+        """See `Engine.again`."""
+        try:
+            self._feed(data[:end] + b"\r\n")
+        except Refused:
+            return None
+        if known.request.version != 11:
+            self._parser = None
+        return Request.of(known, method, target, len(data))
+
+    def _feed(self, head: bytes) -> None:
+        """Let llhttp read one head. Raises Refused."""
+        parser = self._parser
+        used = parser is not None
+        if parser is None:
+            parser = self._parser = HttpRequestParser(self)
+        self._fields = []
+        try:
+            parser.feed_data(head)
+        except HttpParserUpgrade:
+            self._parser = None
+        except HttpParserError as error:
+            self._parser = None
+            if used:
+                self._feed(head)
+            elif isinstance(error, HttpParserInvalidMethodError):
+                raise Refused(501, "method not served") from None
+            else:
+                raise Refused(400, "malformed head") from None
+
     def chunked(self) -> ChunkedDecoder:
         """See `Engine.chunked`."""
         return ChunkedDecoder()
+
+
+def _special(fields: Fields) -> Fields:
+    """Return those of `fields` that are in SPECIAL, with names in lower case."""
+    special: Fields = []
+    for name, value in fields:
+        if name not in _OTHER:
+            lower = name.lower()
+            if lower in SPECIAL:
+                special.append((lower, value))
+            elif len(_OTHER) < _MAX_OTHER:
+                _OTHER.add(name)
+    return special

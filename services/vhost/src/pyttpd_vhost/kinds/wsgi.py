@@ -95,24 +95,14 @@ class WsgiKind:
 
     def _environ(self, request: Request, exchange: Exchange) -> Environ:
         """Return the environ: what the head says, then what the connection and the body add."""
-        environ: Environ
-        if request.remembered:
-            if request.memo is None:
-                request.memo = self._head_environ(request)
-            environ = request.memo.copy()
-        else:
-            environ = self._head_environ(request)
+        environ: Environ = self.variables.of_head(request)
+        environ["RAW_URI"] = environ["REQUEST_URI"]
         environ["REMOTE_ADDR"], environ["REMOTE_PORT"] = exchange.client
         if exchange.origin is not None:
             self.variables.apply_origin(environ, exchange.origin, request)
             environ["wsgi.url_scheme"] = exchange.origin.scheme
         if exchange.body is not None:
             environ["wsgi.input"] = Input(exchange.body)
-        return environ
-
-    def _head_environ(self, request: Request) -> Environ:
-        environ = self.variables.of_head(request)
-        environ["RAW_URI"] = environ["REQUEST_URI"]
         return environ
 
     def _report(self, error: BaseException, request: Request, exchange: Exchange) -> None:

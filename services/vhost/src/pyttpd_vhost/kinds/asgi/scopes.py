@@ -45,14 +45,15 @@ class Scopes:
         self, request: Request, exchange: Exchange, server: tuple[str, int | None], state: dict[str, Any]
     ) -> Scope:
         """Return the scope of `request`, which came to the address `server`; `state` is the lifespan's."""
-        if request.remembered:
-            if request.memo is None:
-                request.memo = self._of_head(request)
-            template, headers = request.memo
-            scope: Scope = template.copy()
-            headers = headers.copy()
+        scope = self._of_line(request)
+        known = request.known
+        if known is None:
+            headers = self._headers(request)
         else:
-            scope, headers = self._of_head(request)
+            kept = known.kept.get(self)
+            if kept is None:
+                kept = known.kept[self] = self._headers(request)
+            headers = kept.copy()
         address, port = exchange.client
         scope["client"] = (address, int(port))
         scope["server"] = server
@@ -64,8 +65,8 @@ class Scopes:
             self._apply_origin(scope, exchange)
         return scope
 
-    def _of_head(self, request: Request) -> tuple[Scope, Headers]:
-        """Return what the head says: a scope's first entries, and the headers."""
+    def _of_line(self, request: Request) -> Scope:
+        """Return what the request line says: a scope's first entries."""
         raw = request.path
         if request.placed is None or raw == b"*":
             path = unquote(raw.decode("ascii")) if b"%" in raw else raw.decode("ascii")
@@ -84,7 +85,7 @@ class Scopes:
             "raw_path": raw,
             "query_string": request.query,
             "root_path": root,
-        }, self._headers(request)
+        }
 
     def _headers(self, request: Request) -> Headers:
         headers: Headers = []

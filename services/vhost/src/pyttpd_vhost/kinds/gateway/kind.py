@@ -97,7 +97,7 @@ def redirect(request: Request, target: str) -> Redirected:
     new.path, _, new.query = new.target.partition(b"?")
     new.fields = [field for field in request.fields if not field[0].lower().startswith(_OF_THE_BODY)]
     new.length = 0
-    new.expect = new.remembered = False
-    new.memo = new.placed = None
+    new.expect = False
+    new.kept = new.known = new.placed = None
     new.redirects = redirects
     return new

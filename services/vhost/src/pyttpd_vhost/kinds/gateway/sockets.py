@@ -125,8 +125,6 @@ class SocketKind(GatewayKind):
                 return script
             case File():
                 assert self._files is not None
-                if type(request.memo) is dict:
-                    request.memo = None  # a script's, which has become a file
                 self._files.handle(request, exchange)
             case Moved(path):
                 self.to_folder(path, request, exchange)

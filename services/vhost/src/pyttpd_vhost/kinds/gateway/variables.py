@@ -74,7 +74,22 @@ class Variables:
 
     def of_head(self, request: Request) -> dict[str, Any]:
         """Return a new dictionary with what the head says. The connection's part is the caller's."""
-        variables = self._template.copy()
+        if request.kept is None:
+            return self._of_head(request)
+        kept: dict[str, Any] | None = request.kept.get(self)
+        if kept is None:
+            kept = request.kept[self] = self._of_head(request)
+        return kept.copy()
+
+    def _of_head(self, request: Request) -> dict[str, Any]:
+        known = request.known
+        if known is None:
+            variables = self._of_fields(request)
+        else:
+            kept = known.kept.get(self)
+            if kept is None:
+                kept = known.kept[self] = self._of_fields(request)
+            variables = kept.copy()
         variables["REQUEST_METHOD"] = request.method
         target = variables["REQUEST_URI"] = request.target.decode("latin-1")
         path = request.path
@@ -90,6 +105,14 @@ class Variables:
             variables["PATH_INFO"] = target
         if request.query:
             variables["QUERY_STRING"] = request.query.decode("latin-1")
+        if target[0] != "/" and "HTTP_HOST" in variables:
+            # absolute-form: Host doesn't count, and may say anything (RFC 9112 section 3.2.2)
+            variables["HTTP_HOST"] = f"{request.host}:{request.port}" if request.port else request.host
+        return variables
+
+    def _of_fields(self, request: Request) -> dict[str, Any]:
+        """Return a new dictionary with what the fields, the host and the version say."""
+        variables = self._template.copy()
         variables["SERVER_NAME"] = request.host or self._server_name
         variables["SERVER_PORT"] = str(request.port) if request.port else "80"
         variables["SERVER_PROTOCOL"] = "HTTP/1.1" if request.version == 11 else "HTTP/1.0"
@@ -104,9 +127,6 @@ class Variables:
                 variables[key] = f"{variables[key]}{comma}{value.decode('latin-1')}"
             elif key is not None:
                 variables[key] = value.decode("latin-1")
-        if target[0] != "/" and "HTTP_HOST" in variables:
-            # absolute-form: Host doesn't count, and may say anything (RFC 9112 section 3.2.2)
-            variables["HTTP_HOST"] = f"{request.host}:{request.port}" if request.port else request.host
         return variables
 
     def _new_key(self, name: bytes) -> str | None:
@@ -165,13 +185,7 @@ class MetaVariables(Variables):
         CONTENT_LENGTH is there if the request has a body whose length is known; of a chunked one who asks has to find
         out (gateway/bodies.py).
         """
-        variables: dict[str, str]
-        if request.remembered:
-            if type(request.memo) is not dict:  # a file's, which has become a script
-                request.memo = self.of_head(request)
-            variables = request.memo.copy()
-        else:
-            variables = self.of_head(request)
+        variables: dict[str, str] = self.of_head(request)
         variables["REMOTE_ADDR"], variables["REMOTE_PORT"] = exchange.client
         variables["SERVER_ADDR"] = exchange.server_address
         if exchange.origin is not None:

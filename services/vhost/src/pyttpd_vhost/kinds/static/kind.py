@@ -1,9 +1,10 @@
 """Static files: GET and HEAD of what lies below one directory, as RFC 9110 has it and nginx does it.
 
 A request's way: its path, made normal (paths.py); what that leads to (files.py), remembered (cache.py); the variant
-that the client accepts (negotiation.py); its conditions (conditions.py); the part that it wants (ranges.py). A request
-whose head is remembered (http/heads.py) keeps what came out of all that, and the same head gets the same bytes again
-for as long as the file stays what it is.
+that the client accepts (negotiation.py); its conditions (conditions.py); the part that it wants (ranges.py). What the
+client's fields say of the last three is kept with them, where they are remembered (http/heads.py); and with a whole
+head that is remembered what came out of all that: it gets the same bytes again for as long as the file stays what it
+is.
 
 What isn't a file: a folder without a slash is redirected to it; with one it is its index, a list of its files
 (listing.py), or 403. What may not be read is 403; what isn't there, is hidden, leads out of the root or is no regular
@@ -103,7 +104,7 @@ class StaticKind:
 
     def handle(self, request: Request, exchange: Exchange) -> None:
         """See `Kind.handle`."""
-        kept: tuple[Entry, Prepared] | None = request.memo
+        kept: tuple[Entry, Prepared] | None = None if request.kept is None else request.kept.get(self)
         if kept is not None and exchange.keep and self._cache.valid(kept[0]):
             kept[0].used = True
             exchange.respond_prepared(kept[1])
@@ -230,7 +231,7 @@ class StaticKind:
     # What is one
 
     def _answer(self, entry: Entry, request: Request, exchange: Exchange) -> None:
-        fields = gather(request.fields)
+        fields = _deciding(request)
         form = entry.representation(fields.get(b"accept-encoding"))
         etag = form.etag.encode("ascii")
         file = form.file
@@ -239,7 +240,7 @@ class StaticKind:
                 self._page(exchange, 412)
                 return
             case Outcome.NOT_MODIFIED:
-                _send(entry, form, 304, request, exchange)
+                self._send(entry, form, 304, request, exchange)
                 return
             case Outcome.PROCEED:
                 pass
@@ -257,27 +258,39 @@ class StaticKind:
             if parts is not None:
                 _send_parts(form, parts, exchange)
                 return
-        _send(entry, form, 200, request, exchange)
+        self._send(entry, form, 200, request, exchange)
+
+    def _send(
+        self, entry: Entry, form: Representation, code: int, request: Request, exchange: Exchange
+    ) -> None:
+        """Answer 200 with all of it, or 304; and keep what the same head will get again, if it may."""
+        if exchange.keep and request.version == 11 and exchange.body is None:
+            answer = form.prepared(code, head_only=request.method == "HEAD")
+            if answer is not None:
+                exchange.respond_prepared(answer)
+                # what holds descriptors is held by the cache alone, which bounds them
+                if request.kept is not None and entry.settled and not entry.descriptors:
+                    request.kept[self] = entry, answer
+                return
+        file = form.file
+        if code == 304:
+            exchange.respond(STATUS[304], 304, form.unchanged, b"")
+        elif file.opened is None:
+            assert file.content is not None
+            exchange.respond(STATUS[200], 200, form.whole, file.content)
+        else:
+            exchange.send_parts(STATUS[200], 200, form.whole, ((file.opened, 0, file.size),), file.size)
 
 
-def _send(entry: Entry, form: Representation, code: int, request: Request, exchange: Exchange) -> None:
-    """Answer 200 with all of it, or 304; and remember what the same head will get again, if it may."""
-    if exchange.keep and request.version == 11 and exchange.body is None:
-        answer = form.prepared(code, head_only=request.method == "HEAD")
-        if answer is not None:
-            exchange.respond_prepared(answer)
-            # what holds descriptors is held by the cache alone, which bounds them
-            if request.remembered and entry.settled and not entry.descriptors:
-                request.memo = entry, answer
-            return
-    file = form.file
-    if code == 304:
-        exchange.respond(STATUS[304], 304, form.unchanged, b"")
-    elif file.opened is None:
-        assert file.content is not None
-        exchange.respond(STATUS[200], 200, form.whole, file.content)
-    else:
-        exchange.send_parts(STATUS[200], 200, form.whole, ((file.opened, 0, file.size),), file.size)
+def _deciding(request: Request) -> dict[bytes, bytes]:
+    """Return the fields that decide what is answered."""
+    known = request.known
+    if known is None:
+        return gather(request.fields)
+    fields: dict[bytes, bytes] | None = known.kept.get(_deciding)
+    if fields is None:
+        fields = known.kept[_deciding] = gather(request.fields)
+    return fields
 
 
 def _send_parts(form: Representation, parts: list[tuple[int, int]], exchange: Exchange) -> None:
