@@ -30,7 +30,7 @@ from chaos import clients
 from chaos.clients import Failure, Summary
 from chaos.holdings import Holdings, is_worker, wait_stopped
 from chaos.schedule import KEEPERS, ROLES, Action, Deed, Event
-from support.leaks import descendants, state
+from support.leaks import descendants, everybody, state
 from support.tree import Tree
 
 #: After an event the tree is whole again within this (s); what is stopped is found and killed within that.
@@ -40,6 +40,8 @@ STOPPED_WITHIN = 30.0
 URGENT = -15
 #: Names that programs give themselves, and what they are called here.
 NAMES = {"pyttpd-init": "init", "pyttpd-master": "master", "pyttpd-umaster": "umaster", "l:http": "listener"}
+#: Lines of /proc/PID/maps that are shared memory: memfd_create(2), anonymous MAP_SHARED, shmget(2).
+_SHARED = re.compile(r"/memfd:|/dev/zero \(deleted\)|/SYSV")
 HARMLESS = ("reset", "closed", "closed-idle")
 
 
@@ -87,6 +89,13 @@ class Done:
         for socket in look.rescued(self.victims, self.held):
             del self.held[socket]
             self.passing.discard(socket)
+
+
+def _link(path: str) -> str:
+    try:
+        return os.readlink(path)
+    except OSError:
+        return ""
 
 
 class Processes:
@@ -141,7 +150,8 @@ class Stage:
             len(ROLES) + 1 + tenants - 1
         )  # the metrics' listener has a health file, too; supervisors many
         self.wait_whole()
-        self.before = self.descriptors()
+        self.before = self.resources()
+        self.namespaces: set[str] = set()
         # Who is stopped is looked at before anybody else finds it stopped, whatever else this machine does.
         with contextlib.suppress(PermissionError):
             os.setpriority(os.PRIO_PROCESS, 0, URGENT)
@@ -187,15 +197,52 @@ class Stage:
         with contextlib.suppress(PermissionError):
             os.setpriority(os.PRIO_PROCESS, 0, 0)
 
-    def descriptors(self) -> dict[str, int]:
-        """Return how many descriptors runner and keepers have: what they lose never comes back to anybody."""
+    def resources(self) -> dict[str, int]:
+        """Return what a tree has that nobody asks for anything: processes, descriptors, shared memory, by whose it is.
+
+        Workers come and go: of theirs the one with the most counts, and a channel to each is nobody's leak. Nor are the
+        files that one keeps open since it has served them.
+        """
         found = self.processes()
-        counts = {"runner": len(os.listdir(f"/proc/{self.tree.process.pid}/fd"))}
-        for kind in KEEPERS:
-            for pid in found.by_kind.get(kind, ()):
-                with contextlib.suppress(OSError):
-                    counts[f"{kind} {found.names[pid]}"] = len(os.listdir(f"/proc/{pid}/fd"))
+        site = str(self.tree.folder / "site")
+        counts: dict[str, int] = {}
+        for kind, pids in found.by_kind.items():
+            if kind != "worker":
+                counts[f"processes: {kind}"] = len(pids)
+        counts["network namespaces"] = len({_link(f"/proc/{pid}/ns/net") for pid in found.names})
+        workers = [found.names[pid].partition(":")[2] for pid in found.by_kind.get("worker", ())]
+        kinds = {pid: kind for kind, pids in found.by_kind.items() for pid in pids}
+        for pid, name in {**found.names, self.tree.process.pid: "runner"}.items():
+            kind, tenant = kinds.get(pid, ""), name.partition(":")[2]
+            whose = f"{kind} {tenant or name}".strip()
+            with contextlib.suppress(OSError):
+                targets = [_link(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")]
+                number = sum(not target.startswith(site) for target in targets)
+                if kind == "supervisor":
+                    number -= workers.count(tenant)
+                elif kind == "umaster":
+                    number -= len(workers)
+                shared = len(_SHARED.findall(Path(f"/proc/{pid}/maps").read_text()))
+                for what, count in ((f"descriptors: {whose}", number), (f"shared memory: {whose}", shared)):
+                    counts[what] = max(count, counts.get(what, 0))
         return counts
+
+    def grown(self) -> list[str]:
+        """Return what there is more of than in the beginning, in words."""
+        now = self.resources()
+        return [
+            f"{what} {self.before.get(what, 0)} -> {number}"
+            for what, number in sorted(now.items())
+            if number > self.before.get(what, 0)
+        ]
+
+    def stragglers(self) -> list[str]:
+        """Return processes of this machine that are in a namespace of the tree's, which has ended."""
+        return [
+            f"{pid} {Path(f'/proc/{pid}/comm').read_text().strip()}"
+            for pid in everybody()
+            if {_link(f"/proc/{pid}/ns/{kind}") for kind in ("net", "mnt")} & self.namespaces
+        ]
 
     def zombies(self) -> list[str]:
         """Return processes below the runner that have ended and that nobody has reaped."""
@@ -226,7 +273,13 @@ class Stage:
             time.sleep(0.02)
         for one in done:
             one.whole_after = time.monotonic() - began
+        self._note_namespaces()
         return done
+
+    def _note_namespaces(self) -> None:
+        ours = {_link(f"/proc/self/ns/{kind}") for kind in ("net", "mnt")}
+        for pid in self.processes().names:
+            self.namespaces |= {_link(f"/proc/{pid}/ns/{kind}") for kind in ("net", "mnt")} - ours - {""}
 
     def _begin(self, event: Event) -> list[Done]:
         """Stop all who are to die of it, look at what they have, and do it."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import subprocess
 import time
 from collections.abc import Callable
 
@@ -26,6 +27,9 @@ SEED = int(os.environ.get("PYTTPD_CHAOS_SEED") or 1)
 MOST_SHOWN = 40
 #: For trying one thing: part of an action's name and its target's.
 ONLY = os.environ.get("PYTTPD_CHAOS_ONLY", "")
+
+#: What has no successor any more is gone, and pools have as many workers as in the beginning, within this (s).
+SETTLED_WITHIN = 30.0
 
 HOSTS = ("wsgi.localhost", "static.localhost")
 TENANTS = """
@@ -60,18 +64,25 @@ EXPECTED = (
 )
 
 
+def tables() -> str:
+    """Return what is set in this machine's firewall."""
+    return subprocess.run(["nft", "list", "tables"], capture_output=True, text=True, check=True).stdout
+
+
 def retired(tree: Tree) -> int:
     """Return how many workers have left since they had served max_requests, by the tree's log."""
     return len(re.findall(r"worker left .*reason=requests", tree.log()))
 
 
 @pytest.mark.root
+@pytest.mark.program("nft")
 @pytest.mark.timeout(SECONDS + 300)
 def test_nothing_is_lost(plant: Callable[..., Tree], request: pytest.FixtureRequest) -> None:
     memory = set(os.listdir("/dev/shm"))
     tree = plant(tenants=TENANTS, files=files(), hosts=(), extra="", listen="")
     tree.expect(*EXPECTED)
     stage = Stage(tree, HOSTS, tenants=2)
+    assert tree.table in tables()
     request.addfinalizer(stage.close)
     events = schedule.plan(SEED)
     count = pairs = 0
@@ -99,12 +110,11 @@ def test_nothing_is_lost(plant: Callable[..., Tree], request: pytest.FixtureRequ
     for text in violations[:MOST_SHOWN]:
         print("VIOLATION", text)
     tree.wait_for(lambda: not tree.busy())
-    tree.wait_for(lambda: not stage.zombies())
+    tree.wait_for(lambda: not stage.zombies(), why=stage.zombies)
     assert not violations, f"{len(violations)} violations, the first: {violations[0]}"
     assert all(summary.answered for summary in seen.summaries)
-    for name, number in stage.descriptors().items():
-        assert number <= stage.before.get(name, number), (
-            f"{name} has {number} descriptors, {stage.before[name]} before"
-        )
+    tree.wait_for(lambda: not stage.grown(), SETTLED_WITHIN, why=stage.grown)
     tree.end()
+    assert not stage.stragglers()
     assert set(os.listdir("/dev/shm")) <= memory
+    assert tree.table not in tables()

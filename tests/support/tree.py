@@ -144,8 +144,14 @@ class Tree:
             for sample in family.samples
         }
 
-    def wait_for(self, what: Callable[[], bool], within: float = ANSWER_WITHIN) -> None:
-        """Wait until `what` is true. OSError and AssertionError within it count as not yet."""
+    def wait_for(
+        self,
+        what: Callable[[], bool],
+        within: float = ANSWER_WITHIN,
+        *,
+        why: Callable[[], object] = lambda: "",
+    ) -> None:
+        """Wait until `what` is true; else say `why`. OSError and AssertionError within it count as not yet."""
         deadline = time.monotonic() + within
         while True:
             if self.process.poll() is not None:
@@ -154,7 +160,7 @@ class Tree:
                 if what():
                     return
             if time.monotonic() > deadline:
-                pytest.fail(f"not within {within} s; the tree's log:\n{self.log()[-4000:]}")
+                pytest.fail(f"not within {within} s: {why()}; the tree's log:\n{self.log()[-4000:]}")
             time.sleep(0.02)
 
     # ---- looking at it ----------------------------------------------------------------------------------------------
@@ -229,13 +235,17 @@ class Tree:
         self.process.wait()
         self.forget_rule()
 
+    @property
+    def table(self) -> str:
+        """The name of the egress rule's table in this machine's firewall."""
+        return f"pyttpd_{hashlib.sha256(f'{self.folder}/run'.encode()).hexdigest()[:8]}"
+
     def forget_rule(self) -> None:
         """Take away what a killed runner leaves in this machine's firewall: it would hold back later trees' uids."""
         if os.geteuid() == 0:
             from pyttpd_init.egress import remove_egress
 
-            name = hashlib.sha256(f"{self.folder}/run".encode()).hexdigest()[:8]
-            remove_egress(table=f"pyttpd_{name}")
+            remove_egress(table=self.table)
 
     def check_and_end(self) -> None:
         """What `plant` does after the test."""
