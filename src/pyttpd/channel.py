@@ -33,8 +33,9 @@ from pyttpd.wire.permits import PERMITS, Kind, Phase, Side, first_phase
 
 #: Frames taken from one channel in a turn, so that a peer that floods can't keep others waiting.
 MAX_FRAMES_A_TURN = 16
-#: Frames that may wait for a peer that doesn't read. A role's answers are bounded by what the peer has open.
-MAX_OUTBOX = 8192
+#: Frames that may wait for a peer that doesn't read. A role's answers are bounded by what the peer has open (of a
+#: listener: pyttpd_umaster.router.ROUTE_WINDOW).
+MAX_OUTBOX = 20_000
 
 #: The reason for the end of a channel that the peer, or its end, has closed.
 GONE = "peer-gone"

@@ -278,7 +278,7 @@ class Service:
         self._say(keeper.ALIVE)
         if self.budget.limit < FEW_DESCRIPTORS:
             self.log.warning(
-                "few descriptors: clients wait, or get 503, when there are more at a time; raise the limit (ulimit -n)",
+                "few descriptors: when there are more clients at a time, they wait; raise the limit (ulimit -n)",
                 for_peers=self.budget.limit,
                 limit=soft_descriptor_limit(),
             )

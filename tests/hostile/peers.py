@@ -438,7 +438,10 @@ class Stage:
         role = self.start(RoleName.UMASTER, "", UMASTER_UID, nofile=nofile)
         share = UmasterShare(
             1,
-            (ListenerPeer("http", LISTENER_UID, "http"), ListenerPeer("other", LISTENER_UID + 1, "http")),
+            (
+                ListenerPeer("http", LISTENER_UID, "http", 16384),
+                ListenerPeer("other", LISTENER_UID + 1, "http", 16384),
+            ),
             tuple(
                 VhostPeer(name, uid, queue_limit, queue_timeout, handovers) for name, uid in TENANTS.items()
             ),

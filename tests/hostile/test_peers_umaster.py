@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import pytest
 
 from pyttpd import memfd
+from pyttpd.channel import MAX_OUTBOX
 from pyttpd.rendezvous import MAX_GREETED, MAX_UNGREETED
 from pyttpd.roles import Channel as Directory
 from pyttpd.wire.messages import (
@@ -533,11 +534,15 @@ def test_a_worker_that_floods_and_reads_nothing(stage: Stage, umaster: Role) -> 
     before = umaster.faults("worker", "does-not-read")
     worker = stage.worker(stage.supervisor())
     with stage.connection() as one:
-        for number in range(20_000):
+        for number in range(2 * MAX_OUTBOX):
             worker.raw(with_header(Pass(0, CLIENT, "a.test"), id=number), one.fileno())
-            if number % 2000 == 0:
+            if number % 4000 == 0:
                 assert_serves_now(stage)
-            if number > 9000 and number % 500 == 0 and umaster.faults("worker", "does-not-read") > before:
+            if (
+                number > MAX_OUTBOX
+                and number % 500 == 0
+                and umaster.faults("worker", "does-not-read") > before
+            ):
                 break
     assert worker.is_closed()
     assert umaster.faults("worker", "does-not-read") == before + 1

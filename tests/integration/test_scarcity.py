@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
+import select
+import socket
 import subprocess
+import threading
+import time
+from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from support.tree import Tree
+from support.tree import TENANTS, Tree
 
 Plant = Callable[..., Tree]
 #: Roles themselves need some thirty, and keep as many in reserve.
@@ -49,6 +56,138 @@ def test_a_tree_with_few_descriptors_works_and_says_so(plant: Plant, few_descrip
         tree.wait_for(lambda role=role: f" {role}[" in tree.log() and "few descriptors" in tree.log())  # type: ignore[misc]
     assert tree.log().count("few descriptors") >= 3
     assert tree.samples("umaster")["pyttpd_umaster_descriptors_limit",] < NOFILE
+
+
+def enough_for_us() -> None:
+    """The tree has its descriptors by now; clients need more."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (1024, hard))
+
+
+def ask(tree: Tree, host: str, times: int, within: float = 60.0) -> Counter[int]:
+    """Ask so often, on a connection each; return how often each status came. Whatever isn't an answer raises."""
+    seen: Counter[int] = Counter()
+    for _ in range(times):
+        with tree.connect(within) as client:
+            client.sendall(f"GET / HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode())
+            answer = b""
+            while piece := client.recv(65536):
+                answer += piece
+        seen[int(answer.split(b" ", 2)[1])] += 1
+    return seen
+
+
+def crowd(tree: Tree, host: str, clients: int, times: int) -> Counter[int]:
+    """The same for many clients at once."""
+    with ThreadPoolExecutor(clients) as pool:
+        return sum(pool.map(lambda _: ask(tree, host, times), range(clients)), Counter[int]())
+
+
+@pytest.mark.root
+def test_with_few_descriptors_clients_wait_and_none_is_refused(plant: Plant, few_descriptors: None) -> None:
+    """As with any server: who is too many waits in the kernel's queue. (`plant` sees it if a listener closed any.)"""
+    tree = plant()
+    enough_for_us()
+    assert crowd(tree, "static.localhost", 20, 20) == {200: 400}
+    assert crowd(tree, "wsgi.localhost", 400, 2) == {200: 800}
+    assert tree.samples("listener")["pyttpd_listener_full_total",] > 0
+
+
+HANGING = """
+def application(environ, start_response):
+    with open("gate"):
+        pass
+    start_response("200 OK", [("Content-Length", "0")])
+    return []
+"""
+NEIGHBOUR = """
+[vhost.hanging]
+hosts = ["hanging.localhost"]
+uid = 20003
+kind = "wsgi"
+root = "hanging"
+application = "app:application"
+[vhost.hanging.pool]
+request_timeout = 0
+"""
+
+
+@pytest.mark.root
+def test_with_few_descriptors_one_that_hangs_is_refused_and_its_neighbour_served(
+    plant: Plant, few_descriptors: None
+) -> None:
+    """A hundred clients wait for a tenant that answers nobody, and come again when they are refused."""
+    tree = plant(tenants=TENANTS + NEIGHBOUR, files={"hanging/app.py": HANGING})
+    tree.expect("slow request")
+    gate = tree.folder / "hanging" / "gate"
+    os.mkfifo(gate, 0o644)
+    enough_for_us()
+    refused = threading.Semaphore(0)
+    over = threading.Event()
+
+    def insist(_: int) -> Counter[int]:
+        seen: Counter[int] = Counter()
+        while not over.is_set():
+            seen += ask(tree, "hanging.localhost", 1)
+            refused.release()
+        return seen
+
+    with ThreadPoolExecutor(100) as pool:
+        insisting = [pool.submit(insist, number) for number in range(100)]
+        try:
+            for _ in range(100):
+                assert refused.acquire(timeout=60.0)
+            assert crowd(tree, "wsgi.localhost", 20, 10) == {200: 200}
+            assert crowd(tree, "static.localhost", 20, 10) == {200: 200}
+        finally:
+            over.set()
+            with contextlib.closing(
+                os.fdopen(os.open(gate, os.O_RDWR))
+            ):  # from now on everybody goes through
+                seen = sum((each.result(60.0) for each in insisting), Counter[int]())
+    assert set(seen) == {200, 503}
+    umaster = tree.samples("umaster")
+    assert umaster["pyttpd_umaster_refusals_total", ("reason", "over-share"), ("vhost", "hanging")] > 0
+    assert not [key for key in umaster if "pyttpd_umaster_refusals_total" in key and ("vhost", "wsgi") in key]
+
+
+#: As many as there are descriptors for, two each; compose gives a tree as many.
+MANY = 10_000
+
+
+@pytest.fixture
+def many() -> Iterator[int]:
+    """As many descriptors as this machine allows, for us and the tree; returns how many clients there may be."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 2 * MANY if hard == resource.RLIM_INFINITY else min(2 * MANY, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    yield wanted // 2
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.root
+def test_ten_thousand_who_ask_at_one_instant_are_all_answered(plant: Plant, many: int) -> None:
+    """They connect first, and then all say what they want. How long the last one waits is the machine's affair."""
+    patience = "[vhost.wsgi.queue]\ntimeout = 300\n"
+    tree = plant(tenants=TENANTS + patience, listen="head_timeout = 300\nhandover_timeout = 300")
+    with contextlib.ExitStack() as clients:
+        waiting: dict[int, socket.socket] = {}
+        for _ in range(many):
+            client = clients.enter_context(tree.connect(60.0))
+            waiting[client.fileno()] = client
+        for client in waiting.values():
+            client.sendall(b"GET / HTTP/1.1\r\nHost: wsgi.localhost\r\nConnection: close\r\n\r\n")
+        poll = clients.enter_context(select.epoll())
+        for number in waiting:
+            poll.register(number, select.EPOLLIN)
+        seen: Counter[bytes] = Counter()
+        deadline = time.monotonic() + 120.0
+        while waiting and time.monotonic() < deadline:
+            for number, _ in poll.poll(1.0):
+                client = waiting.pop(number)
+                poll.unregister(number)
+                seen[client.recv(12)] += 1
+    assert seen == {b"HTTP/1.1 200": many}
 
 
 @pytest.mark.root

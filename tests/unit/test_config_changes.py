@@ -172,7 +172,7 @@ def test_what_is_written_differently_is_no_change(tmp_path: Path) -> None:
             (),
             (),
             True,
-            ["~ [vhost.blog]: its workers are not touched", "    queue.limit: 256 -> 9"],
+            ["~ [vhost.blog]: its workers are not touched", "    queue.limit: 16384 -> 9"],
             ["~ [vhost.blog]: its workers are not touched"],
             id="a quota",
         ),

@@ -19,7 +19,7 @@ MAP = HostMap(
 )
 SHARE = UmasterShare(
     3,
-    (ListenerPeer("http", 10010, "http"),),
+    (ListenerPeer("http", 10010, "http", 16384),),
     tuple(VhostPeer(f"v{number}", 20001 + number, 256, 10.0, 256) for number in range(5)),
     LogSettings(),
     30.0,

@@ -45,7 +45,7 @@ LISTENER = ListenerShare(
 )
 UMASTER = UmasterShare(
     1,
-    (ListenerPeer("http", 10010, "http"), ListenerPeer("metrics", 10009, "metrics")),
+    (ListenerPeer("http", 10010, "http", 16384), ListenerPeer("metrics", 10009, "metrics", 16384)),
     (VhostPeer("blog", 20001, 256, 10.0, 256), VhostPeer("shop", 20002, 0, 0.1, 1)),
     LogSettings("debug", "json"),
     0.0,

@@ -449,6 +449,32 @@ def test_when_full_of_answered_ones_the_oldest_of_these_makes_room(make: Make) -
     assert front.service.budget.used == 2
 
 
+def test_nobody_makes_room_before_it_had_a_chance_to_say_something(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Clients who connect and send at once: on a busy machine a moment passes in between, and all would be closed."""
+    monkeypatch.setattr(module, "PATIENCE", 1000.0)
+    front = make(max_connections=3)
+    late = [front.connect() for _ in range(3)]
+    front.on.until(lambda: len(front.listener._peeking) == 3)
+    front.connect(HEAD)
+    front.on.until(lambda: not front.listener._accepting)
+    late[2].sendall(HEAD)
+    front.tell(m.Settled((front.offered().id,)))
+    front.offered(2)
+    assert front.listener.evicted == {"full": 0, "client": 0}
+    front.connect(HEAD)
+    front.on.until(lambda: not front.listener._accepting)
+    late[1].close()  # whoever goes makes room as well
+    front.offered(3)
+    front.connect(HEAD)
+    front.on.until(lambda: not front.listener._accepting)
+    assert front.listener.full >= 3
+    monkeypatch.setattr(module, "PATIENCE", 0.0)
+    front.offered(4)  # time makes it, too
+    assert front.listener.evicted == {"full": 1, "client": 0}
+
+
 # ---- one client's share ----
 
 

@@ -97,9 +97,9 @@ class World:
         self.ids = 0
         self.peers: list[Peer] = []
 
-    def listener(self) -> Source:
+    def listener(self, room: int = module.ROUTE_WINDOW) -> Source:
         peer = Peer()
-        source = self.router.add_source(peer, "http")
+        source = self.router.add_source(peer, "http", room)
         peer.gone = lambda: self.router.source_gone(source)
         self.peers.append(peer)
         return source
@@ -570,7 +570,7 @@ def test_a_vhost_is_failing_only_if_all_its_supervisors_are(world: World) -> Non
 
 
 def test_all_queues_together_are_bounded_and_the_longest_makes_room() -> None:
-    world = World(budget=9, limit=100)  # of which queues get four, besides the one that comes
+    world = World(budget=8, limit=100)  # of which queues get four, besides the one that comes
     source = world.listener()
     many = [world.offer(source, "a.example") for _ in range(4)]
     over = world.offer(source, "a.example")
@@ -584,22 +584,94 @@ def test_all_queues_together_are_bounded_and_the_longest_makes_room() -> None:
     world.end()
 
 
-def test_all_queues_together_leave_a_listener_half_of_its_window(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_queues_together_leave_a_listener_a_part_of_what_it_may_hold() -> None:
     """When it is full the listener waits, whomever its next connection is for: a few idle tenants would suffice."""
-    monkeypatch.setattr(module, "MAX_QUEUED", 4)
     world = World(limit=100)
-    source = world.listener()
+    source, other = world.listener(room=7), world.listener()
     many = [world.offer(source, "a.example") for _ in range(4)]
     over = world.offer(source, "a.example")
     assert world.heard(source) == [Refuse(over, 503)]
     world.offer(source, "b.example")
     assert world.heard(source) == [Refuse(many[-1], 503)]
     assert len(source.open) == 4
+    for _ in range(6):
+        world.offer(other, "a.example")  # which has more room
+    assert world.heard(other) == []
+    late = world.offer(source, "b.example")
+    assert world.heard(source) == [Refuse(late, 503)]  # no room is made for it at another listener's cost
+    world.end()
+
+
+def promptly_served(world: World, source: Source, worker: WorkerState) -> None:
+    """Let somebody come to the vhost of `worker`, and be taken at once."""
+    world.router.credit(worker, 1, world.now)
+    world.offer(source)
+    world.router.taken(worker, only(worker), world.now)
+    world.heard(source)
+
+
+def test_who_is_prompt_is_refused_nothing_until_it_no_longer_is() -> None:
+    world = World(budget=17, limit=100)  # of which queues get sixteen, or those that are slow ten
+    source, worker = world.listener(), world.worker(world.supervisor())
+    slow = [world.offer(source, "b.example") for _ in range(4)]
+    promptly_served(world, source, worker)
+    quick = []
+    while not world.router.crowded:
+        quick.append(world.offer(source))
+    assert len(slow) + len(quick) == 14
+    assert world.heard(source) == []
+    world.now += module.PROMPT / 2
+    world.router.sweep(world.now)
+    assert world.heard(source) == []
+    for number in range(4):  # who has come first has its turn; the queue stays young
+        world.router.credit(worker, 1, world.now)
+        world.router.taken(worker, only(worker), world.now)
+        assert world.heard(source) == [Settled((quick[number],))]
+    quick = quick[4:] + [world.offer(source) for _ in range(4)]
+    world.now += module.PROMPT / 2
+    world.router.sweep(world.now)  # now the first has waited too long
+    told = world.heard(source)
+    assert [message.id for message in told if isinstance(message, Refuse)] == quick[:5:-1]
+    assert len(world.router.pools["a", "requests"].queue) == 6
+    assert all(id_ in source.open for id_ in slow)
+    over = world.offer(source)
+    assert world.heard(source) == [Refuse(over, 503)]
+    assert world.router.pools["a", "requests"].refusals == {"over-share": 5}
+    world.end()
+
+
+def test_who_was_waited_for_in_vain_is_not_prompt_because_nobody_waits_now() -> None:
+    world = World(budget=8, limit=100)
+    source, worker = world.listener(), world.worker(world.supervisor())
+    promptly_served(world, source, worker)
+    world.offer(source)
+    world.now += TIMEOUT
+    world.router.sweep(world.now)
+    assert not world.router.pools["a", "requests"].queue
+    ids = [world.offer(source) for _ in range(5)]
+    assert world.heard(source)[1:] == [Refuse(ids[-1], 503)]
+    promptly_served(world, world.listener(), worker)  # the oldest; it hasn't waited
+    assert world.router.pools["a", "requests"].prompt(world.now)
+    world.end()
+
+
+def test_the_way_is_cleared_by_the_longest_queues_first() -> None:
+    world = World(budget=33, limit=100)
+    source, supervisor, other = world.listener(), world.supervisor(), world.supervisor("b")
+    promptly_served(world, source, world.worker(supervisor))
+    world.router.credit(world.worker(other), 1, world.now)
+    world.offer(source, "b.example")
+    for name, count in (("a.example", 20), ("b.example", 6)):
+        for _ in range(count):
+            world.offer(source, name)
+    world.now += module.PROMPT
+    world.router.sweep(world.now)
+    assert [len(world.router.pools[name, "requests"].queue) for name in "ab"] == [14, 6]
     world.end()
 
 
 def test_a_source_that_dies_while_room_is_made_takes_nothing_down() -> None:
-    world = World(budget=9, limit=100)
+    world = World(budget=8, limit=100)
     source, other = world.listener(), world.listener()
     for _ in range(4):
         world.offer(source, "a.example")
@@ -629,7 +701,7 @@ def test_a_replayed_id_is_a_fault_and_its_descriptor_is_closed(world: World) -> 
 
 def test_more_open_offers_than_the_window_are_a_fault(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "ROUTE_WINDOW", 2)
-    source = world.listener()
+    source, _ = world.listener(), world.worker(world.supervisor(), credit=1)
     world.offer(source)
     world.offer(source)
     with fault("over-credit"):
@@ -769,7 +841,7 @@ class Anything(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.world = World(budget=12, limit=3, handovers=3)
+        self.world = World(budget=8, limit=6, handovers=3)
         #: What each source was told about each of its offers, over all time.
         self.ends: dict[Source, Counter[int]] = {}
         self.offered: dict[Source, set[int]] = {}
@@ -810,7 +882,7 @@ class Anything(RuleBasedStateMachine):
 
     @rule(source=listeners, name=st.sampled_from(["a.example", "b.example", "x.a.example", "nobody.example"]))
     def offers(self, source: Source, name: str) -> None:
-        if not source.channel.closed:
+        if not source.channel.closed and not self.world.router.crowded:
             self.offered[source].add(self.world.offer(source, name))
 
     @rule(worker=workers)
@@ -880,6 +952,8 @@ class Anything(RuleBasedStateMachine):
         self.world.now += seconds
         self.world.router.sweep(self.world.now)
         self._listen()
+        slow = [pool for pool in self.world.router.pools.values() if not pool.prompt(self.world.now)]
+        assert sum(len(pool.queue) for pool in slow) <= 5
         for pool in self.world.router.pools.values():
             if pool.queue and pool.handovers < pool.peer.handovers:
                 for worker in pool.workers:
@@ -888,7 +962,7 @@ class Anything(RuleBasedStateMachine):
 
     @rule(both=st.booleans())
     def configuration_changes(self, both: bool) -> None:
-        self.world.router.configure(share("a", "b", limit=3, handovers=3 if both else 2))
+        self.world.router.configure(share("a", "b", limit=6, handovers=3 if both else 2))
 
     # -- what must always hold
 
@@ -917,7 +991,7 @@ class Anything(RuleBasedStateMachine):
         queued = [offer for pool in router.pools.values() for offer in pool.queue]
         assert router._queued == len(queued)
         assert router._queues == {pool for pool in router.pools.values() if pool.queue}
-        assert self.world.budget.used == len(queued)
+        assert self.world.budget.used == len(queued) <= 7
         for offer in queued:
             os.fstat(offer.fd)
             assert offer.source_id in offer.source.open

@@ -23,7 +23,7 @@ from support.wired import CLIENT, Recorder, Stage, Visitor, connection, descript
 
 SHARE = UmasterShare(
     1,
-    (ListenerPeer("http", 10_010, "http"), ListenerPeer("metrics", 10_009, "metrics")),
+    (ListenerPeer("http", 10_010, "http", 16384), ListenerPeer("metrics", 10_009, "metrics", 16384)),
     (VhostPeer("a", 20_001, 8, 10.0, 8), VhostPeer("b", 20_002, 8, 10.0, 8)),
     LogSettings(),
     30.0,

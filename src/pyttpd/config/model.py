@@ -201,7 +201,12 @@ class Config:
         """Return what umaster may know; the host map goes beside it."""
         return UmasterShare(
             generation=self.generation,
-            listeners=tuple([ListenerPeer(each.name, each.uid, each.mode) for each in self.listeners]),
+            listeners=tuple(
+                [
+                    ListenerPeer(each.name, each.uid, each.mode, each.max_connections)
+                    for each in self.listeners
+                ]
+            ),
             vhosts=tuple(
                 [
                     VhostPeer(each.name, each.uid, each.queue.limit, each.queue.timeout, each.queue.handovers)

@@ -586,8 +586,9 @@ SCHEMA = Table(
                     (
                         count(
                             "limit",
-                            256,
-                            "Connections that wait for a worker; further ones get 503.",
+                            16384,
+                            "Connections that wait for a worker; further ones get 503. The default is as many as a "
+                            "listener holds: then it is timeout that counts, and others' share of what is short.",
                             limits.QUEUE,
                             "connections",
                         ),

@@ -300,11 +300,14 @@ class ListenerShare:
 
 @dataclass(frozen=True, slots=True)
 class ListenerPeer:
-    """A listener as umaster knows it: who may connect to `route`, and whether it sends host names or vhosts' names."""
+    """A listener as umaster knows it: who may connect to `route`, whether it sends host names or vhosts' names, and how
+    many connections it may hold.
+    """
 
     name: str
     uid: int
     mode: str
+    max_connections: int
 
     def __post_init__(self) -> None:
         checks.validate(self, _LISTENER_PEER_FIELDS)
@@ -445,6 +448,7 @@ _LISTENER_PEER_FIELDS: dict[str, Check] = {
     "name": checks.name,
     "uid": checks.integer(limits.ANY_LISTENER_UID),
     "mode": checks.choice(limits.MODES),
+    "max_connections": checks.integer(limits.MAX_CONNECTIONS),
 }
 _VHOST_PEER_FIELDS: dict[str, Check] = {
     "name": checks.name,

@@ -24,9 +24,10 @@ claimed and unread is looked at again a moment later (tcp.py): its worker may no
 
 Who waits too long in PEEKING gets 408, in WAITING 503. PEEKING and LINGERING are what costs a client nothing, so these
 make room: of one client's (`Client.network`) the oldest, when it has more than `max_unnamed_per_client` of them; and
-when the process is full, the one that has been PEEKING (or if there is none, LINGERING) the longest. So whoever sends
-its head at once is served, whatever others do. Before it comes to that there is *stress mode*: when most of
-`max_connections` is used, the deadlines of both states shrink.
+when the process is full, the one that has been PEEKING (or if there is none, LINGERING) the longest, as soon as it has
+had its chance (PATIENCE). Until then, and when all are on their way, nobody is accepted: who comes waits in the
+kernel's queue. So whoever sends its head at once is served, whatever others do, if a moment later. Before it comes to
+that there is *stress mode*: when most of `max_connections` is used, the deadlines of both states shrink.
 """
 
 from __future__ import annotations
@@ -70,6 +71,9 @@ WITHDRAW_AFTER = 1.0
 #: When draining, a connection that still hasn't sent its head is closed after so long (s).
 DRAIN_HEAD_TIMEOUT = 1.0
 SWEEP_INTERVAL = 0.25
+#: So long (s) a client has to say something, or to read our answer, before it makes room for another. Who connects and
+#: sends at once needs a moment all the same where hundreds of clients do so on a busy machine.
+PATIENCE = 0.5
 #: Stress mode begins and ends at these shares of the connections that we may have.
 STRESS_FROM, STRESS_UNTIL = 0.75, 0.5
 # Said with each call on a connection that has been offered: whoever it was given to shares its O_NONBLOCK with us.
@@ -155,6 +159,7 @@ class Listener:
         self._leaving_umaster = False
         # Counters, for the metrics.
         self.accepted = self.routed = self.settled = self.reoffered = self.dropped = self.stress_episodes = 0
+        self.full = 0
         self.answers: dict[int, int] = {}
         self.evicted = {"full": 0, "client": 0}
         self.proxy_refused = dict.fromkeys(("untrusted", "missing", "malformed", "timeout"), 0)
@@ -221,8 +226,8 @@ class Listener:
     def _accept_again(self) -> None:
         if self._accepting or self._share is None or not self._sealed or self._service.draining:
             return
-        if self._budget.exhausted:
-            return  # it will call us
+        if self._full and self._dispensable() is None:
+            return  # whoever goes calls us, and so does time
         self._accepting = bool(self._sockets)
         for sock in self._sockets:
             self._loop.add(sock.fileno(), READ, lambda _, sock=sock: self._accept(sock))  # type: ignore[misc]
@@ -243,8 +248,10 @@ class Listener:
         assert self._share is not None
         burst, self._burst = self._burst, 1
         for _ in range(burst):
-            full = self._budget.exhausted or self._budget.used >= self._share.max_connections
-            if full and not self._peeking and not self._lingering:
+            full = self._full
+            oldest = self._dispensable() if full else None
+            if full and oldest is None:
+                self.full += 1
                 self._stop_accepting()
                 return
             try:
@@ -259,9 +266,7 @@ class Listener:
                 self._log_proxy_refused(Client(address[0], address[1]), "untrusted")
                 sock.close()
                 continue
-            if full:  # not before somebody is there to make room for
-                oldest = self._peeking.oldest() or self._lingering.oldest()
-                assert isinstance(oldest, Connection)
+            if oldest is not None:  # not before somebody is there to make room for
                 self._evict(oldest, "full")
             self.accepted += 1
             self._budget.take()
@@ -380,6 +385,20 @@ class Listener:
         del crowd[connection]
         if not crowd:
             del self._crowds[connection.client.network]
+
+    @property
+    def _full(self) -> bool:
+        assert self._share is not None
+        return self._budget.exhausted or self._budget.used >= self._share.max_connections
+
+    def _dispensable(self) -> Connection | None:
+        """Return who makes room when we are full, if there is anybody."""
+        for each in (self._peeking, self._lingering):
+            if each.age(self._loop.now) >= PATIENCE:
+                oldest = each.oldest()
+                assert isinstance(oldest, Connection)
+                return oldest
+        return None
 
     def _evict(self, connection: Connection, reason: str) -> None:
         """Close a connection that is PEEKING or LINGERING, to make room."""
@@ -582,6 +601,7 @@ class Listener:
         now = self._loop.now
         if self._share is not None:
             self._weigh()
+            self._accept_again()  # if somebody has had its chance by now
         for connection in self._peeking.expired(now):
             assert isinstance(connection, Connection)
             if connection.state is State.PREFACE:
@@ -651,6 +671,11 @@ class Listener:
         for reason, count in self.evicted.items():
             evicted.add_metric([reason], count)
         yield evicted
+        yield counter(
+            "pyttpd_listener_full",
+            "Times that nobody was accepted any more, for want of descriptors or by max_connections.",
+            self.full,
+        )
         refused = counter(
             "pyttpd_listener_proxy_refused",
             "Connections closed for want of a PROXY header that is believed.",

@@ -15,7 +15,10 @@ or Drop; exactly one of these ends each offer:
                 └── Demand to its supervisor, which may have no worker yet
 
 One *pool* is one vhost's workers for one kind of work (its requests, or its metrics): no pool waits for
-another's workers, and what all queues together may hold is shared out fairly (`Router._make_room`).
+another's workers, and what all queues together may hold is shared out fairly (`Router._make_room`). What is short then
+is what they have in common, descriptors of ours and of the listeners'. Those that keep their clients waiting share a
+part of it; the longest of their queues gives way. A pool that is *prompt* is refused nothing for it: its queue is gone
+in a moment, and until then the listeners wait (`Router.crowded`), and behind them clients, in the kernel's queue.
 
 A listener that dies leaves its queued offers to us: nobody else has these connections any more, so they are served as
 ever (*orphans*), and only their Refuse has nobody to go to. Whether it has died can't be told: one that lives, and only
@@ -29,6 +32,7 @@ In step with: ARCHITECTURE.md (who holds which descriptor), tests/test_router.py
 
 from __future__ import annotations
 
+import heapq
 import os
 from collections import deque
 from collections.abc import Container, Iterator
@@ -61,12 +65,18 @@ BURY_TIMEOUT = 10.0
 #: Workers that one supervisor may announce, and supervisors (an old one and its successor) a vhost may have.
 MAX_WORKERS = 1024
 MAX_SUPERVISORS = 4
-#: Open offers of one listener; it is told in Welcome.
-ROUTE_WINDOW = 4096
-#: Of the descriptors that channels leave free, queues get at most this share: the rest keeps connections travelling.
-QUEUE_SHARE = 0.5
-#: A listener waits when its window is full, whomever its next connection is for: all queues together leave half of it.
-MAX_QUEUED = ROUTE_WINDOW // 2
+#: Open offers of one listener; it is told in Welcome. A listener's default max_connections: one that waits because its
+#: window is full does so whomever its next connection is for.
+ROUTE_WINDOW = 16384
+#: Of the descriptors that channels leave free, and of what a listener may have open, the queues of tenants that aren't
+#: prompt get at most this share: whatever they do, the rest is for others. (The listener's stress begins above it.)
+SLOW_SHARE = 5 / 8
+#: A tenant is prompt whose clients wait less than this (s). So long it may stand in others' way when it no longer is.
+PROMPT = 1.0
+#: All queues together may have this share of the descriptors that channels leave free: some are for new channels.
+QUEUE_SHARE = 7 / 8
+#: Connections given to workers and not taken yet, of which each is a descriptor in flight (unix(7), ETOOMANYREFS).
+MAX_TRAVELLING = 4096
 #: When half of what there is is used up (descriptors; descriptors in flight, which the kernel counts per uid), no vhost
 #: gets more than this share of the whole, or than MIN_SHARE: one that takes all it can get doesn't keep it from others.
 VHOST_SHARE = 1 / 16
@@ -106,14 +116,16 @@ class Nobody:
 class Source:
     """Who has offered connections: a listener's or a worker's channel. `open` is what has not ended, by its id.
 
-    `settled` and `answers` are what it is to hear at the end of this turn (`Router.flush`).
+    `settled` and `answers` are what it is to hear at the end of this turn (`Router.flush`); `room` is how many it may
+    have open before it lets nobody in any more.
     """
 
-    __slots__ = ("answers", "channel", "name", "open", "settled")
+    __slots__ = ("answers", "channel", "name", "open", "room", "settled")
 
-    def __init__(self, channel: Peer, name: str) -> None:
+    def __init__(self, channel: Peer, name: str, room: int = ROUTE_WINDOW) -> None:
         self.channel = channel
         self.name = name
+        self.room = min(room, ROUTE_WINDOW)
         self.open: dict[int, Offer] = {}
         self.settled: list[int] = []
         self.answers: list[Message] = []
@@ -178,6 +190,8 @@ class Pool:
         # failing: all supervisors of the vhost say so; who comes is told at once. told: the last Demand was above 0.
         self.failing = False
         self.told = False
+        # How long (s) the last one has waited that has left the queue, or has never been in it.
+        self.wait = float("inf")
         self.wait_sum = 0.0
         self.wait_counts = [0] * (len(WAIT_BUCKETS) + 1)
         # Workers by credit: shelf n holds those that can take n more. The fullest shelf is the idlest worker.
@@ -209,6 +223,10 @@ class Pool:
                 if worker.source is not but:
                     return worker
         return None
+
+    def prompt(self, now: float) -> bool:
+        """Say whether clients are served soon. Who has never served anybody isn't prompt."""
+        return self.wait < PROMPT and not (self.queue and now - self.queue[0].since >= PROMPT)
 
     def waited(self, seconds: float) -> None:
         self.wait_sum += seconds
@@ -285,8 +303,8 @@ class Router:
 
     # ---- sources ----
 
-    def add_source(self, channel: Peer, name: str) -> Source:
-        source = Source(channel, name)
+    def add_source(self, channel: Peer, name: str, room: int = ROUTE_WINDOW) -> Source:
+        source = Source(channel, name, room)
         self._sources.add(source)
         return source
 
@@ -361,7 +379,9 @@ class Router:
             self.unnamed_refusals += 1
             self._close(offer)
             self._end(offer, Refuse(id_, 404 if metrics else 421))
-        elif not self._dispatch(pool, offer, now):
+        elif self._dispatch(pool, offer, now):
+            pool.wait = 0.0
+        else:
             self._enqueue(pool, offer)
 
     def pass_on(
@@ -440,8 +460,7 @@ class Router:
         return used >= limit // 2 and of_pool >= max(MIN_SHARE, int(limit * VHOST_SHARE))
 
     def _may_travel(self, pool: Pool) -> bool:
-        # What travels takes up descriptors in flight, and its listener's window.
-        limit = min(self._budget.limit, ROUTE_WINDOW)
+        limit = min(self._budget.limit, MAX_TRAVELLING)
         return pool.handovers < pool.peer.handovers and not self._over_share(
             self._travelling, pool.handovers, limit
         )
@@ -451,7 +470,7 @@ class Router:
             self._refuse(pool, offer, "failing")
         elif len(pool.queue) >= pool.peer.queue_limit:
             self._refuse(pool, offer, "queue-full")
-        elif not self._make_room(pool):
+        elif not self._make_room(pool, offer):
             self._refuse(pool, offer, "over-share")
         else:
             pool.queue.append(offer)
@@ -471,17 +490,65 @@ class Router:
         for supervisor in supervisors:
             self._to_tell[supervisor] = Demand(len(pool.queue), int(oldest * 1000))
 
-    def _make_room(self, pool: Pool) -> bool:
-        """Say whether one more may queue for `pool`. Where all queues together are full, the longest makes room."""
-        free = self._budget.limit - self._budget.used + self._queued
-        if self._queued < min(MAX_QUEUED, max(1, int(free * QUEUE_SHARE))):
+    @property
+    def _free(self) -> int:
+        """Descriptors that aren't channels'."""
+        return self._budget.limit - self._budget.used + self._queued
+
+    @property
+    def crowded(self) -> bool:
+        """Whether queues have all that they may: who offers has to wait."""
+        return self._queued >= max(1, int(self._free * QUEUE_SHARE))
+
+    def _slow_bound(self, source: Source) -> int:
+        """Return how many of all may wait for tenants that aren't prompt, before no more come from `source`."""
+        return max(1, int(min(self._free, source.room) * SLOW_SHARE))
+
+    def _make_room(self, pool: Pool, offer: Offer) -> bool:
+        """Say whether `offer`, which has just come, may queue for `pool`. Where there is no room for more who aren't
+        prompt, the longest of their queues makes some.
+        """
+        bound = self._slow_bound(offer.source)
+        if self._queued < bound or pool.prompt(offer.since):
             return True
-        longest = max(self._queues, key=lambda other: len(other.queue))
-        if len(pool.queue) + 1 >= len(longest.queue):
+        slow = self._slow_queues(offer.since)
+        waiting = sum(len(other.queue) for other in slow)
+        if waiting < bound:
+            return True
+        longest = max(slow, key=lambda other: len(other.queue))
+        # Another listener's connection that goes makes room among our descriptors, but none in this listener.
+        helps = longest.queue[-1].source is offer.source or waiting >= int(self._free * SLOW_SHARE)
+        if not helps or len(pool.queue) + 1 >= len(longest.queue):
             return False
-        self._queued -= 1
-        self._refuse(longest, longest.queue.pop(), "over-share")
+        self._give_way(longest)
         return True
+
+    def _clear_the_way(self, now: float) -> None:
+        """Take what those have beyond their share that were prompt when they got it, and aren't any more."""
+        slow = self._slow_queues(now)
+        waiting = sum(len(pool.queue) for pool in slow)
+        longest = [(-len(pool.queue), number) for number, pool in enumerate(slow)]
+        heapq.heapify(longest)
+        while longest:
+            pool = slow[longest[0][1]]
+            if waiting <= self._slow_bound(pool.queue[-1].source):
+                return
+            self._give_way(pool)
+            waiting -= 1
+            if pool.queue:
+                heapq.heapreplace(longest, (-len(pool.queue), longest[0][1]))
+            else:
+                heapq.heappop(longest)
+
+    def _slow_queues(self, now: float) -> list[Pool]:
+        return [pool for pool in self._queues if not pool.prompt(now)]
+
+    def _give_way(self, pool: Pool) -> None:
+        """Refuse who has come last."""
+        self._queued -= 1
+        self._refuse(pool, pool.queue.pop(), "over-share")
+        if not pool.queue:
+            self._queues.discard(pool)
 
     def _refuse(self, pool: Pool, offer: Offer, reason: str, status: int = 503) -> None:
         pool.refused(reason)
@@ -496,7 +563,7 @@ class Router:
 
     def _serve_queue(self, pool: Pool, now: float) -> None:
         while pool.queue and self._dispatch(pool, pool.queue[0], now):
-            pool.queue.popleft()
+            pool.wait = now - pool.queue.popleft().since
             self._queued -= 1
         if not pool.queue:
             self._queues.discard(pool)
@@ -650,8 +717,10 @@ class Router:
             limit = now - pool.peer.queue_timeout
             while pool.queue and pool.queue[0].since <= limit:
                 self._queued -= 1
+                pool.wait = pool.peer.queue_timeout
                 self._refuse(pool, pool.queue.popleft(), "queue-timeout")
             self._serve_queue(pool, now)
+        self._clear_the_way(now)
         for pool in self._queues | self._demanding:
             if pool.queue or pool.told:
                 self._tell_demand(pool, now)

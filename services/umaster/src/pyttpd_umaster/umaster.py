@@ -74,6 +74,7 @@ class Umaster:
         self._uids: dict[str, int] = {}
         self._channels: set[Channel] = set()
         self._paused: list[Channel] = []
+        self._waits = 0
         self._told: dict[str, float] = {}
         self._route = service.entrance(
             Directory.ROUTE, credits=ROUTE_WINDOW, authorise=self._is_listener, on_open=self._on_listener
@@ -81,11 +82,10 @@ class Umaster:
         self._vhost = service.entrance(
             Directory.VHOST, credits=0, authorise=self._is_supervisor, on_open=self._on_supervisor
         )
-        service.budget.on_free.append(self._resume)
         service.on_drain(self._drain)
         service.fetch_sockets(self._collect, self._no_listener)
         self._subscription = service.fetch_shares(self._on_share)
-        self._loop.after_turn.append(self._router.flush)
+        self._loop.after_turn += (self._router.flush, self._resume)
         self._loop.call_later(SWEEP_INTERVAL, self._sweep)
 
     # ---- configuration ----
@@ -116,6 +116,10 @@ class Umaster:
                 yield
             self._share, self._uids = share, uids
             self._listeners = {each.name: each for each in share.listeners}
+            for channel in self._channels:
+                if channel.peer == "listener" and channel.peer_name in self._listeners:
+                    assert isinstance(channel.owner, Source)
+                    channel.owner.room = self._listeners[channel.peer_name].max_connections
             self._service.log_as(share.log)
         else:
             hosts = yield from read_map(data)
@@ -177,10 +181,9 @@ class Umaster:
     # ---- listeners ----
 
     def _on_listener(self, channel: Channel, hello: Hello) -> None:
-        channel.owner = self._router.add_source(channel, hello.name)
-        channel.on_message = (
-            self._metrics_offer if self._listeners[hello.name].mode == "metrics" else self._request_offer
-        )
+        peer = self._listeners[hello.name]
+        channel.owner = self._router.add_source(channel, hello.name, peer.max_connections)
+        channel.on_message = self._metrics_offer if peer.mode == "metrics" else self._request_offer
         channel.on_close = self._listener_gone
         channel.on_lost = self._offer_lost
         self._channels.add(channel)
@@ -199,7 +202,7 @@ class Umaster:
             case Route(id_, client, authority):
                 assert fd is not None
                 self._router.route(source, id_, client, authority, fd, metrics=metrics, now=self._loop.now)
-                self._check_budget(channel)
+                self._check_room(channel)
             case Goodbye():
                 pass  # what it has open is settled as ever; then it closes
 
@@ -218,16 +221,19 @@ class Umaster:
             self._router.source_gone(channel.owner)  # we have cut it off: it lives, and is not to be believed
         self._log.info("listener is gone", name=channel.peer_name, reason=reason)
 
-    def _check_budget(self, channel: Channel) -> None:
+    def _check_room(self, channel: Channel) -> None:
         """Below the floor of free descriptors this source waits; what it would send stays with it, unharmed."""
-        if self._service.budget.exhausted:
+        if self._service.budget.exhausted or self._router.crowded:
             channel.pause()
             self._paused.append(channel)
+            self._waits += 1
 
     def _resume(self) -> None:
-        paused, self._paused = self._paused, []
-        for channel in paused:
-            channel.resume()
+        """Whoever waits may go on, if there is room."""
+        if self._paused and not self._service.budget.exhausted and not self._router.crowded:
+            paused, self._paused = self._paused, []
+            for channel in paused:
+                channel.resume()
 
     # ---- supervisors ----
 
@@ -250,7 +256,7 @@ class Umaster:
             case Worker(number, work):
                 assert fd is not None
                 self._on_worker(supervisor, number, work, fd)
-                self._check_budget(channel)
+                self._check_room(channel)
             case Gone(number):
                 self._router.buried(supervisor, number)
             case Standing(state):
@@ -332,7 +338,7 @@ class Umaster:
                     os.close(fd)
                     raise RemoteProtocolError("does-not-read", f"{channel.backlog} answers wait")
                 self._router.pass_on(worker, id_, client, authority, fd, self._loop.now)
-                self._check_budget(channel)
+                self._check_room(channel)
             case Goodbye():
                 self._router.leave(worker)
 
@@ -416,6 +422,11 @@ class Umaster:
         for name in self._listeners:
             listeners.add_metric([name], here[name])
         yield listeners
+        yield counter(
+            "pyttpd_umaster_waits",
+            "Times that who offers connections had to wait for free descriptors.",
+            self._waits,
+        )
         yield gauge(
             "pyttpd_umaster_generation",
             "Generation of the configuration in force.",
