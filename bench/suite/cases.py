@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from http.client import HTTPException
 
-from suite import idle, names, peers, tenants, uids
+from suite import handover, idle, locks, names, peers, tenants, uids
 from suite.clients import Load, Target, WrongAnswer, constant_rate, wrk
 from suite.figures import Options, Study
 from suite.machine import processor_time
@@ -236,4 +236,6 @@ CASES: tuple[Case | Study, ...] = (
     tenants.STUDY,
     idle.STUDY,
     names.STUDY,
+    locks.STUDY,
+    handover.STUDY,
 )

@@ -59,13 +59,14 @@ def named(pids: list[int]) -> dict[str, list[int]]:
 
 
 def running_time(pids: list[int]) -> float:
-    """Seconds that the first threads of `pids` have run, to the nanosecond: ticks are too coarse for a role that does
-    little (proc(5), schedstat).
+    """Seconds that the threads of `pids` which are still there have run, to the nanosecond: ticks are too coarse for a
+    role that does little (proc(5), schedstat).
     """
     total = 0
     for pid in pids:
         with contextlib.suppress(OSError):
-            total += int(Path(f"/proc/{pid}/schedstat").read_text().split()[0])
+            for thread in Path(f"/proc/{pid}/task").iterdir():
+                total += int((thread / "schedstat").read_text().split()[0])
     return total / 1e9
 
 
