@@ -69,12 +69,12 @@ class Holdings:
                 found[socket] = self.ports[socket]
         return found, passing
 
-    def rescued(self, victims: Collection[int], lost: Iterable[int]) -> set[int]:
-        """Return those of `lost` that somebody else turns out to have: they were on the way to it."""
+    def rescued(self, lost: Iterable[int], victims: Collection[int], dying: Collection[int]) -> set[int]:
+        """Return those of `lost`, which `victims` had, that somebody has who is not dying: they were on their way."""
         workers = any(self._is_worker(pid) for pid in victims)
         held: set[int] = set()
         for pid in self.names:
-            if pid not in victims and (not workers or self._is_worker(pid)):
+            if pid not in dying and (not workers or self._is_worker(pid)):
                 held |= (self.polls if workers else self.has)[pid]
         return held.intersection(lost)
 

@@ -84,9 +84,9 @@ class Done:
         self.passing = passing & self.held.keys()
         self.look = look
 
-    def see_again(self, look: Holdings) -> None:
-        """Forget what somebody else turns out to have."""
-        for socket in look.rescued(self.victims, self.held):
+    def see_again(self, look: Holdings, together: Collection[int]) -> None:
+        """Forget what somebody turns out to have who isn't one of those that die."""
+        for socket in look.rescued(self.held, self.victims, together):
             del self.held[socket]
             self.passing.discard(socket)
 
@@ -440,12 +440,14 @@ class Stage:
         found = self.processes()
         families = {one.pid: found.below(one.pid) for one in waiting if one.lives_on}
         look = Holdings.look(found.names, self.tree.port)
+        for one in waiting:
+            if one.lives_on and state(one.pid) not in "XZ":  # from then on its family dies
+                one.victims = families[one.pid]
+        dying = [pid for one in done for pid in one.victims]
         for one in done:
             if not one.lives_on:
-                one.see_again(look)
-            elif one in waiting and state(one.pid) not in "XZ":  # from then on its family dies
-                one.victims = families[one.pid]
-                dying = [pid for other in done for pid in other.victims]
+                one.see_again(look, dying)
+            elif one in waiting and state(one.pid) not in "XZ":
                 one.see(look, dying)
 
     # ---- judging ----

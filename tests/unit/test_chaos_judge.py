@@ -123,7 +123,7 @@ def test_what_was_in_flight_turns_up_at_somebody_else(cast: Cast) -> None:
     look = Holdings.look(cast.names, cast.port)
     found, _ = look.lost_with([listener])
     cast.play(UMASTER, has=(1,))
-    rescued = Holdings.look(cast.names, cast.port).rescued([listener], found)
+    rescued = Holdings.look(cast.names, cast.port).rescued(found, [listener], [listener])
     assert len(found) == 2
     assert [found[one] for one in rescued] == [cast.clients[1].getsockname()[1]]
 
