@@ -18,7 +18,7 @@ How a request can go wrong (`What`):
     reset        the connection was reset
     closed       the connection ended before the answer was whole
     closed-idle  a connection that had been idle was closed, cleanly, before any byte of the answer: the one end that a
-                 client has to reckon with at any time (RFC 9112, 9.3.1)
+                 client has to reckon with at any time (RFC 9112, 9.3.1), and looks for before it asks
     timeout      no answer within TIMEOUT
     wrong        a byte that isn't right, or something that isn't HTTP
     5xx          the server's own word that it has failed (and 4xx: of these requests none is wrong)
@@ -118,7 +118,10 @@ class Connection:
         self._began = False
 
     def ask(self, data: bytes) -> None:
-        """Send a request's beginning."""
+        """Send a request's beginning, unless the other end is to be seen already."""
+        self._began = False
+        if self.served and not self._data and select.select([self.sock], [], [], 0)[0]:
+            self._more()
         self.asked = time.monotonic()
         self.send(data)
 
