@@ -29,6 +29,7 @@ DONT_WAIT = int(socket.MSG_DONTWAIT)
 _SEND = int(socket.MSG_NOSIGNAL) | DONT_WAIT
 _RECEIVE = int(socket.MSG_CMSG_CLOEXEC) | DONT_WAIT
 
+_RIGHTS, _SOCKET = int(socket.SCM_RIGHTS), int(socket.SOL_SOCKET)
 _SCM_PIDFD = 4  # linux/socket.h; since Linux 6.5
 _TCP_LISTEN = 10  # include/net/tcp_states.h
 
@@ -61,8 +62,14 @@ def recv_fd(sock: socket.socket, size: int) -> tuple[bytes, int | None]:
     descriptors that came are closed then.
     """
     data, ancillary, flags, _ = sock.recvmsg(size, _ANCILLARY, _RECEIVE)
-    if not ancillary and not flags & _CUT:
-        return data, None
+    if not flags & _CUT:
+        if not ancillary:
+            return data, None
+        level, kind, payload = ancillary[0]
+        if kind == _RIGHTS and level == _SOCKET and len(payload) == _FD_SIZE and len(ancillary) == 1:
+            return data, int.from_bytes(
+                payload, sys.byteorder
+            )  # as it should be: one descriptor and nothing else
     fds, foreign = _descriptors(ancillary)
     if not flags & _CUT and len(fds) <= 1 and not foreign:
         return data, fds[0] if fds else None

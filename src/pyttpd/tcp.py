@@ -20,6 +20,8 @@ import termios
 #: 128.
 _TCP_INFO_SIZE = 136
 _BYTES = struct.Struct("@Q")
+_COUNT = struct.Struct("@i")
+_NONE = bytes(_COUNT.size)
 _BYTES_ACKED_AT = 120
 _BYTES_RECEIVED_AT = 128
 #: States (net/tcp_states.h) after the other side's FIN, which tcpi_bytes_received counts as a byte.
@@ -60,6 +62,12 @@ def put_back(sock: socket.socket, before: int) -> None:
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_SYNCNT, before)
 
 
+def unread(sock: socket.socket) -> int:
+    """Return how many bytes have come that nobody has read yet; 0 also at the end of the stream. Raises OSError."""
+    (count,) = _COUNT.unpack(fcntl.ioctl(sock, termios.FIONREAD, _NONE))
+    return int(count)
+
+
 def consumed(sock: socket.socket) -> int:
     """Return how many bytes anybody has read from this connection since it was made.
 
@@ -67,8 +75,7 @@ def consumed(sock: socket.socket) -> int:
     """
     info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_SIZE)
     (received,) = _BYTES.unpack_from(info, _BYTES_RECEIVED_AT)
-    (unread,) = struct.unpack("@i", fcntl.ioctl(sock, termios.FIONREAD, b"\0\0\0\0"))
-    read: int = received - unread
+    read: int = received - unread(sock)
     return read - 1 if read and info[0] in _AFTER_FIN else read
 
 
@@ -79,6 +86,6 @@ def written(sock: socket.socket) -> int:
     """
     info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_SIZE)
     (acknowledged,) = _BYTES.unpack_from(info, _BYTES_ACKED_AT)
-    (unsent,) = struct.unpack("@i", fcntl.ioctl(sock, termios.TIOCOUTQ, b"\0\0\0\0"))
+    (unsent,) = _COUNT.unpack(fcntl.ioctl(sock, termios.TIOCOUTQ, _NONE))
     count: int = acknowledged + unsent
     return count

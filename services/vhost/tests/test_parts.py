@@ -433,3 +433,32 @@ def test_an_exchange_holds_a_kind_to_its_rules(tmp_path: Path) -> None:
         with pytest.raises(OSError):
             os.fstat(fd)  # it was given away, so it was closed
         assert there.recv(1000).endswith(b"\r\n\r\nx")
+
+
+class Recorder(Stream):
+    """Notes what send(2) is told."""
+
+    __slots__ = ("flags",)
+
+    def send_whole(self, data: bytes, flags: int = 0) -> None:
+        """See `Stream.send_whole`."""
+        self.flags = flags
+        super().send_whole(data, flags)
+
+
+@pytest.mark.parametrize(
+    ("keep", "last", "waits"), [(False, True, True), (True, True, False), (False, False, False)]
+)
+def test_only_a_last_word_waits_for_the_end_of_its_connection(keep: bool, last: bool, waits: bool) -> None:
+    """What the kind does behind an answer may take its time, and what isn't ended isn't sent by its end."""
+    site = Site(make_share(), ListLog())
+    here, there = socket.socketpair()
+    with here, there:
+        stream = Recorder(here, site)
+        exchange = Exchange(stream, site, ("127.0.0.1", "1"))
+        request = HeadReader(LlhttpEngine(), 32768).read(head())
+        assert request is not None
+        exchange.start(request, None, keep=keep)
+        exchange.respond("200 OK", 200, Fields([]), b"x", last=last)
+        assert bool(stream.flags & socket.MSG_MORE) is waits
+        assert there.recv(1000).endswith(b"\r\n\r\nx")

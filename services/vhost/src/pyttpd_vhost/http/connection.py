@@ -56,6 +56,7 @@ import traceback
 from time import monotonic
 from typing import TYPE_CHECKING
 
+from pyttpd import tcp
 from pyttpd.head import Refused
 from pyttpd.wire.messages import Client
 
@@ -714,10 +715,10 @@ class Connection:
 
     def _end(self) -> Want:
         """All is sent that will be. Close, or linger if the client may have bytes on their way."""
-        self._stream.forget()
         try:
-            if self._announced:
-                self.sock.recv(1)  # nothing there: BlockingIOError; something, against its word: linger
+            if self._announced and not tcp.unread(self.sock):  # something, against its word: linger
+                return self.abort()
+            self._stream.forget()
             self.sock.shutdown(socket.SHUT_WR)
         except OSError:
             return self.abort()

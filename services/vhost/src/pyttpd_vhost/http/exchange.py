@@ -18,6 +18,7 @@ Rules:
 from __future__ import annotations
 
 import enum
+import socket
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -58,6 +59,9 @@ _LENGTH, _CHUNKED, _CLOSE, _NO_BODY = Framing
 
 #: Stands for the request between two requests.
 _NO_REQUEST: Request = object.__new__(Request)
+
+#: What is sent waits for what comes next, here the FIN: one packet instead of two through both ends' TCP.
+_MORE = int(socket.MSG_MORE)
 
 LAST_CHUNK = b"0\r\n\r\n"
 
@@ -162,10 +166,11 @@ class Exchange:
 
     # A whole response
 
-    def respond(self, status: str, code: int, fields: Fields, content: bytes) -> None:
+    def respond(self, status: str, code: int, fields: Fields, content: bytes, *, last: bool = False) -> None:
         """Send a whole response.
 
-        Without a Content-Length in `fields` it is `content`'s; for one that disagrees see the rules.
+        Without a Content-Length in `fields` it is `content`'s; for one that disagrees see the rules. `last`: the kind
+        does nothing after it. If the connection ends then, its end shares the answer's packet.
         """
         if self.state is not _NOTHING:
             raise ResponseError("a second response to one request")
@@ -192,7 +197,7 @@ class Exchange:
         self.code = code
         self.head_size = len(head)
         if length <= JOIN_LIMIT:
-            self._stream.send_whole(head + content)
+            self._stream.send_whole(head + content, _MORE if last and not self.keep else 0)
         else:
             self._stream.begin()
             self._stream.send_last((head, content))

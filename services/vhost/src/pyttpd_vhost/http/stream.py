@@ -146,10 +146,10 @@ class Stream:
 
     # Output
 
-    def send_whole(self, data: bytes) -> None:
-        """`send_last` of one part and no file: what nearly all answers are."""
+    def send_whole(self, data: bytes, flags: int = 0) -> None:
+        """`send_last` of one part and no file: what nearly all answers are. `flags` are send(2)'s."""
         try:
-            count = self.sock.send(data)
+            count = self.sock.send(data, flags)
         except BlockingIOError:
             count = 0
         except OSError as error:

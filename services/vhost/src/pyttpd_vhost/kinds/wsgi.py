@@ -178,7 +178,8 @@ class _Response:
             if len(result) == 1 and exchange.state is _NOTHING:
                 content = result[0]
                 if type(content) is bytes and content and self._fields is not None:
-                    exchange.respond(self._status, self._code, self._fields, content)
+                    # a list has no close() that runs behind it
+                    exchange.respond(self._status, self._code, self._fields, content, last=True)
                 else:
                     self._only(content)
                 return

@@ -37,12 +37,12 @@ class LoopStream(Stream):
         """Bytes that are pending."""
         return sum(map(len, self._pending))
 
-    def send_whole(self, data: bytes) -> None:
+    def send_whole(self, data: bytes, flags: int = 0) -> None:
         """See `Stream.send_whole`; something may be pending."""
         if self._pending:
             self._queue((data,))
             return
-        super().send_whole(data)
+        super().send_whole(data, flags)
         if self._pending:
             self._on_pending()
 

@@ -277,7 +277,7 @@ class StaticKind:
             exchange.respond(STATUS[304], 304, form.unchanged, b"")
         elif file.opened is None:
             assert file.content is not None
-            exchange.respond(STATUS[200], 200, form.whole, file.content)
+            exchange.respond(STATUS[200], 200, form.whole, file.content, last=True)
         else:
             exchange.send_parts(STATUS[200], 200, form.whole, ((file.opened, 0, file.size),), file.size)
 
