@@ -19,7 +19,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from spine import CONFIG, HERE, SERVER_CORE, free_ports, measure, wait_for
+from spine import CONFIG, HERE, SERVER_CORE, measure, wait_for
+from suite.machine import free_ports
 
 FORMS = ("off", "combined", "json")
 TICKS = os.sysconf("SC_CLK_TCK")

@@ -24,7 +24,8 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
-from spine import HERE, SERVER_CORE, free_ports, measure, wait_for
+from spine import HERE, SERVER_CORE, measure, wait_for
+from suite.machine import free_ports
 
 CONFIG = """
 runtime_dir = "{folder}/run"

@@ -24,6 +24,8 @@ import threading
 import time
 from pathlib import Path
 
+from suite.machine import free_ports
+
 from pyttpd.config.loader import load
 from pyttpd.roles import ROLES, Role
 
@@ -119,15 +121,6 @@ def wait_for(port: int) -> None:
     raise SystemExit("the tree doesn't answer")
 
 
-def free_ports() -> int:
-    for first in range(22_000, 30_000, 16):
-        with contextlib.suppress(OSError), contextlib.ExitStack() as probes:
-            for port in range(first, first + 12):
-                probes.enter_context(socket.create_server(("127.0.0.1", port)))
-            return first
-    raise SystemExit("no free ports")
-
-
 def shown(name: str, times: list[float]) -> float:
     if not times:
         raise SystemExit(f"{name}: nobody was answered")
@@ -140,7 +133,7 @@ def shown(name: str, times: list[float]) -> float:
 
 
 def measure(folder: Path, options: argparse.Namespace) -> int:
-    first = free_ports()
+    first = free_ports(16)
     config = folder / "etc/pyttpd.toml"
     config.parent.mkdir()
     (folder / "site").mkdir()

@@ -15,7 +15,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import statistics
 import subprocess
 import sys
@@ -23,6 +22,8 @@ import tempfile
 import time
 import urllib.request
 from pathlib import Path
+
+from suite.machine import free_ports
 
 HERE = Path(__file__).resolve().parent
 SERVER_CORE, CLIENT_CORE = "1", "0"
@@ -44,20 +45,6 @@ application = "hello:app"
 access_log = "{access_log}"
 pool = {{ max_workers = 1 }}
 """
-
-
-def free_ports(count: int) -> int:
-    """Return the first of `count` neighbouring ports that are free now."""
-    for first in range(21_000, 30_000, count):
-        try:
-            for port in range(first, first + count):
-                with socket.socket() as sock:
-                    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                    sock.bind(("127.0.0.1", port))
-        except OSError:
-            continue
-        return first
-    raise SystemExit("no free ports")
 
 
 def wait_for(port: int) -> bytes:
