@@ -25,7 +25,7 @@ def leave_out(lock: str) -> None:
         assert defaults is not None
         defaults["locks"] = frozenset({confine.Lock.CAPABILITIES})
     if lock in (NAMESPACE, ALL) and "--plain" in sys.orig_argv:  # the runner, who makes them
-        from pyttpd_init import namespaces
+        from pyttpd import namespaces
 
         namespaces.enter_network_namespace = lambda: None
 

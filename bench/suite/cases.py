@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from http.client import HTTPException
 
-from suite import handover, idle, locks, names, peers, tenants, uids
+from suite import handover, idle, locks, names, peers, spawn, tenants, uids
 from suite.clients import Load, Target, WrongAnswer, constant_rate, wrk
 from suite.figures import Options, Study
 from suite.machine import processor_time
@@ -234,6 +234,7 @@ CASES: tuple[Case | Study, ...] = (
         close=True,
     ),
     tenants.STUDY,
+    spawn.STUDY,
     idle.STUDY,
     names.STUDY,
     locks.STUDY,

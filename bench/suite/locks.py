@@ -19,7 +19,9 @@ from pathlib import Path
 
 import unlocked
 
-from pyttpd_init import egress, namespaces
+from pyttpd import namespaces
+
+from pyttpd_init import egress
 from suite import peers
 from suite.clients import Target, WrongAnswer, wrk
 from suite.figures import OURS, Limit, Options, Row, Study

@@ -34,6 +34,8 @@ ASKED = 50
 ROUNDS = 3
 #: How long (s) the tree has until all are there, and until it has ended.
 PATIENCE = 240.0
+#: What they cost while they sleep is measured for so long (s).
+NAP = 5.0
 BARE = "bare interpreters"
 FIRST_UID = 20_001
 MEGABYTE = 1024 * 1024
@@ -190,6 +192,7 @@ def measure(options: Options) -> list[Row]:
             (("a sleeping tenant's keeper, private", ours), "MB", ()),
             (("a sleeping tenant's processes, shared pages by share", ours), "MB", ()),
             (("what the machine has less, per sleeping tenant", ours), "MB", ()),
+            (("processor time of all while they sleep, per second", ours), "ms", ()),
             (("first answer of a sleeping one: files", ours), "ms", ()),
             (("first answer of a sleeping one: WSGI", ours), "ms", ()),
             (("the next answer: files", ours), "ms", ()),
@@ -227,6 +230,10 @@ def measure(options: Options) -> list[Row]:
                 ),
             ):
                 note(figure, ours, statistics.median(value) / MEGABYTE)
+            before_nap = processor_time(runner)
+            time.sleep(NAP)
+            slept = (processor_time(runner) - before_nap) / NAP * 1000
+            note("processor time of all while they sleep, per second", ours, slept)
             step = max(2, count // ASKED // 2 * 2)
             chosen = {
                 "files": range(0, count, step)[: ASKED // 2],

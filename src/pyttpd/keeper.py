@@ -5,7 +5,8 @@ process: the bound channel sockets and the inherited doors. The role is forked f
 there within milliseconds. Between the two there is one socketpair over which the role says one byte at a
 time: `R` ready, `N` not (any more), `D` draining, `.` alive; `j` or `t`, and `0` to `3`, say in which form and
 from which level on the log is wanted, which the keeper can't read in any share; `S` asks for a successor,
-and `F` is said by one that won't become ready. That is all the keeper ever reads, and any other byte counts as alive.
+`F` is said by one that won't become ready, and `W` by one that leaves so that another follows which may meet strangers
+(seed.py). That is all the keeper ever reads, and any other byte counts as alive.
 The keeper says two things to the role: `L`, right before SIGTERM, when the keeper itself was told to leave, so that
 nobody follows; and `S` to who leaves, once the successor is ready.
 
@@ -16,6 +17,8 @@ nobody follows; and `S` to who leaves, once the successor is ready.
     max_age, S start a successor, wait until it is ready, ask the old one to leave (SIGTERM), kill it after `grace`
     SIGHUP     for master, who reads the configuration anew; elsewhere it is as if the role had said S
     SIGUSR2    as if the role had said S, for master too
+    W          the role ends: who follows is an interpreter of its own, by exec. So is who follows because of S, if ours
+               was forked from a seed; whoever else we start then sleeps
     draining   somebody else has asked the role to leave (SIGTERM to its own process): a successor is started at once
     SIGTERM    ask all to leave; after `grace`, or at the second signal, SIGKILL; reap everything; end
 
@@ -60,7 +63,7 @@ _LEAVE = (signal.SIGTERM, signal.SIGINT)
 REPLACE = signal.SIGUSR2
 
 READY, NOT_READY, DRAINING, ALIVE = b"R", b"N", b"D", b"."
-RENEW, FAILED = b"S", b"F"
+RENEW, FAILED, WAKE = b"S", b"F", b"W"
 #: What the keeper says to the role.
 NOBODY_FOLLOWS, RELIEVED = b"L", b"S"
 LOG_FORMATS = {b"j": "json", b"t": "text"}
@@ -79,6 +82,7 @@ class Child:
     renew_at: float = float("inf")
     ready: bool = False
     draining: bool = False
+    waking: bool = False
     asked_at: float | None = None
     deaf: bool = False
     relieved: bool = False
@@ -102,11 +106,14 @@ class Keeper:
     overlap: bool = True
     #: SIGHUP is the role's own affair.
     forwards_hup: bool = False
+    #: Become the role in an interpreter of its own, where what we fork must not meet strangers; never returns.
+    become: Callable[[socket.socket, bool], NoReturn] | None = None
     #: Whoever is started now succeeds somebody because that was asked for.
     renewing: bool = False
     children: list[Child] = field(default_factory=list)
     _crashes: int = 0
     _start_at: float | None = 0.0
+    _waking: bool = False
     _signals: int = 0
     _succession_since: float | None = None
     _stopped: dict[int, float] = field(default_factory=dict)
@@ -139,7 +146,8 @@ class Keeper:
         if self._start_at is not None and now >= self._start_at and not self._signals:
             self._start_at = None
             self.renewing = False
-            self._start(now)
+            waking, self._waking = self._waking, False
+            self._start(now, waking=waking)
         sources = [] if self.office is None else self.office.sources()
         try:
             ready, _, _ = select.select(
@@ -179,7 +187,7 @@ class Keeper:
         times += self._orphans.values()
         return max(0.0, min(times) - now) + 0.001
 
-    def _start(self, now: float) -> None:
+    def _start(self, now: float, *, waking: bool = False) -> None:
         # A signal that comes in between would be heard by nobody: not by a child that isn't listed yet, and in the
         # child by what is still our handler. One that came before has been handled when this returns.
         signal.pthread_sigmask(signal.SIG_BLOCK, _LEAVE)
@@ -202,7 +210,7 @@ class Keeper:
                 child.beat.close()
             if self.office is not None and desk is not None:
                 self.office.in_child(desk)
-            self._run_role(theirs, keeper)
+            self._run_role(theirs, keeper, apart=waking or self.renewing)
         theirs.close()
         ours.setblocking(False)
         if self.office is not None and desk is not None:
@@ -211,10 +219,12 @@ class Keeper:
         self.children.append(Child(pid, ours, now, now, now + life))
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _LEAVE)
 
-    def _run_role(self, beat: socket.socket, keeper: int) -> NoReturn:
+    def _run_role(self, beat: socket.socket, keeper: int, *, apart: bool) -> NoReturn:
         status = 1
         try:
             privileges.die_with_parent(keeper, signal.SIGKILL)
+            if apart and self.become is not None:
+                self.become(beat, self.renewing)
             self.serve(beat)
             status = 0
         except BaseException as error:  # noqa: BLE001 - a role must not come back into the keeper's loop
@@ -234,6 +244,7 @@ class Keeper:
             return
         child.last_beat = now
         child.draining = child.draining or DRAINING in said
+        child.waking = child.waking or WAKE in said
         for byte, form in LOG_FORMATS.items():
             if byte in said:
                 self.log.format = form
@@ -259,6 +270,10 @@ class Keeper:
 
     def _gone(self, child: Child, code: int, now: float) -> None:
         self.children.remove(child)
+        try:
+            child.waking = child.waking or WAKE in child.beat.recv(64)
+        except (BlockingIOError, ConnectionError):
+            pass
         child.beat.close()
         if self.office is not None:
             self.office.gone(child.pid)
@@ -267,6 +282,10 @@ class Keeper:
         else:
             self._adopt(now + self.grace)
         if self._signals or (child.asked_at is not None and self.children):
+            return
+        if child.waking and code == 0:
+            if not self.children:
+                self._start_at, self._waking = now, True
             return
         reason = f"signal {-code}" if code < 0 else f"status {code}"
         self._crashes = 0 if now - child.born > STABLE_AFTER else self._crashes + 1
@@ -349,6 +368,7 @@ class Keeper:
             old = self.children[0]
             self.log.info("role was asked to leave: a successor is started", pid=old.pid)
             old.asked_at = now
+            self.renewing = False
             self._start(now)
         elif (
             len(self.children) == 1

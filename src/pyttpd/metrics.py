@@ -13,19 +13,19 @@ import socket
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-
-from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.core import (
-    CounterMetricFamily,
-    GaugeMetricFamily,
-    HistogramMetricFamily,
-    InfoMetricFamily,
-    Metric,
-)
+from typing import TYPE_CHECKING
 
 from pyttpd import __version__
 from pyttpd.channel import Faults
 from pyttpd.loop import READ, WRITE, Loop, Timer
+
+if TYPE_CHECKING:
+    from prometheus_client.core import (
+        CounterMetricFamily,
+        GaugeMetricFamily,
+        HistogramMetricFamily,
+        Metric,
+    )
 
 __all__ = [
     "About",
@@ -37,6 +37,7 @@ __all__ = [
     "about",
     "answer",
     "faults",
+    "load",
     "render",
 ]
 
@@ -48,7 +49,24 @@ WRITE_TIMEOUT = 5.0
 #: Scrapers served at a time; more wait in the kernel's queue.
 MAX_SCRAPERS = 16
 
-Collect = Callable[[], Iterable[Metric]]
+Collect = Callable[[], "Iterable[Metric]"]
+
+
+def load() -> None:
+    """Import the library that knows the format: a quarter of what a role imports in all.
+
+    Roles do so before they are confined and forked (service.main); a supervisor that somebody waits for does it later.
+    """
+    import prometheus_client.core  # noqa: F401
+
+
+def __getattr__(name: str) -> object:
+    """The families, from the library."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from prometheus_client import core
+
+    return getattr(core, name)
 
 
 class _Once:
@@ -66,6 +84,8 @@ def render(families: Iterable[Metric], notes: Iterable[str] = ()) -> bytes:
 
     notes: lines of printable ASCII for our own tools; for everybody else they are comments.
     """
+    from prometheus_client import CollectorRegistry, generate_latest
+
     registry = CollectorRegistry(auto_describe=False)
     registry.register(_Once(list(families)))
     body = generate_latest(registry) + b"".join([b"# %s\n" % note.encode("ascii") for note in notes])
@@ -94,6 +114,8 @@ class About:
 
 def about(role: str, name: str, who: About) -> Iterable[Metric]:
     """Yield the families that every role has."""
+    from prometheus_client.core import GaugeMetricFamily, InfoMetricFamily
+
     info = InfoMetricFamily(f"pyttpd_{role}", "What this process is.")
     info.add_metric([], {"version": __version__, "uid": str(who.uid), "name": name})
     yield info
@@ -107,6 +129,8 @@ def about(role: str, name: str, who: About) -> Iterable[Metric]:
 
 def faults(role: str, counted: Faults) -> Metric:
     """Return the family of what peers did wrong."""
+    from prometheus_client.core import CounterMetricFamily
+
     family = CounterMetricFamily(
         f"pyttpd_{role}_channel_faults", "Channels closed for what the peer did.", labels=["peer", "reason"]
     )

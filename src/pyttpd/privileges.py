@@ -60,6 +60,18 @@ def set_process_name(name: str) -> None:
     _prctl(_PR_SET_NAME, name.encode("ascii", "replace")[:15] + b"\0")
 
 
+def set_command_line(words: list[str]) -> None:
+    """Set what `ps -f` shows, as far as there is room where our own command line was (proc(5), arg_start).
+
+    What was there must not be needed any more: Python has copied it.
+    """
+    with open("/proc/self/stat", "rb") as stat:
+        fields = stat.read().rpartition(b")")[2].split()
+    start, end = int(fields[45]), int(fields[46])  # fields 48 and 49, counted from the third
+    line = b"\0".join(os.fsencode(word) for word in words)[: end - start - 1]
+    ctypes.memmove(start, line.ljust(end - start, b"\0"), end - start)
+
+
 def die_with_parent(parent: int, number: int = signal.SIGTERM) -> None:
     """Have the kernel send `number` to this process when `parent`, which forked it, ends.
 

@@ -18,9 +18,12 @@ import os
 import signal
 import socket
 import stat
+import sys
+import traceback
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, NoReturn
 
 from pyttpd import __version__, confine, keeper, metrics, privileges
 from pyttpd.address import Address
@@ -96,6 +99,9 @@ class Options:
     shared_output: bool = False
     init_uid: int = ROLES[Role.INIT].uid
     volumes: bool = False
+    asleep: bool = False
+    beat: int = -1
+    renewing: bool = False
 
 
 def _door(text: str) -> Door:
@@ -164,6 +170,10 @@ def parse(role: Role, arguments: list[str]) -> Options:
             "--shared-output", action="store_true", help="other tenants have the same standard output"
         )
         parser.add_argument("--one-uid", action="store_true", help="the uid is not this tenant's alone")
+        # Forked from a seed; and in an interpreter of its own, the process of such a keeper's role.
+        parser.add_argument("--asleep", action="store_true", help=argparse.SUPPRESS)
+        parser.add_argument("--beat", type=int, default=-1, help=argparse.SUPPRESS)
+        parser.add_argument("--renewing", action="store_true", help=argparse.SUPPRESS)
         add_allow(parser)
     parser.add_argument("--version", action="version", version=__version__)
     values = vars(parser.parse_args(arguments))
@@ -254,6 +264,8 @@ class Service:
     draining: bool = False
     #: Another process of this role serves until we are ready, because somebody has asked for us.
     renewing: bool = False
+    #: We were forked from a seed, and must meet neither a client nor a tenant's code: `wake` comes before that.
+    asleep: bool = False
     #: Where we ask our keeper, if our role has anything to ask for.
     counter: Counter | None = None
     #: Doors that have come after our keeper was started.
@@ -350,6 +362,23 @@ class Service:
     def leave(self) -> None:
         """End the process now: nothing is open any more."""
         self.loop.stop()
+
+    @property
+    def woken(self) -> bool:
+        """Whether we follow somebody who slept and has asked for us, or may sleep again (`sleep`)."""
+        return self.options.asleep and not self.asleep
+
+    def wake(self) -> None:
+        """Leave, so that our keeper starts us in an interpreter of its own: somebody comes whom we must not meet."""
+        if not self.draining:
+            self.draining = True
+            self._say(keeper.WAKE)
+            self.leave()
+
+    def sleep(self) -> None:
+        """Leave, so that our keeper forks one that sleeps: nobody has come for a while. Only if we were `woken`."""
+        if not self.draining:
+            self._leave()
 
     # ---- confinement ----
 
@@ -605,10 +634,37 @@ class Program:
     desk: Desk | None = None
 
 
+def become(role: Role, arguments: list[str], beat: socket.socket, renewing: bool) -> NoReturn:
+    """Become the role's process in an interpreter of its own, by exec, instead of what was forked from a seed."""
+    options = parse(role, arguments)
+    for fd in (beat.fileno(), *(door.fd for door in options.doors)):
+        os.set_inheritable(fd, True)
+    words = [sys.executable, "-I", "-m", f"pyttpd_{role.value}", *arguments, "--beat", str(beat.fileno())]
+    os.execve(words[0], [*words, *(["--renewing"] if renewing else [])], os.environ)
+
+
+def awake(program: Program, options: Options) -> int:
+    """Be a role's process that its keeper has started by exec (`become`); return its exit status."""
+    log = Log(program.role.value, options.name)
+    for door in options.doors:
+        os.set_inheritable(door.fd, False)
+    with socket.socket(fileno=options.beat) as beat:
+        os.set_inheritable(options.beat, False)
+        try:
+            privileges.set_process_name(f"{program.role.value[:1]}:{options.name}")
+            program.serve(Service(program.role, options, {}, beat, log, renewing=options.renewing))
+        except BaseException as error:  # noqa: BLE001 - told in our own log, and by our end
+            log.error("role ended by an error", error=repr(error), traceback=traceback.format_exc())
+            return 1
+    return 0
+
+
 def main(program: Program, arguments: list[str]) -> int:
     """Run `program`; returns the exit status: 0, or 2 if it can't be started as asked."""
     role = program.role
     options = parse(role, arguments)
+    if options.beat >= 0:
+        return awake(program, options)
     log = Log(role.value, options.name)
     health = HealthFile(options.health_file)
     try:
@@ -641,13 +697,14 @@ def main(program: Program, arguments: list[str]) -> int:
         return 2
 
     def serve(beat: socket.socket) -> None:
-        service = Service(role, options, bound, beat, log, renewing=keep.renewing)
+        service = Service(role, options, bound, beat, log, renewing=keep.renewing, asleep=options.asleep)
         if office is not None and office.theirs is not None:
             service.counter = Counter(service.loop, office.theirs)
             service.counter.on_door = service.open_door
             service.late_doors = list(office.doors)
         program.serve(service)
 
+    metrics.load()
     gc.collect()
     gc.freeze()
     runner = None
@@ -666,6 +723,7 @@ def main(program: Program, arguments: list[str]) -> int:
         office=office,
         forwards_hup=role is Role.MASTER,
         overlap=role is not Role.INIT,
+        become=partial(become, role, arguments) if options.asleep else None,
     )
     try:
         return keep.run()

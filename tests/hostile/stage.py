@@ -31,17 +31,18 @@ from typing import NoReturn
 from pyttpd import confine, privileges
 from pyttpd.address import Address
 from pyttpd.confine import Policy, kernel, role_policy, tenant_policy
-from pyttpd.roles import ROLES, Role
-
-from hostile.attempts import ATTEMPTS, NotApplicable, Plan, killed, run
-from pyttpd_init.egress import Allowed, set_egress
-from pyttpd_init.namespaces import (
+from pyttpd.namespaces import (
     MountView,
+    TenantFiles,
     enter_mount_namespace,
     enter_network_namespace,
     role_view,
     tenant_view,
 )
+from pyttpd.roles import ROLES, Role
+
+from hostile.attempts import ATTEMPTS, NotApplicable, Plan, killed, run
+from pyttpd_init.egress import Allowed, set_egress
 
 #: All attempts of one attacker take a few seconds at most, when everything is dropped on the way out.
 PATIENCE = 60
@@ -88,7 +89,7 @@ def _tenant_policy(top: Path) -> Policy:
 
 def _tenant_view(top: Path) -> MountView:
     return tenant_view(
-        str(top / "root"), channels=(str(top / "channels/vhost"),), writable=(str(top / "tmp"),)
+        TenantFiles(str(top / "root"), channels=(str(top / "channels/vhost"),), writable=(str(top / "tmp"),))
     )
 
 

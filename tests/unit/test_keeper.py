@@ -43,6 +43,12 @@ def serve(beat):
         if os.fork() == 0:
             time.sleep(60)
         os._exit(1)
+    if mode == "sleeps" and number == 1:
+        beat.send(keeper.READY + keeper.WAKE)
+        return
+    if mode == "sleeps" and number == 1:
+        beat.send(keeper.READY + keeper.WAKE)
+        return
     if mode == "wordy":
         beat.send(b"j1")  # what the share said of logs
     hesitates = mode in ("hesitant", "fails") and number == 2
@@ -63,7 +69,16 @@ def serve(beat):
 
 privileges.STOP_LIMIT = 0.3
 max_age = 0.3 if mode in ("old", "hesitant") else 0.0
-sys.exit(keeper.Keeper(serve, Log("test"), HealthFile(folder + "/health"), 0.5, max_age).run())
+
+def become(beat, renewing):
+    with open(folder + "/apart", "a") as file:
+        file.write(f"{os.getpid()} {renewing} ")
+    serve(beat)
+    os._exit(0)
+
+kept = keeper.Keeper(serve, Log("test"), HealthFile(folder + "/health"), 0.5, max_age)
+kept.become = become if mode in ("sleeps", "renews", "steady") else None
+sys.exit(kept.run())
 """
 
 
@@ -168,6 +183,30 @@ def test_a_keeper_logs_as_its_role_says(keep: Callable[[str], Kept]) -> None:
     assert [(entry["event"], entry["reason"]) for entry in entries] == [
         ("role died and is started again", "signal 9")
     ]
+    assert ended(kept) == 0
+
+
+def test_who_wakes_is_followed_by_an_interpreter_of_its_own(keep: Callable[[str], Kept]) -> None:
+    kept = keep("sleeps")
+    kept.until(lambda: len(kept.lives) == 2 and kept.health == "ready")
+    asleep, awake = kept.lives
+    assert (kept.folder / "apart").read_text() == f"{awake} False "
+    assert "died" not in kept.log and state(asleep) == "X"
+    os.kill(awake, signal.SIGTERM)  # asked to leave: who follows sleeps
+    kept.until(lambda: len(kept.lives) == 3 and kept.health == "ready" and state(awake) == "X")
+    os.kill(kept.lives[2], signal.SIGKILL)
+    kept.until(lambda: len(kept.lives) == 4 and kept.health == "ready")
+    assert (kept.folder / "apart").read_text() == f"{awake} False "
+    assert ended(kept) == 0
+
+
+def test_who_succeeds_somebody_because_that_was_asked_for_is_an_interpreter_of_its_own(
+    keep: Callable[[str], Kept],
+) -> None:
+    kept = keep("renews")
+    kept.until(lambda: len(kept.lives) == 3 and kept.health == "ready")
+    kept.until(lambda: state(kept.lives[1]) == "X")
+    assert (kept.folder / "apart").read_text() == f"{kept.lives[1]} True {kept.lives[2]} True "
     assert ended(kept) == 0
 
 

@@ -16,6 +16,7 @@ import pytest
 
 from pyttpd import fdpass, health, office
 from pyttpd.log import Log
+from pyttpd.namespaces import enter_network_namespace
 from pyttpd.office import Outcome
 from pyttpd.service import Options
 
@@ -23,7 +24,6 @@ from pyttpd_init import deposit
 from pyttpd_init.deposit import ADDRESS, HOLDER, Deposit
 from pyttpd_init.holding import Holding
 from pyttpd_init.init import Init
-from pyttpd_init.namespaces import enter_network_namespace
 from pyttpd_init.sockets import Plan, bind
 from support.play import play
 

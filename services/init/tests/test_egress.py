@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from pyttpd.address import Address, parse
+from pyttpd.namespaces import enter_network_namespace
 
 from pyttpd_init import egress
 from pyttpd_init.egress import (
@@ -25,7 +26,6 @@ from pyttpd_init.egress import (
     tables,
     verify_egress,
 )
-from pyttpd_init.namespaces import enter_network_namespace
 from support.play import outcome, play
 
 root = pytest.mark.root

@@ -23,15 +23,15 @@ from pyttpd.address import Address
 from pyttpd.confine import ConfineError, confine
 from pyttpd.log import Log
 from pyttpd.loop import Loop
-
-from pyttpd_init import gate
-from pyttpd_init.namespaces import (
+from pyttpd.namespaces import (
     NamespaceError,
     enter_network_namespace,
     join_network_namespace,
     listen_inside,
     make_network_namespace,
 )
+
+from pyttpd_init import gate
 from support.play import outcome, play
 
 LOCAL = ("127.0.0.1", 0)

@@ -15,10 +15,10 @@ import pytest
 
 from pyttpd import health
 from pyttpd.address import Address
+from pyttpd.namespaces import enter_network_namespace
 
 from pyttpd_init import holder
 from pyttpd_init.egress import Allowed, verify_egress
-from pyttpd_init.namespaces import enter_network_namespace
 from support.play import play
 
 COMMAND = [sys.executable, "-I", "-m", "pyttpd_init.holder", "--health-file"]

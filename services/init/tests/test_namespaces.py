@@ -13,14 +13,16 @@ from typing import Any
 
 import pytest
 
-from pyttpd_init.namespaces import (
+from pyttpd.namespaces import (
     MountView,
     NamespaceError,
+    TenantFiles,
     enter_mount_namespace,
     enter_network_namespace,
     role_view,
     tenant_view,
 )
+
 from support.play import outcome, play
 
 #: Nobody else's on this machine.
@@ -78,11 +80,13 @@ def test_a_tenant_sees_and_writes_its_own(top: Path) -> None:
         channel.listen()
         (top / "channel/sock").chmod(0o666)
         view = tenant_view(
-            str(top / "site"),
-            channels=(str(top / "channel"),),
-            python_path=(str(top / "lib/module.py"),),
-            writable=(str(top / "site/uploads"),),
-            hidden=(str(top / "secret"),),
+            TenantFiles(
+                str(top / "site"),
+                channels=(str(top / "channel"),),
+                python_path=(str(top / "lib/module.py"),),
+                writable=(str(top / "site/uploads"),),
+                hidden=(str(top / "secret"),),
+            )
         )
 
         def look() -> Any:

@@ -30,11 +30,12 @@ import sys
 import time
 from dataclasses import dataclass, field
 
-from pyttpd import admin, health, office, privileges, service
+from pyttpd import admin, health, namespaces, office, privileges, seed, service
 from pyttpd.address import Address
 from pyttpd.config import startup
 from pyttpd.config.model import Config, Vhost
 from pyttpd.confine import python_paths
+from pyttpd.confine.landlock import NETWORK_ABI, kernel_abi
 from pyttpd.log import Log
 from pyttpd.loop import soft_descriptor_limit
 from pyttpd.rendezvous import SOCKET_NAME, Door
@@ -42,7 +43,8 @@ from pyttpd.roles import ROLES, Role
 from pyttpd.roles import Channel as Directory
 from pyttpd.service import Options, StartError, door_argument
 
-from pyttpd_init import egress, gate, namespaces
+from pyttpd_init import egress, gate
+from pyttpd_init.seedbed import Seedbed
 from pyttpd_init.steward import Steward
 
 #: All that roles and tenants get of the operator's environment: the rest may hold secrets.
@@ -57,6 +59,8 @@ POLL = 0.1
 TENANTS_PATIENCE = 30.0
 #: So many of them are named in the log.
 MOST_NAMED = 20
+#: So many are started until the runner listens again.
+MOST_AT_ONCE = 25
 #: After the second signal keepers end what they keep; who hasn't gone after so long (s) is killed.
 LAST_WORD = 2.0
 #: Started before all others: what is wrong with ports or the configuration then ends the start, and is what is
@@ -204,6 +208,9 @@ class Runner:
         self._doors: list[socket.socket] = []
         self._deposit: tuple[socket.socket, ...] = ()
         self._steward = Steward(self)
+        self._judged = kernel_abi() >= NETWORK_ABI
+        self._seedbed = Seedbed(log, self._exec)
+        self._late: list[Instance] | None = None
         self._had_terminal = has_terminal()
 
     # ---- before the first child ----
@@ -319,42 +326,59 @@ class Runner:
     def health_file(self, child: Instance) -> str:
         return f"{self._dir}/health/{child}/state"
 
+    def _arguments(self, child: Instance) -> list[str]:
+        """Return what a role's keeper is told, less its doors and descriptors, and whose end is to be its own."""
+        arguments = ["--runtime-dir", self._dir, "--health-file", self.health_file(child)]
+        arguments += ["--grace", str(self.config.grace)]
+        if child.name:
+            arguments += ["--name", child.name]
+        if child.role in (Role.INIT, Role.MASTER):
+            arguments += ["--config", self.file]
+        if child.role is Role.INIT and self._founded:
+            arguments += ["--take-back"]  # the listeners still have what its predecessor bound
+        if child.role is Role.INIT:
+            arguments += ["--deposit", ":".join(str(end.fileno()) for end in self._deposit)]
+        if child.role is not Role.INIT:
+            arguments += ["--max-age", str(self._options.max_age or service.DEFAULT_MAX_AGE)]
+            if self.as_root:
+                arguments += ["--uid", str(child.uid), "--gid", str(child.gid)]
+        for address in child.allow:
+            arguments += ["--allow", str(address)]
+        if child.role is Role.VHOST:
+            arguments += ["--shared-output"]
+        if child.role is Role.VHOST and not self.as_root:
+            arguments += ["--tmp", f"{self._dir}/tmp-{child.name}", "--one-uid"]
+        return arguments
+
     def _command(self, child: Instance, runner: int) -> list[str]:
         if isinstance(child, GateInstance):
             command = [sys.executable, "-I", "-m", "pyttpd_init.gate", "--name", child.name]
             command += ["--uid", str(child.uid), "--gid", str(child.gid), "--die-with", str(runner)]
             return [*command, "--health-file", self.health_file(child)]
-        command = [sys.executable, "-I", "-m", f"pyttpd_{child.role.value}"]
-        command += ["--runtime-dir", self._dir, "--health-file", self.health_file(child)]
-        command += ["--grace", str(self.config.grace), "--die-with", str(runner)]
-        if child.name:
-            command += ["--name", child.name]
-        if child.role in (Role.INIT, Role.MASTER):
-            command += ["--config", self.file]
-        if child.role is Role.INIT and self._founded:
-            command += ["--take-back"]  # the listeners still have what its predecessor bound
-        if child.role is Role.INIT:
-            command += ["--deposit", ":".join(str(end.fileno()) for end in self._deposit)]
-        if child.role is not Role.INIT:
-            command += ["--max-age", str(self._options.max_age or service.DEFAULT_MAX_AGE)]
-            if self.as_root:
-                command += ["--uid", str(child.uid), "--gid", str(child.gid)]
-        for address in child.allow:
-            command += ["--allow", str(address)]
-        if child.role is Role.VHOST:
-            command += ["--shared-output"]
-        if child.role is Role.VHOST and not self.as_root:
-            command += ["--tmp", f"{self._dir}/tmp-{child.name}", "--one-uid"]
+        command = [sys.executable, "-I", "-m", f"pyttpd_{child.role.value}", *self._arguments(child)]
+        command += ["--die-with", str(runner)]
         for door in child.doors:
             command += ["--door", door_argument(door)]
         if self._steward.descriptor(child) >= 0:
             command += ["--runner", str(self._steward.descriptor(child))]
         return command
 
+    def _may_sleep(self, child: Instance) -> bool:
+        """Whether `child` is a tenant that needs nobody but a supervisor until somebody comes: a seed makes it quicker.
+
+        Not where Landlock doesn't judge TCP connections: who sleeps there would have to give up connecting.
+        """
+        if child.role is not Role.VHOST or isinstance(child, GateInstance):
+            return False
+        return self.config.vhost(child.name).pool.mode == "ondemand" and self._judged
+
     def _start(self, child: Instance) -> None:
         runner = os.getpid()
         child.start_at = None
         child.born = time.monotonic()
+        if self._may_sleep(child):
+            self._ask_for(child)
+            return
         child.pid = os.fork()
         if child.pid == 0:
             try:
@@ -364,12 +388,25 @@ class Runner:
             finally:
                 os._exit(2)
 
+    def _ask_for(self, child: Instance) -> None:
+        """Have the seed fork a keeper of `child`, which sleeps."""
+        try:
+            joins = child.network >= 0
+            request = seed.Request(
+                (*self._arguments(child), "--asleep"),
+                tuple(f"{door.directory.value}:{door.role}:{door.name}" for door in child.doors),
+                self._files(child) if self.as_root else None,
+                joins,
+            )
+            fds = [*(door.fd for door in child.doors), *([child.network] if joins else [])]
+            child.pid = self._seedbed.keeper(request, fds)
+        except namespaces.NamespaceError as error:
+            self.log.error("cannot start", child=child, error=error)
+        if not child.pid:
+            self._gone(child, 2)
+
     def _become(self, child: Instance, runner: int) -> None:
         os.setsid()
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
-        null = os.open("/dev/null", os.O_RDONLY)
-        os.dup2(null, 0)
-        os.close(null)
         command = self._command(child, runner)
         kept = [door.fd for door in child.doors]
         if child.role is Role.INIT and not isinstance(child, GateInstance):
@@ -386,6 +423,15 @@ class Runner:
             self._enter_namespaces(child)
         else:
             os.chdir("/")
+        self._exec(command, *kept)
+
+    @staticmethod
+    def _exec(command: list[str], *kept: int) -> None:
+        """Replace this forked child by `command`, with no descriptor but the log's and those that are `kept`."""
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+        null = os.open("/dev/null", os.O_RDONLY)
+        os.dup2(null, 0)
+        os.close(null)
         environment = {key: os.environ[key] for key in PASSED_ENVIRONMENT if key in os.environ}
         environment["PATH"] = PATH
         # What our caller left open (a shell's redirections, a directory, an agent's socket) is nobody's business here.
@@ -398,44 +444,56 @@ class Runner:
         os.execve(command[0], command, environment)
 
     def _enter_namespaces(self, child: Instance) -> None:
+        view = self._view(child)
         if isinstance(child, GateInstance):
-            # It connects from here, the network of the machine.
-            view = namespaces.role_view(own=(os.path.dirname(self.health_file(child)),))
-            namespaces.enter_mount_namespace(view)
-            return
-        row = ROLES[child.role]
-        channels = tuple(f"{self._dir}/{directory.value}" for directory in row.connects)
-        own = (
-            *(f"{self._dir}/{directory.value}" for directory in row.binds),
-            os.path.dirname(self.health_file(child)),
-        )
-        if child.role is Role.VHOST:
-            vhost = self.config.vhost(child.name)
-            view = namespaces.tenant_view(
-                vhost.root,
-                channels=channels,
-                python_path=(
-                    *vhost.python_path,
-                    *((vhost.virtualenv,) if vhost.virtualenv else ()),
-                    *vhost.folders,
-                ),
-                writable=(*vhost.writable, *own, *log_folders(vhost)),
-                hidden=(os.path.dirname(self.file),)
-                if not _inside(vhost.root, os.path.dirname(self.file))
-                else (),
-            )
-        else:
-            # init and master read the configuration, which may lie below a directory that is covered.
-            reads = (os.path.dirname(self.file),) if child.role in (Role.INIT, Role.MASTER) else ()
-            view = namespaces.role_view(channels=(*channels, *reads), own=own)
-        if child.network >= 0:
+            pass  # it connects from here, the network of the machine
+        elif child.network >= 0:
             namespaces.join_network_namespace(child.network)
         elif child.role is not Role.INIT:
             namespaces.enter_network_namespace()
         namespaces.enter_mount_namespace(view)
 
+    def _view(self, child: Instance) -> namespaces.MountView:
+        """Return what `child` sees of the files. Raises NamespaceError."""
+        if isinstance(child, GateInstance):
+            return namespaces.role_view(own=(os.path.dirname(self.health_file(child)),))
+        if child.role is Role.VHOST:
+            return namespaces.tenant_view(self._files(child))
+        channels, own = self._folders(child)
+        # init and master read the configuration, which may lie below a directory that is covered.
+        reads = (os.path.dirname(self.file),) if child.role in (Role.INIT, Role.MASTER) else ()
+        return namespaces.role_view(channels=(*channels, *reads), own=own)
+
+    def _folders(self, child: Instance) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Return the folders of the channels that `child` connects to, and its own."""
+        row = ROLES[child.role]
+        health_folder = os.path.dirname(self.health_file(child))
+        return (
+            tuple(f"{self._dir}/{directory.value}" for directory in row.connects),
+            (*(f"{self._dir}/{directory.value}" for directory in row.binds), health_folder),
+        )
+
+    def _files(self, child: Instance) -> namespaces.TenantFiles:
+        """Return what a tenant's view is made of. Raises NamespaceError."""
+        vhost = self.config.vhost(child.name)
+        channels, own = self._folders(child)
+        folder = os.path.dirname(self.file)
+        return namespaces.TenantFiles(
+            vhost.root,
+            channels=channels,
+            python_path=(
+                *vhost.python_path,
+                *((vhost.virtualenv,) if vhost.virtualenv else ()),
+                *vhost.folders,
+            ),
+            writable=(*vhost.writable, *own, *log_folders(vhost)),
+            hidden=() if _inside(vhost.root, folder) else (folder,),
+        )
+
     def _reap(self) -> None:
         for pid, code in privileges.ended(self._stopped):
+            if self._seedbed.gone(pid):
+                continue
             for child in list(self.children):
                 if child.pid == pid:
                     self._gone(child, code)
@@ -445,7 +503,9 @@ class Runner:
 
         A role dies with its keeper, but not what a tenant's application has started: as the subreaper we get that.
         """
-        known = self._not_ours | {child.pid for child in self.children} | self._steward.pids
+        known = (
+            self._not_ours | {child.pid for child in self.children} | self._steward.pids | {self._seedbed.pid}
+        )
         strays = [pid for pid in privileges.children() if pid not in known]
         for pid in strays:
             _quietly(_kill_hard, pid)
@@ -519,30 +579,41 @@ class Runner:
         return self._had_terminal and not has_terminal()
 
     def _start_due(self) -> None:
+        """Start who is due; of many only some in one turn, so that signals are heard in between."""
         now = time.monotonic()
-        for child in self.children:
-            if (
-                child.start_at is not None
-                and child.start_at <= now
-                and (self._founded or child.role in FOUNDERS)
-            ):
-                self._start(child)
+        due = [child for child in self.children if child.start_at is not None and child.start_at <= now]
+        # The seed imports what it has to while the founders start.
+        seeded = any(self._may_sleep(child) for child in due) and self._seedbed.ready(now)
+        for child in due[:MOST_AT_ONCE] if self._founded else due:
+            if not self._founded and child.role not in FOUNDERS:
+                continue
+            if self._may_sleep(child) and not seeded:
+                child.start_at = now + POLL
+                continue
+            self._start(child)
 
     def _wait(self) -> float:
+        now = time.monotonic()
+        if self._founded and any(
+            child.start_at is not None and child.start_at <= now for child in self.children
+        ):
+            return 0.0
         if self._phase is not Phase.READY or self._steward.waits:
             return POLL
-        now = time.monotonic()
         times = [child.start_at - now for child in self.children if child.start_at is not None]
         times += [since + privileges.STOP_LIMIT - now for since in self._stopped.values()]
         return max(0.0, min(times, default=60.0))
 
     def _look_ready(self) -> None:
         if not self._founded:
-            self._founded = all(
-                health.read(self.health_file(child))[0] for child in self.children if child.role in FOUNDERS
-            )
+            self._founded = all(self._is_ready(child) for child in self.children if child.role in FOUNDERS)
             return
-        late = [child for child in self.children if not health.read(self.health_file(child))[0]]
+        # A tenant is looked at until it has been ready once: with thousands of them, looking takes its time, too.
+        unseen = self.children if self._late is None else self._late
+        self._late = [one for one in unseen if one.role is Role.VHOST and not self._is_ready(one)]
+        late = [
+            one for one in self.children if one.role is not Role.VHOST and not self._is_ready(one)
+        ] + self._late
         if any(child.role is not Role.VHOST for child in late):
             self._roles_since = 0.0
             return
@@ -561,12 +632,16 @@ class Runner:
             tenants = len(self.config.vhosts) - len(late)
             self.log.info("ready", listening=addresses, tenants=tenants, stop="Ctrl-C")
 
+    def _is_ready(self, child: Instance) -> bool:
+        return health.read(self.health_file(child))[0]
+
     def _go_on_leaving(self) -> None:
         """A signal, or the end of the patience with the phase we are in: the next one."""
         now = time.monotonic()
         match self._phase:
             case Phase.STARTING | Phase.READY:
                 self._phase, self._until = Phase.LEAVING, now + self.config.grace
+                self._seedbed.end()
                 notify("STOPPING=1")
                 self.log.info("leaving", grace=self.config.grace)
             case Phase.LEAVING:

@@ -29,7 +29,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from pyttpd import health, office
+from pyttpd import health, namespaces, office
 from pyttpd.config import startup
 from pyttpd.config.changes import needs_container, needs_view
 from pyttpd.config.model import Config
@@ -38,7 +38,7 @@ from pyttpd.rendezvous import Door
 from pyttpd.roles import ROLES, Role
 from pyttpd.service import StartError
 
-from pyttpd_init import egress, namespaces
+from pyttpd_init import egress
 
 if TYPE_CHECKING:
     from pyttpd_init.plain import Instance, Runner

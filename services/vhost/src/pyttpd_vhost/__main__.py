@@ -1,10 +1,14 @@
-"""`python -I -m pyttpd_vhost --name NAME`: see pyttpd.service for what else it may be told."""
+"""`python -I -m pyttpd_vhost --name NAME`: see pyttpd.service for what else it may be told, and pyttpd.seed."""
 
 import sys
+from functools import partial
 
-from pyttpd import service
+from pyttpd import seed, service
 from pyttpd.roles import Role
 
 from pyttpd_vhost.supervisor import serve
 
-sys.exit(service.main(service.Program(Role.VHOST, serve), sys.argv[1:]))
+main = partial(service.main, service.Program(Role.VHOST, serve))
+if sys.argv[1:2] == [seed.OPTION]:
+    seed.run(main, "pyttpd_vhost", sys.argv[1:])
+sys.exit(main(sys.argv[1:]))

@@ -28,7 +28,7 @@ import time
 from dataclasses import replace
 from typing import NoReturn
 
-from pyttpd import confine, privileges
+from pyttpd import confine, metrics, privileges
 from pyttpd.address import Address, parse
 from pyttpd.channel import Channel
 from pyttpd.config.kinds import Mount
@@ -62,6 +62,7 @@ from pyttpd_vhost.backoff import FIRST_DELAY, LAST_DELAY, STABLE_AFTER
 from pyttpd_vhost.commons import Commons
 from pyttpd_vhost.evictor import SPAWN_TIMEOUT, Evictor
 from pyttpd_vhost.execution.places import Listeners
+from pyttpd_vhost.execution.plan import wanted
 from pyttpd_vhost.execution.programs import Programs
 from pyttpd_vhost.inquest import Inquest
 from pyttpd_vhost.kinds.gateway.faults import REASONS
@@ -76,7 +77,11 @@ from pyttpd_vhost.stress import Stress
 from pyttpd_vhost.worker import ASKED, CREDIT, REPLACED, STOP
 
 #: How often (s) we look: while anything goes on, while nothing does, and while the tenant sleeps.
-BUSY_INTERVAL, QUIET_INTERVAL = 0.1, 0.5
+BUSY_INTERVAL, QUIET_INTERVAL, ASLEEP_INTERVAL = 0.1, 0.5, 30.0
+#: Who was woken has other things to do for so long (s).
+SETTLED = 2.0
+#: Who was woken and has no prototype any more for so many times idle_timeout sleeps again as before.
+DEEP = 10
 #: Rows beyond two for each worker that there may be: one that leaves and its replacement.
 SPARE_ROWS = 2
 #: What the system keeps to itself even before the tenant's own, narrower rules stand. /proc is read by us alone: for
@@ -111,10 +116,16 @@ def stage_one_policy(tmp: str, reach: tuple[Address, ...] = ()) -> confine.Polic
 def serve(service: Service) -> None:
     """Run a vhost's supervisor in this process."""
     privileges.adopt_orphans()
-    listeners = Listeners.make(service.options.tmp)  # afterwards nobody may listen
+    # Afterwards nobody may listen. Who sleeps runs no program, nor does who is forked from it.
+    listeners = Listeners() if service.asleep else Listeners.make(service.options.tmp)
     service.confine(stage_one_policy(service.options.tmp, service.options.allow))
     Supervisor(service, listeners)
     service.run()
+
+
+def may_sleep(share: VhostShare) -> bool:
+    """Whether a tenant needs no process but its supervisor until somebody comes (`--asleep`, pyttpd.seed)."""
+    return share.pool.mode == "ondemand" and not wanted(share)
 
 
 class Supervisor:
@@ -157,20 +168,28 @@ class Supervisor:
         self._loop.on_signal(signal.SIGCHLD, self._reap)
         service.on_drain(self._drain)
         self._subscription = service.fetch_shares(self._on_share, service.renew)
+        if service.woken:
+            self._loop.call_later(SETTLED, metrics.load)  # for the children that answer scrapes
 
     def _on_share(self, _: str, data: bytes) -> bool:
         """Put the first share into force; what changes it afterwards is our successor's to serve by."""
         share = VhostShare.from_json(data)
         if share.name != self._service.options.name:
             raise ValueError("the share of another vhost")
+        if self._service.asleep and not may_sleep(share):
+            self._wake()
+            return False
         first = self._share is None
         if first:
             self._share = share
             self._service.log_as(share.log)
             rows = 2 * share.pool.max_workers + SPARE_ROWS
             self._share_memory(rows, limit=share.http.max_connections_per_client, mounts=share.mounts)
-            # Who succeeds somebody shows first that the application loads, also where it could sleep.
-            self._notes = policy.first_notes(share.pool, self._loop.now, least=int(self._service.renewing))
+            # Who succeeds somebody shows first that the application loads, also where it could sleep; and who was woken
+            # knows that somebody waits.
+            woken = self._service.woken and may_sleep(share)
+            least = int(self._service.renewing or woken)
+            self._notes = policy.first_notes(share.pool, self._loop.now, least=least)
             self._logs.open(share)
             self._programs.open(share, self._logs.printed, rows)
             self._link.start()
@@ -247,7 +266,8 @@ class Supervisor:
             worker.state is not State.SERVING or worker.due for worker in self._workers.values()
         )
         busy = active or moving or self._waiting or self._stopped
-        self._timer = self._loop.call_later(BUSY_INTERVAL if busy else QUIET_INTERVAL, self._turn)
+        quiet = ASLEEP_INTERVAL if self._service.asleep and self._proved else QUIET_INTERVAL
+        self._timer = self._loop.call_later(BUSY_INTERVAL if busy else quiet, self._turn)
 
     def _kill_stuck(self, worker: WorkerChild) -> None:
         """Umaster says that `worker` takes nothing: it is asked where it stands, and killed."""
@@ -284,6 +304,9 @@ class Supervisor:
                 "max_workers is reached: connections may have to wait", workers=share.pool.max_workers
             )
         if nursery.prototype is None and (self._notes.size or waiting):
+            if self._service.asleep:
+                self._wake()  # from here on there would be a tenant's code in what was forked from a seed
+                return
             nursery.wake(now)
         elif plan.sleep and nursery.prototype is not None:
             self._log.info("nobody has come for a while: the prototype ends")
@@ -563,6 +586,8 @@ class Supervisor:
                 self._scrapes.done(pid)
             elif not self._programs.gone(pid, code):
                 self._reaped(pid, code)
+        if self._stopped and self._service.asleep:
+            self._turn()  # who sleeps looks seldom
 
     def _reaped(self, pid: int, code: int) -> None:
         """A worker has ended, or something that one has left behind."""
@@ -583,6 +608,9 @@ class Supervisor:
         if not self._service.draining and not child.dismissed:
             self._nursery.blame(f"the prototype ended with status {code}", now)
             self._log.warning("prototype ended and is started again", status=code, delay=round(delay, 2))
+        assert self._share is not None
+        if child.dismissed and self._service.woken and may_sleep(self._share):
+            self._loop.call_later(DEEP * self._share.pool.idle_timeout, self._sleep)
         self._turn()
         self._leave_when_empty()
 
@@ -673,6 +701,21 @@ class Supervisor:
     def _drain(self) -> None:
         self._dismiss_all(STOP if self._service.nobody_follows else REPLACED)
         self._leave_when_empty()
+
+    def _wake(self) -> None:
+        """Make way for one that may meet a tenant's code and its clients; whoever comes waits in umaster."""
+        if self._umaster is not None:
+            self._umaster.send(Goodbye("leaving"))
+        self._link.close()
+        self._service.wake()
+
+    def _sleep(self) -> None:
+        """Make way for one that sleeps, if nobody has come since: it takes less memory than we, who have met clients.
+
+        Our counters begin anew with it, as with every successor; by now whoever scrapes us has seen them.
+        """
+        if not self._workers and self._nursery.prototype is None and not self._failing:
+            self._service.sleep()
 
     def _dismiss_all(self, reason: str) -> None:
         self._drains_for = reason

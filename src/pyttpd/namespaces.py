@@ -109,20 +109,25 @@ def role_view(
     return MountView(read_only=(*python_paths(), *channels), writable=own, hidden=hidden)
 
 
-def tenant_view(
-    root: str,
-    *,
-    channels: tuple[str, ...] = (),
-    python_path: tuple[str, ...] = (),
-    writable: tuple[str, ...] = (),
-    hidden: tuple[str, ...] = (),
-) -> MountView:
+@dataclass(frozen=True, slots=True)
+class TenantFiles:
+    """What a tenant's view is made of, as the configuration names it: nothing of it has been looked at."""
+
+    root: str
+    channels: tuple[str, ...] = ()
+    python_path: tuple[str, ...] = ()
+    writable: tuple[str, ...] = ()
+    hidden: tuple[str, ...] = ()
+
+
+def tenant_view(files: TenantFiles) -> MountView:
     """Return the view of a tenant: its `root` and `python_path` read-only, its `writable` paths writable, a /tmp and
     shared memory of its own, and the `channels` that it connects to. Who names `root` itself as writable means it.
     """
-    open_for_writing = {os.path.realpath(path) for path in writable}
-    own = tuple(path for path in (*python_path, root) if os.path.realpath(path) not in open_for_writing)
-    return MountView(read_only=(*python_paths(), *channels, *own), writable=writable, hidden=hidden)
+    open_for_writing = {os.path.realpath(path) for path in files.writable}
+    named = (*files.python_path, files.root)
+    own = tuple(path for path in named if os.path.realpath(path) not in open_for_writing)
+    return MountView((*python_paths(), *files.channels, *own), files.writable, files.hidden)
 
 
 def enter_network_namespace() -> None:
@@ -384,6 +389,7 @@ def _put_back(path: str, fd: int, *, is_directory: bool) -> None:
 __all__ = [
     "MountView",
     "NamespaceError",
+    "TenantFiles",
     "enter_mount_namespace",
     "enter_network_namespace",
     "join_network_namespace",
