@@ -4,7 +4,7 @@ SHELL := /bin/bash
 # The order of a target's prerequisites matters, and the programs below use both cores themselves.
 .NOTPARALLEL:
 
-.PHONY: chart soak chaos chaos-sum help up down images run venv test lint format docs lock bench bench-micro profile clean wheels
+.PHONY: chart soak chaos chaos-sum help up down images run venv test lint format docs lock bench bench-docs bench-micro profile clean wheels
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -56,6 +56,10 @@ lock: ## write the hash-pinned locks anew (KEEP=1: only what the projects' depen
 bench: ## measure pyttpd beside what people would use instead (BENCH=case: one only)
 	@scripts/venv bench
 	@scripts/bench
+
+bench-docs: ## put a run of `make bench` into docs/benchmarks.md (FROM=build/bench/results.json; without: the one that is in it)
+	@scripts/venv test
+	@cd bench && ../.venv-test/bin/python -m suite.report $(if $(FROM),$(abspath $(FROM)))
 
 bench-micro: ## measure the parts of the hot path by themselves: scanner, codec, routing, responses (ONLY="-k scan")
 	@scripts/venv bench

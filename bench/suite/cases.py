@@ -2,50 +2,41 @@
 
 All peers of a case run at the same time. Within a round each has its turn; the order is turned by one from round to
 round, so that nobody is always after the heaviest. Before the first round and after each, every byte of an answer is
-looked at; within, whatever isn't a whole 200 is an error, and stands in the table.
+looked at; within, whatever isn't a whole 200 is an error, and stands in the table. A peer that doesn't start, ends or
+answers wrongly is out of its case, and its row says why.
 """
 
 from __future__ import annotations
 
 import contextlib
+import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from http.client import HTTPException
 
 from suite import handover, idle, locks, names, peers, spawn, tenants, uids
-from suite.clients import Load, Target, WrongAnswer, constant_rate, wrk
-from suite.figures import Options, Study
+from suite.clients import Target, WrongAnswer, constant_rate, wrk
+from suite.figures import OURS, Bar, Figures, Options, Study
 from suite.machine import processor_time
 from suite.peers import SIZES, Peer, content, running
 
 #: Of whom what must come: what all cases have that don't say otherwise.
 HELLO = {"127.0.0.1": b"Hello, world!"}
-
-
-@dataclass(slots=True)
-class Figures:
-    """A peer's figures, one a round: requests/s, seconds of processor time per 1,000 requests, errors in all."""
-
-    rate: list[float] = field(default_factory=list)
-    cost: list[float] = field(default_factory=list)
-    errors: int = 0
-    latency: dict[str, float] = field(default_factory=dict)
-    failed: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Bar:
-    """`of` is to have at least `ratio` of what `against` has."""
-
-    of: str
-    against: str
-    ratio: float
+#: All peers of a case have load at the same time for so long first (s): those that start processes as they need them
+#: have them then.
+WARM_UP = 3.0
+#: A round at the common rate lasts so long (s), and longer where it is so low that fewer than so many are asked.
+AT_COMMON_RATE, ASKED = 1.0, 300
+_FAULTS = (SystemExit, OSError, WrongAnswer, HTTPException, subprocess.SubprocessError)
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One row of the table of benchmarks, measured by wrk."""
+    """One row of the table of benchmarks, measured by wrk. `common_rate`: how long answers take when all peers are
+    asked at one rate, too.
+    """
 
     name: str
     title: str
@@ -57,73 +48,107 @@ class Case:
     bars: tuple[Bar, ...] = ()
     common_rate: bool = False
 
+    def among(self, called: set[str]) -> tuple[Peer, ...]:
+        """Those of its peers that are called so."""
+        return tuple(peer for peer in self.peers if peer.name in called)
+
+    @property
+    def in_bars(self) -> set[str]:
+        """pyttpd, and those that a bar compares it with."""
+        return {OURS, *(name for bar in self.bars for name in (bar.of, bar.against))}
+
+
+@dataclass(slots=True)
+class Server:
+    """A peer that runs."""
+
+    target: Target
+    pids: list[int]
+    figures: Figures
+
+
+class Turns:
+    """The peers of a case that are still in it."""
+
+    def __init__(self, results: dict[str, Figures]) -> None:
+        self.results = results
+        self.servers: dict[str, Server] = {}
+
+    def out(self, name: str, error: BaseException) -> None:
+        """`name` isn't measured any more."""
+        self.servers.pop(name, None)
+        self.results[name] = Figures(failed=str(error) or type(error).__name__)
+        print(f"    {name}: not measured: {error}", file=sys.stderr, flush=True)
+
+    def each(self, number: int, do: Callable[[Server], None]) -> None:
+        """One round: `do` it with each, the first one being another each time."""
+        order = list(self.servers)
+        turn = number % len(order) if order else 0
+        for name in order[turn:] + order[:turn]:
+            try:
+                do(self.servers[name])
+            except _FAULTS as error:
+                self.out(name, error)
+
 
 @contextlib.contextmanager
-def all_running(
-    case: Case, options: Options, results: dict[str, Figures]
-) -> Iterator[dict[str, tuple[Target, list[int]]]]:
-    """Start every peer of `case`; who doesn't start, or answers wrongly, is told and left out."""
+def all_running(case: Case, chosen: tuple[Peer, ...], options: Options) -> Iterator[Turns]:
+    """Start every peer of `chosen`."""
+    turns = Turns({peer.name: Figures() for peer in chosen})
     with contextlib.ExitStack() as stack:
-        found = {}
-        for peer in case.peers:
-            results[peer.name] = Figures()
+        for peer in chosen:
             try:
                 port, pids = stack.enter_context(running(peer, log=options.log, pin=options.pin))
                 target = Target(port, case.path, case.bodies)
                 target.wait()
-                found[peer.name] = (target, pids)
-            except (SystemExit, OSError, WrongAnswer, HTTPException) as error:
-                results[peer.name].failed = str(error)
-                print(f"    {peer.name}: not measured: {error}", file=sys.stderr, flush=True)
-        yield found
+                turns.servers[peer.name] = Server(target, pids, turns.results[peer.name])
+            except _FAULTS as error:
+                turns.out(peer.name, error)
+        yield turns
 
 
-def measure(case: Case, options: Options) -> dict[str, Figures]:
-    """Measure `case`; every round ends with a look at every byte."""
-    results: dict[str, Figures] = {}
-    with all_running(case, options, results) as servers:
-        for number in range(options.rounds + 1):  # the first one warms up
-            names = list(servers)
-            turn = number % len(names) if names else 0
-            for name in names[turn:] + names[:turn]:
-                target, pids = servers[name]
-                before = sum(map(processor_time, pids))
-                load = wrk(
-                    target,
-                    options.seconds if number else 1,
-                    case.connections,
-                    close=case.close,
-                    pin=options.pin,
-                )
-                used = sum(map(processor_time, pids)) - before
-                if number:
-                    note(results[name], load, used)
-            for target, _ in servers.values():
-                target.check()
-            if number:
-                print(
-                    f"    round {number}: "
-                    + ", ".join(f"{name} {results[name].rate[-1]:,.0f}" for name in names),
-                    flush=True,
-                )
-        if case.common_rate and servers:
-            at_common_rate({name: server[0] for name, server in servers.items()}, results, options)
-    return results
+def measure(
+    case: Case, options: Options, chosen: tuple[Peer, ...], *, common_rate: bool
+) -> dict[str, Figures]:
+    """Measure `chosen` of `case`'s peers."""
+
+    def loaded(server: Server) -> None:
+        before = sum(map(processor_time, server.pids))
+        load = wrk(server.target, options.seconds, case.connections, close=case.close, pin=options.pin)
+        used = sum(map(processor_time, server.pids)) - before
+        if not load.requests:
+            raise WrongAnswer(f"{server.target.url}: no answer in {options.seconds:g} s")
+        server.figures.rate.append(load.rate)
+        server.figures.cost.append(1000 * used / load.requests)
+        server.figures.errors += load.errors
+        server.target.check()
+
+    def timed(server: Server) -> None:
+        seconds = max(AT_COMMON_RATE, ASKED / rate)
+        found = constant_rate(server.target, rate, seconds, case.connections, close=case.close)
+        server.figures.common = rate
+        for key, value in (("p50", found.p50), ("p99", found.p99), ("p99.9", found.p999)):
+            server.figures.latency.setdefault(key, []).append(value)
+        server.figures.errors += found.errors
+
+    with all_running(case, chosen, options) as turns:
+        warm_up(case, turns, options)
+        for number in range(options.rounds):
+            turns.each(number, loaded)
+            told = (f"{name} {server.figures.rate[-1]:,.0f}" for name, server in turns.servers.items())
+            print(f"    round {number + 1}: {', '.join(told)}", flush=True)
+        if common_rate and turns.servers:
+            rate = min(max(server.figures.rate) for server in turns.servers.values()) / 2
+            for number in range(options.rounds):
+                turns.each(number, timed)
+    return turns.results
 
 
-def note(figures: Figures, load: Load, used: float) -> None:
-    figures.rate.append(load.rate)
-    figures.cost.append(1000 * used / load.requests if load.requests else 0.0)
-    figures.errors += load.errors
-
-
-def at_common_rate(targets: dict[str, Target], results: dict[str, Figures], options: Options) -> None:
-    """Half of the slowest peer's most, for all."""
-    rate = min(max(results[name].rate) for name in targets) / 2
-    for name, target in targets.items():
-        found = constant_rate(target, rate, max(3.0, options.seconds))
-        results[name].latency = {"rate": found.rate, "p50": found.p50, "p99": found.p99, "p99.9": found.p999}
-        results[name].errors += found.errors
+def warm_up(case: Case, turns: Turns, options: Options) -> None:
+    """Load on all at once."""
+    with ThreadPoolExecutor(max(1, len(turns.servers))) as pool:
+        for server in turns.servers.values():
+            pool.submit(wrk, server.target, WARM_UP, case.connections, close=case.close, pin=options.pin)
 
 
 WSGI = (
@@ -140,8 +165,8 @@ WSGI = (
     peers.MOD_WSGI,
 )
 STATIC = (peers.PYTTPD_STATIC, peers.NGINX_STATIC, peers.NGINX_CACHED, peers.APACHE_EVENT, peers.APACHE_ITK)
-ITK_BARS = (Bar("pyttpd", "Apache mpm-itk", 10.0),)
-FILES_BARS = (Bar("pyttpd", "nginx", 1.0),)
+ITK_BARS = (Bar("Apache mpm-itk", 10.0),)
+FILES_BARS = (Bar("nginx", 1.0),)
 
 
 def static(name: str) -> dict[str, bytes]:
@@ -156,11 +181,14 @@ CASES: tuple[Case | Study, ...] = (
         "WSGI, kept connections",
         WSGI,
         bars=(
-            Bar("pyttpd", "granian", 1.0),
-            Bar("pyttpd", "gunicorn sync", 8.0),
-            Bar("pyttpd", "nginx + granian", 1.8),
-            Bar("pyttpd", "nginx + uWSGI", 2.0),
-            Bar("pyttpd", "pyttpd's worker alone", 0.95),
+            Bar("granian", 1.0, logs=False),
+            Bar("granian", 0.8, logs=True),
+            Bar("gunicorn sync", 8.0, logs=False),
+            Bar("gunicorn gthread", 8.0, logs=False),
+            Bar("nginx + granian", 1.8, logs=False),
+            Bar("nginx + uWSGI", 2.0, logs=False),
+            Bar("pyttpd's worker alone", 0.95, logs=False),
+            Bar("nginx + gunicorn", 1.0, p99=True),
         ),
         common_rate=True,
     ),
@@ -171,16 +199,30 @@ CASES: tuple[Case | Study, ...] = (
         (*WSGI, peers.MPM_ITK_WSGI),
         close=True,
         bars=(
-            Bar("pyttpd", "nginx + granian", 1.0),
-            Bar("pyttpd", "nginx + gunicorn", 3.0),
-            Bar("pyttpd", "Apache mpm-itk", 10.0),
+            Bar("nginx + granian", 1.0),
+            Bar("nginx + gunicorn", 3.0),
+            Bar("Apache mpm-itk", 10.0),
+            Bar("nginx + gunicorn", 1.0, p99=True),
         ),
+        common_rate=True,
     ),
     Case(
         "asgi",
         "ASGI, kept connections",
-        (peers.PYTTPD_ASGI, peers.UVICORN_HTTPTOOLS, peers.UVICORN_H11, peers.GRANIAN_ASGI, peers.HYPERCORN),
-        bars=(Bar("pyttpd", "uvicorn httptools", 1.0),),
+        (
+            peers.PYTTPD_ASGI,
+            peers.PYTTPD_ASGI_UVLOOP,
+            peers.UVICORN_HTTPTOOLS,
+            peers.UVICORN_UVLOOP,
+            peers.UVICORN_H11,
+            peers.GRANIAN_ASGI,
+            peers.HYPERCORN,
+        ),
+        bars=(
+            Bar("uvicorn httptools", 1.0),
+            Bar("uvicorn httptools, uvloop", 1.0, of="pyttpd, uvloop"),
+        ),
+        common_rate=True,
     ),
     Case(
         "static-1k",
@@ -188,7 +230,8 @@ CASES: tuple[Case | Study, ...] = (
         STATIC,
         "/1k.bin",
         static("1k.bin"),
-        bars=(Bar("pyttpd", "nginx", 0.9), Bar("pyttpd", "nginx open_file_cache", 0.8)),
+        bars=(Bar("nginx", 0.9), Bar("nginx open_file_cache", 0.8)),
+        common_rate=True,
     ),
     Case("static-100k", "A file of 100 KB", STATIC, "/100k.bin", static("100k.bin"), bars=FILES_BARS),
     Case(

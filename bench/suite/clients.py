@@ -89,14 +89,16 @@ def pinned(command: list[str], core: str | None) -> list[str]:
 
 
 def wrk(
-    target: Target, seconds: int, connections: int, *, close: bool, pin: bool = True, script: str = ""
+    target: Target, seconds: float, connections: int, *, close: bool, pin: bool = True, script: str = ""
 ) -> Load:
-    """As many requests as go, by wrk (whole seconds). Whatever isn't 2xx, or a whole response, is an error.
+    """As many requests as go, by wrk. Whatever isn't 2xx, or a whole response, is an error.
 
-    script: what is asked for instead, in Lua, by one thread.
+    script: what is asked for instead, in Lua, by one thread. wrk takes whole seconds only; it is asked for more, and
+    ended by a signal, after which it says what it always does.
     """
     hosts = [target.host] if script else list(target.bodies)
-    command = ["wrk", f"-t{len(hosts)}", f"-c{connections}", f"-d{seconds}s", "--timeout", "20s"]
+    command = ["timeout", "--signal=INT", "--preserve-status", f"{seconds:g}", "wrk", f"-t{len(hosts)}"]
+    command += [f"-c{connections}", f"-d{seconds + 60:.0f}s", "--timeout", "20s"]
     if close:
         command += ["-H", "Connection: close"]
     with tempfile.NamedTemporaryFile("w", suffix=".lua") as lua:
@@ -129,10 +131,14 @@ class Latency:
     errors: int
 
 
-def constant_rate(target: Target, rate: float, seconds: float, connections: int = 32) -> Latency:
+def constant_rate(
+    target: Target, rate: float, seconds: float, connections: int = 32, *, close: bool = False
+) -> Latency:
     """Ask at `rate` requests/s, whatever the server does. The client's process is on its own core meanwhile."""
-    request = f"GET {target.path} HTTP/1.1\r\nHost: {target.host}\r\n\r\n".encode()
-    client = Client(("127.0.0.1", target.port), request, target.bodies[target.host])
+    request = f"GET {target.path} HTTP/1.1\r\nHost: {target.host}\r\n"
+    request += "Connection: close\r\n\r\n" if close else "\r\n"
+    address = ("127.0.0.1", target.port)
+    client = Client(address, request.encode(), target.bodies[target.host], close=close)
     before = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {int(CLIENT_CORE)})
     try:

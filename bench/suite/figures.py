@@ -19,7 +19,7 @@ class Options:
     """How long, how often; whether servers are pinned to one core, and write access logs."""
 
     rounds: int
-    seconds: int
+    seconds: float
     pin: bool = True
     log: bool = True
 
@@ -40,6 +40,41 @@ class Limit:
         parts = [f"at least {self.least:g}{unit}"] if self.least is not None else []
         parts += [f"at most {self.most:g}{unit}"] if self.most is not None else []
         return " and ".join(parts)
+
+
+@dataclass(slots=True)
+class Figures:
+    """What wrk's cases have of a peer, one a round: requests/s, seconds of processor time per 1,000 requests (of all
+    its processes); errors in all. `common` is the rate at which all were asked for `latency`: p50, p99, p99.9 in
+    seconds.
+    """
+
+    rate: list[float] = field(default_factory=list)
+    cost: list[float] = field(default_factory=list)
+    errors: int = 0
+    common: float = 0.0
+    latency: dict[str, list[float]] = field(default_factory=dict)
+    failed: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """`of` is to have at least `ratio` of what `against` has in requests/s; or, for `p99`, at most `ratio` of its p99
+    at the common rate. `logs`: with access logs on, or off; None: with either.
+    """
+
+    against: str
+    ratio: float
+    p99: bool = False
+    logs: bool | None = None
+    of: str = OURS
+
+    def met(self, value: float) -> bool:
+        return value <= self.ratio if self.p99 else value >= self.ratio
+
+    def __str__(self) -> str:
+        what = "p99 at most" if self.p99 else "at least"
+        return f"{what} {self.ratio:g} x {self.against}"
 
 
 @dataclass(slots=True)

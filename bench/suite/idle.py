@@ -52,7 +52,7 @@ def granian(setting: Setting) -> list[list[str]]:
 
 
 def uvicorn(setting: Setting) -> list[list[str]]:
-    (command,) = peers.uvicorn("httptools")(setting)
+    (command,) = peers.uvicorn("httptools", "uvloop")(setting)
     return [[*command, "--timeout-keep-alive", str(TIMEOUT)]]
 
 

@@ -2,8 +2,9 @@
 
 Rules
   1. Nobody's log is off while others' are on: `Setting.log` holds for all; each writes one line a request into a file.
-  2. Nobody has more processes than its documentation advises for one core (`2 n + 1` for gunicorn, one per core for
-     nginx, granian and uvicorn, Debian's settings for Apache).
+  2. Each has as many processes as its documentation advises for `Setting.cores` (`2 n + 1` for gunicorn, one per core
+     for nginx, granian and uvicorn, Debian's settings for Apache). Ours: a worker per core. docs/benchmarks.md says
+     where each setting comes from: keep both in step.
   3. Peers that aren't here are installed by scripts/bench; one that can't be had is named in the table.
 """
 
@@ -17,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from suite.machine import SERVER_CORE, free_ports, wait_for_port
@@ -28,12 +29,14 @@ PYTHON = sys.executable
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """What a peer is to do: where it lives, its port (and `spare` ones behind it), and whether it writes its log."""
+    """What a peer is to do: where it lives, its port (and `spare` ones behind it), whether it writes its log,
+    and how many cores there are for it."""
 
     folder: Path
     port: int
     log: bool
     spare: int
+    cores: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +54,7 @@ def running(peer: Peer, *, log: bool, pin: bool = True) -> Iterator[tuple[int, l
     folder = Path(tempfile.mkdtemp(prefix="pyttpd-bench-"))
     folder.chmod(0o755)
     port = free_ports(24)
-    setting = Setting(folder, port, log, port + 1)
+    setting = Setting(folder, port, log, port + 1, 1 if pin else os.cpu_count() or 1)
     servers: list[subprocess.Popen[bytes]] = []
     try:
         for command in peer.start(setting):
@@ -147,11 +150,15 @@ def applications(setting: Setting) -> Path:
 
 
 def pyttpd_wsgi(setting: Setting) -> list[list[str]]:
-    return tree(setting, tenant(setting, "wsgi", application="hello:app"))
+    return tree(setting, tenant(setting, "wsgi", application="hello:app", workers=setting.cores))
 
 
-def pyttpd_asgi(setting: Setting) -> list[list[str]]:
-    return tree(setting, tenant(setting, "asgi", application="hello_asgi:app"))
+def pyttpd_asgi(loop: str) -> Callable[[Setting], list[list[str]]]:
+    def start(setting: Setting) -> list[list[str]]:
+        table = tenant(setting, "asgi", application="hello_asgi:app", workers=setting.cores)
+        return tree(setting, f'{table}[vhost.t0.asgi]\nevent_loop = "{loop}"\n')
+
+    return start
 
 
 def worker_alone(setting: Setting) -> list[list[str]]:
@@ -169,10 +176,11 @@ def worker_alone(setting: Setting) -> list[list[str]]:
 # ---- WSGI -----------------------------------------------------------------------------------------------------------
 
 
-def gunicorn(kind: str) -> Callable[[Setting], list[list[str]]]:
+def gunicorn(kind: str, path: str = "") -> Callable[[Setting], list[list[str]]]:
     def start(setting: Setting) -> list[list[str]]:
-        command = [PYTHON, "-m", "gunicorn", "--workers", "3", "--worker-class", kind, "--bind"]
-        command += [f"127.0.0.1:{setting.port}", "--backlog", "2048", "--chdir", str(applications(setting))]
+        address = f"unix:{setting.folder}/{path}" if path else f"127.0.0.1:{setting.port}"
+        command = [PYTHON, "-m", "gunicorn", "--workers", str(2 * setting.cores + 1), "--worker-class", kind]
+        command += ["--bind", address, "--backlog", "2048", "--chdir", str(applications(setting))]
         if kind == "gthread":
             command += ["--threads", "4"]
         if setting.log:
@@ -184,27 +192,40 @@ def gunicorn(kind: str) -> Callable[[Setting], list[list[str]]]:
 
 def granian(interface: str) -> Callable[[Setting], list[list[str]]]:
     def start(setting: Setting) -> list[list[str]]:
-        command = [PYTHON, "-m", "granian", "--interface", interface, "--workers", "1", "--host", "127.0.0.1"]
-        command += ["--port", str(setting.port), "--working-dir", str(applications(setting))]
+        command = [PYTHON, "-m", "granian", "--interface", interface, "--workers", str(setting.cores)]
+        command += ["--http", "1", "--host", "127.0.0.1", "--port", str(setting.port)]
+        command += ["--working-dir", str(applications(setting))]
         command += ["--access-log"] if setting.log else ["--no-access-log", "--log-level", "error"]
         return [[*command, "hello:app" if interface == "wsgi" else "hello_asgi:app"]]
 
     return start
 
 
+def uwsgi_workers(setting: Setting, plugins: str) -> list[str]:
+    """What every uWSGI here has; two processes for a core."""
+    command = ["uwsgi", "--master", "--plugin", plugins, "--need-app", "--die-on-term", "--processes"]
+    return [
+        *command,
+        str(2 * setting.cores),
+        "--listen",
+        "1024",
+        "--chdir",
+        str(applications(setting)),
+        "--module",
+        "hello:app",
+    ]
+
+
 def uwsgi(setting: Setting) -> list[list[str]]:
-    command = ["uwsgi", "--master", "--plugin", "python3", "--need-app", "--die-on-term", "--processes", "2"]
-    command += ["--listen", "1024", "--chdir", str(applications(setting)), "--module", "hello:app"]
-    command += ["--http11-socket", f"127.0.0.1:{setting.port}"]
+    command = [*uwsgi_workers(setting, "http,python3"), "--http-keepalive"]
+    command += ["--http", f"127.0.0.1:{setting.port}"]
     command += ["--logto", f"{setting.folder}/access.log"] if setting.log else ["--disable-logging"]
     return [command]
 
 
 def waitress(setting: Setting) -> list[list[str]]:
     logged = "--call hello_logged:make" if setting.log else "hello:app"
-    if (
-        setting.log
-    ):  # waitress writes none itself: its documentation says to wrap the application (TransLogger)
+    if setting.log:  # waitress writes none itself: its documentation says to wrap the application
         (applications(setting) / "hello_logged.py").write_text(
             WAITRESS_LOG.format(folder=str(setting.folder))
         )
@@ -227,7 +248,7 @@ def make():
 
 NGINX = """
 daemon off;
-worker_processes 1;
+worker_processes {cores};
 pid {folder}/nginx.pid;
 error_log {folder}/error.log;
 events {{ worker_connections 16384; }}
@@ -252,6 +273,7 @@ def nginx(setting: Setting, *, http: str = "", server: str, more: str = "") -> l
     path.write_text(
         NGINX.format(
             folder=setting.folder,
+            cores=setting.cores,
             log=f"{setting.folder}/nginx.log" if setting.log else "off",
             port=setting.port,
             http=http,
@@ -265,12 +287,17 @@ def nginx(setting: Setting, *, http: str = "", server: str, more: str = "") -> l
 PROXY = "proxy_pass http://app; proxy_http_version 1.1; proxy_set_header Connection ''; proxy_set_header Host $host;"
 
 
-def behind_nginx(what: Callable[[Setting], list[list[str]]]) -> Callable[[Setting], list[list[str]]]:
-    """nginx with kept connections to what listens behind it; only the one in front writes a log."""
+def behind_nginx(
+    what: Callable[[Setting], list[list[str]]], path: str = ""
+) -> Callable[[Setting], list[list[str]]]:
+    """nginx with kept connections to what listens behind it, on the socket `path` if it has one; only the one in front
+    writes a log.
+    """
 
     def start(setting: Setting) -> list[list[str]]:
-        behind = what(Setting(setting.folder, setting.spare, False, setting.spare + 1))
-        http = f"upstream app {{ server 127.0.0.1:{setting.spare}; keepalive 64; }}"
+        behind = what(replace(setting, port=setting.spare, log=False, spare=setting.spare + 1))
+        address = f"unix:{setting.folder}/{path}" if path else f"127.0.0.1:{setting.spare}"
+        http = f"upstream app {{ server {address} fail_timeout=0; keepalive 64; }}"
         return [*behind, nginx(setting, http=http, server=f"location / {{ {PROXY} }}")]
 
     return start
@@ -278,11 +305,9 @@ def behind_nginx(what: Callable[[Setting], list[list[str]]]) -> Callable[[Settin
 
 def nginx_uwsgi(setting: Setting) -> list[list[str]]:
     path = f"{setting.folder}/uwsgi.sock"
-    command = ["uwsgi", "--master", "--plugin", "python3", "--need-app", "--die-on-term", "--processes", "2"]
-    command += ["--listen", "1024", "--chdir", str(applications(setting)), "--module", "hello:app"]
-    command += ["--socket", path, "--chmod-socket=666", "--disable-logging"]
+    command = [*uwsgi_workers(setting, "python3"), "--socket", path, "--chmod-socket=666"]
     server = f"location / {{ include /etc/nginx/uwsgi_params; uwsgi_pass unix:{path}; }}"
-    return [command, nginx(setting, server=server)]
+    return [[*command, "--disable-logging"], nginx(setting, server=server)]
 
 
 # ---- Apache ---------------------------------------------------------------------------------------------------------
@@ -344,7 +369,7 @@ def mod_wsgi(setting: Setting) -> list[list[str]]:
     folder = applications(setting)
     (folder / "hello.wsgi").write_text("from hello import app as application\n")
     more = (
-        f"WSGIDaemonProcess hello processes=2 threads=15 python-path={folder}\n"
+        f"WSGIDaemonProcess hello processes={2 * setting.cores} threads=15 python-path={folder}\n"
         f"WSGIProcessGroup hello\nWSGISocketPrefix {setting.folder}/wsgi\nWSGIScriptAlias / {folder}/hello.wsgi"
     )
     return [apache(setting, "event", ("wsgi",), more)]
@@ -360,33 +385,20 @@ def mpm_itk_wsgi(setting: Setting) -> list[list[str]]:
 # ---- ASGI -----------------------------------------------------------------------------------------------------------
 
 
-def uvicorn(http: str) -> Callable[[Setting], list[list[str]]]:
+def uvicorn(http: str, loop: str) -> Callable[[Setting], list[list[str]]]:
     def start(setting: Setting) -> list[list[str]]:
-        command = [
-            PYTHON,
-            "-m",
-            "uvicorn",
-            "--http",
-            http,
-            "--host",
-            "127.0.0.1",
-            "--port",
-            str(setting.port),
-        ]
-        command += [
-            "--app-dir",
-            str(applications(setting)),
-            "--log-level",
-            "info" if setting.log else "warning",
-        ]
-        command += [] if setting.log else ["--no-access-log"]
+        command = [PYTHON, "-m", "uvicorn", "--http", http, "--loop", loop, "--host", "127.0.0.1"]
+        command += ["--port", str(setting.port), "--app-dir", str(applications(setting))]
+        command += ["--workers", str(setting.cores)] if setting.cores > 1 else []
+        command += [] if setting.log else ["--no-access-log", "--log-level", "warning"]
         return [[*command, "hello_asgi:app"]]
 
     return start
 
 
 def hypercorn(setting: Setting) -> list[list[str]]:
-    command = [PYTHON, "-m", "hypercorn", "--workers", "1", "--bind", f"127.0.0.1:{setting.port}"]
+    command = [PYTHON, "-m", "hypercorn", "--workers", str(setting.cores), "--worker-class", "uvloop"]
+    command += ["--bind", f"127.0.0.1:{setting.port}"]
     command += ["--access-logfile", f"{setting.folder}/access.log"] if setting.log else []
     return [[*command, f"{applications(setting)}/hello_asgi:app"]]
 
@@ -412,7 +424,7 @@ def content(size: int) -> bytes:
 
 
 def pyttpd_static(setting: Setting) -> list[list[str]]:
-    return tree(setting, tenant(setting, "static", root=files(setting)))
+    return tree(setting, tenant(setting, "static", root=files(setting), workers=setting.cores))
 
 
 def nginx_static(cache: str) -> Callable[[Setting], list[list[str]]]:
@@ -449,7 +461,8 @@ NGINX_VERSION, APACHE_VERSION, UWSGI_VERSION = ("nginx", "-v"), ("apache2", "-v"
 OUR_VERSION = (PYTHON, "-c", "import importlib.metadata as m; print('pyttpd', m.version('pyttpd'))")
 
 PYTTPD_WSGI = Peer("pyttpd", pyttpd_wsgi, OUR_VERSION)
-PYTTPD_ASGI = Peer("pyttpd", pyttpd_asgi, OUR_VERSION)
+PYTTPD_ASGI_UVLOOP = Peer("pyttpd, uvloop", pyttpd_asgi("uvloop"), OUR_VERSION)
+PYTTPD_ASGI = Peer("pyttpd", pyttpd_asgi("asyncio"), OUR_VERSION)
 PYTTPD_STATIC = Peer("pyttpd", pyttpd_static, OUR_VERSION)
 ALONE = Peer("pyttpd's worker alone", worker_alone, OUR_VERSION)
 GUNICORN_SYNC = Peer("gunicorn sync", gunicorn("sync"), package("gunicorn"))
@@ -458,13 +471,16 @@ GRANIAN_WSGI = Peer("granian", granian("wsgi"), package("granian"))
 GRANIAN_ASGI = Peer("granian", granian("asgi"), package("granian"))
 UWSGI = Peer("uWSGI", uwsgi, UWSGI_VERSION)
 WAITRESS = Peer("waitress", waitress, package("waitress"))
-NGINX_GUNICORN = Peer("nginx + gunicorn", behind_nginx(gunicorn("sync")), NGINX_VERSION)
+NGINX_GUNICORN = Peer(
+    "nginx + gunicorn", behind_nginx(gunicorn("sync", "gunicorn.sock"), "gunicorn.sock"), NGINX_VERSION
+)
 NGINX_GRANIAN = Peer("nginx + granian", behind_nginx(granian("wsgi")), NGINX_VERSION)
 NGINX_UWSGI = Peer("nginx + uWSGI", nginx_uwsgi, NGINX_VERSION)
 MOD_WSGI = Peer("Apache mod_wsgi", mod_wsgi, APACHE_VERSION)
 MPM_ITK_WSGI = Peer("Apache mpm-itk", mpm_itk_wsgi, APACHE_VERSION)
-UVICORN_H11 = Peer("uvicorn h11", uvicorn("h11"), package("uvicorn"))
-UVICORN_HTTPTOOLS = Peer("uvicorn httptools", uvicorn("httptools"), package("uvicorn"))
+UVICORN_H11 = Peer("uvicorn h11", uvicorn("h11", "asyncio"), package("uvicorn"))
+UVICORN_HTTPTOOLS = Peer("uvicorn httptools", uvicorn("httptools", "asyncio"), package("uvicorn"))
+UVICORN_UVLOOP = Peer("uvicorn httptools, uvloop", uvicorn("httptools", "uvloop"), package("uvicorn"))
 HYPERCORN = Peer("hypercorn", hypercorn, package("hypercorn"))
 NGINX_STATIC = Peer("nginx", nginx_static(""), NGINX_VERSION)
 NGINX_CACHED = Peer("nginx open_file_cache", nginx_static(OPEN_FILE_CACHE), NGINX_VERSION)

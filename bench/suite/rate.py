@@ -1,13 +1,14 @@
 """A client that asks at a constant rate, whatever the server does: each request is due at its time, and what it took
 counts from then, so that a server that stalls isn't asked less meanwhile (no "coordinated omission").
 
-One process, epoll, `connections` kept connections; one that the server closes is opened anew. Good for some thousand
-requests/s, which is more than the slowest peers can do.
+One process, epoll. A connection is opened when a request is due and none is free (which counts: it is a part of what
+that request took), and kept while the server keeps it; with `close` each request has one of its own. None is opened
+before it is needed: a server with a process for each connection would wait for it. Good for some thousand requests/s,
+which is more than the slowest peers can do.
 """
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import select
 import socket
@@ -32,8 +33,9 @@ class Asking:
 class Client:
     """Ask `address` for `request`, and expect an answer whose body is `body`."""
 
-    def __init__(self, address: tuple[str, int], request: bytes, body: bytes) -> None:
+    def __init__(self, address: tuple[str, int], request: bytes, body: bytes, *, close: bool = False) -> None:
         self._address = address
+        self._close = close
         self._request = request
         self._body = body
         self._epoll = select.epoll()
@@ -44,9 +46,7 @@ class Client:
 
     def run(self, rate: float, seconds: float, connections: int) -> None:
         """Ask `rate` times a second for `seconds`."""
-        self._free = [socket.create_connection(self._address, 10) for _ in range(connections)]
-        for sock in self._free:
-            sock.setblocking(False)
+        self._free = [socket.socket() for _ in range(connections)]  # not connected: see _ask
         began, asked, due = time.monotonic(), 0, deque[float]()
         total = int(rate * seconds)
         while (now := time.monotonic()) < began + seconds + PATIENCE:
@@ -70,16 +70,12 @@ class Client:
             try:
                 sock.send(self._request)
                 break
-            except OSError:  # it was closed while it was idle
-                sock = self._anew(sock)
+            except OSError:  # it was never open, or was closed while it was idle
+                sock.close()
+                sock = socket.create_connection(self._address, 10)
+                sock.setblocking(False)
         self._asking[sock.fileno()] = Asking(sock, due)
         self._epoll.register(sock, select.EPOLLIN)
-
-    def _anew(self, sock: socket.socket) -> socket.socket:
-        sock.close()
-        new = socket.create_connection(self._address, 10)
-        new.setblocking(False)
-        return new
 
     def _receive(self, one: Asking) -> None:
         ended = False
@@ -97,15 +93,14 @@ class Client:
             return
         self._epoll.unregister(one.sock)
         del self._asking[one.sock.fileno()]
-        if not whole and not one.got:
-            self._ask(
-                self._anew(one.sock), one.due
-            )  # closed between two requests: asked anew, and it counts from then
+        if not whole and not one.got:  # closed between two requests: asked anew, and it counts from then
+            one.sock.close()
+            self._ask(one.sock, one.due)
             return
         if whole and rest == self._body and head.split(b" ", 2)[1:2] == [b"200"]:
             self.took.append(time.monotonic() - one.due)
         else:
             self.errors += 1
-        closes = ended or b"connection: close" in head.lower()
-        with contextlib.suppress(OSError):
-            self._free.append(self._anew(one.sock) if closes else one.sock)
+        if ended or self._close or b"connection: close" in head.lower():
+            one.sock.close()
+        self._free.append(one.sock)

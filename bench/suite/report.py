@@ -1,22 +1,92 @@
-"""What `make bench` leaves: results as JSON, docs/benchmarks.md's tables, and a plot of each case."""
+"""What `make bench` leaves: results.json, and everything that is made from it: tables in Markdown, a plot of each
+case, and the generated part of docs/benchmarks.md.
+
+    .venv-bench/bin/python -m suite.report [build/bench/results.json]     make bench-docs
+
+puts results into the documents: docs/benchmarks/results.json, the part of docs/benchmarks.md between two marks, and
+the plots beside it. Without an argument it writes them anew from docs/benchmarks/results.json. What a person writes
+stands around the marks and is left alone. `--check` says whether the documents are what this makes of that.
+"""
 
 from __future__ import annotations
 
+import argparse
+import html
 import json
 import statistics
-from collections.abc import Mapping
-from dataclasses import asdict
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from suite.cases import Case, Figures
-from suite.figures import OURS, Row, Study
+from suite.cases import CASES, Case
+from suite.figures import OURS, Bar, Figures, Limit, Row, Study
 
-#: What was found: by setting and case, of each peer, or a study's rows.
-Runs = dict[str, dict[str, dict[str, Figures] | list[Row]]]
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+BEGIN = "<!-- From here to the next mark it is written by `make bench-docs`. -->"
+END = "<!-- The end of what `make bench-docs` writes. -->"
 
 #: A plot's measures, in px.
-_BAR, _GAP, _LABEL, _WIDTH = 22, 8, 190, 720
-_OURS, _OTHERS, _INK = "#2563a8", "#b9c4d0", "#333333"
+_BAR, _GAP, _LABEL, _NUMBER, _WIDTH, _TOP = 18, 5, 220, 150, 760, 34
+_COLORS = {True: "#2563a8", False: "#b9c4d0"}
+_INK = "#333333"
+
+
+@dataclass(slots=True)
+class Results:
+    """What was found: by setting and case, of each peer, or a study's rows; and on what."""
+
+    about: dict[str, str]
+    runs: dict[str, dict[str, dict[str, Figures] | list[Row]]]
+
+    def to_json(self) -> str:
+        runs = {
+            setting: {
+                name: [asdict(row) for row in found]
+                if isinstance(found, list)
+                else {peer: asdict(each) for peer, each in found.items()}
+                for name, found in by_case.items()
+            }
+            for setting, by_case in self.runs.items()
+        }
+        return json.dumps({"about": self.about, "results": runs}, indent=1) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Results:
+        plain = json.loads(text)
+        runs: dict[str, dict[str, dict[str, Figures] | list[Row]]] = {}
+        for setting, by_case in plain["results"].items():
+            runs[setting] = {}
+            for name, found in by_case.items():
+                if isinstance(found, dict):
+                    runs[setting][name] = {peer: Figures(**each) for peer, each in found.items()}
+                    continue
+                runs[setting][name] = [
+                    Row(**{**row, "bars": tuple(Limit(**bar) for bar in row["bars"])}) for row in found
+                ]
+        return cls(plain["about"], runs)
+
+    def cases(self) -> Iterator[tuple[str, Case, dict[str, Figures]]]:
+        """Setting, case and figures of wrk's cases."""
+        known = {case.name: case for case in CASES}
+        for setting, by_case in self.runs.items():
+            for name, found in by_case.items():
+                case = known.get(name)
+                if isinstance(case, Case) and isinstance(found, dict):
+                    yield setting, case, found
+
+    def studies(self) -> Iterator[tuple[str, Study, list[Row]]]:
+        """Setting, study and rows of the others."""
+        known = {case.name: case for case in CASES}
+        for setting, by_case in self.runs.items():
+            for name, found in by_case.items():
+                case = known.get(name)
+                if isinstance(case, Study) and isinstance(found, list):
+                    yield setting, case, found
+
+
+# ---- numbers ----------------------------------------------------------------------------------------------------
 
 
 def median(values: list[float]) -> float:
@@ -29,137 +99,305 @@ def spread(values: list[float]) -> str:
     return f"± {50 * (max(values) - min(values)) / middle:.0f} %" if middle else "-"
 
 
-def ratios(results: dict[str, Figures], of: str, against: str) -> float | None:
-    """The median of `of` by that of `against`; None if one of them wasn't measured."""
-    below = median(results[against].rate) if against in results else 0.0
-    return median(results[of].rate) / below if below and of in results else None
-
-
-def table(case: Case, results: dict[str, Figures]) -> str:
-    """A case as Markdown: every figure beside its ratio to ours."""
-    ours = median(results["pyttpd"].rate)
-    lines = [
-        f"### {case.title}",
-        "",
-        "| server | requests/s | spread | pyttpd has | ms of processor per 1,000 | errors |",
-        "| --- | ---: | ---: | ---: | ---: | ---: |",
-    ]
-    for name, figures in sorted(results.items(), key=lambda item: -median(item[1].rate)):
-        if figures.failed:
-            lines.append(f"| {name} | not measured: {figures.failed} | | | | |")
-            continue
-        rate = median(figures.rate)
-        ratio = "" if name == "pyttpd" else f"{ours / rate:.2f} x" if rate else "-"
-        lines.append(
-            f"| {name} | {rate:,.0f} | {spread(figures.rate)} | {ratio} | {1000 * median(figures.cost):.1f} | "
-            f"{figures.errors} |"
-        )
-    for bar in case.bars:
-        found = ratios(results, bar.of, bar.against)
-        if found is not None:
-            verdict = "met" if found >= bar.ratio else "**missed**"
-            lines += ["", f"Bar: {bar.ratio:g} x {bar.against}: {found:.2f}, {verdict}."]
-    latencies = {name: figures.latency for name, figures in results.items() if figures.latency}
-    if latencies:
-        rate = next(iter(latencies.values()))["rate"]
-        lines += [
-            "",
-            f"At {rate:,.0f} requests/s for all (half of the slowest one's most):",
-            "",
-            "| server | p50 | p99 | p99.9 |",
-            "| --- | ---: | ---: | ---: |",
-        ]
-        for name, found_ in sorted(latencies.items(), key=lambda item: item[1]["p99"]):
-            cells = " | ".join(f"{1000 * found_[key]:.2f} ms" for key in ("p50", "p99", "p99.9"))
-            lines.append(f"| {name} | {cells} |")
-    return "\n".join(lines) + "\n"
-
-
 def shown(value: float) -> str:
     """Three digits at the least, and no exponent."""
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
-def study_table(study: Study, rows: list[Row]) -> str:
-    """A study as Markdown: a figure's servers stand below each other, with our ratio to each."""
-    lines = [
-        f"### {study.title}",
+# ---- bars -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """One bar, and what became of it. `measured` is None where one of the two wasn't."""
+
+    what: str
+    wanted: str
+    setting: str
+    measured: float | None
+    met: bool
+
+    def row(self) -> str:
+        found = "not measured" if self.measured is None else shown(self.measured)
+        said = "" if self.measured is None else "met" if self.met else "**missed**"
+        return f"| {self.what} | {self.wanted} | {self.setting} | {found} | {said} |"
+
+
+def measured(bar: Bar, figures: dict[str, Figures]) -> float | None:
+    """The ratio that `bar` is of."""
+    ours, theirs = figures.get(bar.of), figures.get(bar.against)
+    if ours is None or theirs is None or ours.failed or theirs.failed:
+        return None
+    values = [median(each.latency.get("p99", []) if bar.p99 else each.rate) for each in (ours, theirs)]
+    return values[0] / values[1] if all(values) else None
+
+
+def case_verdicts(setting: str, case: Case, figures: dict[str, Figures]) -> Iterator[Verdict]:
+    """Bars are of servers on one core: elsewhere there are none."""
+    if not setting.startswith("one core"):
+        return
+    logs = setting.endswith("access logs")
+    for bar in case.bars:
+        if bar.logs not in (None, logs) or (bar.p99 and not any(each.common for each in figures.values())):
+            continue
+        found = measured(bar, figures)
+        what = case.title + ("" if bar.of == OURS else f" ({bar.of})")
+        yield Verdict(what, str(bar), setting, found, found is not None and bar.met(found))
+
+
+def study_verdicts(setting: str, study: Study, rows: list[Row]) -> Iterator[Verdict]:
+    """The same of a study."""
+    found = {(row.figure, row.server): median(row.values) for row in rows if row.values and not row.failed}
+    for row in rows:
+        for bar in row.bars:
+            value = found.get((row.figure, row.server))
+            base = found.get((row.figure, bar.against)) if bar.against else 1.0
+            ratio = value / base if value is not None and base else None
+            what = f"{study.title}: {row.figure}{'' if row.server == OURS else f' ({row.server})'}"
+            unit = "" if bar.against else f" {row.unit}"
+            yield Verdict(what, f"{bar}{unit}", setting, ratio, ratio is not None and bar.met(ratio))
+
+
+def bars_table(results: Results) -> list[str]:
+    """All bars."""
+    verdicts = [each for one in results.cases() for each in case_verdicts(*one)]
+    verdicts += [each for one in results.studies() for each in study_verdicts(*one)]
+    verdicts.sort(key=lambda each: each.what)
+    missed = sum(each.measured is not None and not each.met for each in verdicts)
+    return [
+        f"{sum(each.met for each in verdicts)} met, {missed} missed.",
         "",
+        "| what | wanted | setting | measured | |",
+        "| --- | --- | --- | ---: | --- |",
+        *(each.row() for each in verdicts),
+        "",
+    ]
+
+
+# ---- tables -----------------------------------------------------------------------------------------------------
+
+
+def case_table(figures: dict[str, Figures]) -> list[str]:
+    """A case: every figure beside our ratio to it."""
+    ours = median(figures[OURS].rate) if OURS in figures else 0.0
+    lines = [
+        "| server | requests/s | spread | pyttpd has | CPU s per 1,000 | errors |",
+        "| --- | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for name, each in sorted(figures.items(), key=lambda item: -median(item[1].rate)):
+        if each.failed or not each.rate:
+            lines.append(f"| {name} | not measured: {each.failed[:200] or 'nothing'} | | | | |")
+            continue
+        rate = median(each.rate)
+        ratio = f"{ours / rate:.2f} x" if ours and name != OURS else ""
+        lines.append(
+            f"| {name} | {rate:,.0f} | {spread(each.rate)} | {ratio} | {median(each.cost):.4f} | {each.errors} |"
+        )
+    timed = {name: each for name, each in figures.items() if each.latency and not each.failed}
+    if timed:
+        rate = next(iter(timed.values())).common
+        lines += [
+            "",
+            f"At {rate:,.0f} requests/s for all (half of the slowest one's most), milliseconds:",
+            "",
+            "| server | p50 | p99 | spread | pyttpd has | p99.9 |",
+            "| --- | ---: | ---: | ---: | ---: | ---: |",
+        ]
+        base = median(timed[OURS].latency["p99"]) if OURS in timed else 0.0
+        for name, each in sorted(timed.items(), key=lambda item: median(item[1].latency["p99"])):
+            p50, p99, p999 = (median(each.latency[key]) for key in ("p50", "p99", "p99.9"))
+            ratio = f"{base / p99:.2f} x" if base and name != OURS else ""
+            lines.append(
+                f"| {name} | {1000 * p50:.2f} | {1000 * p99:.2f} | {spread(each.latency['p99'])} | {ratio} "
+                f"| {1000 * p999:.2f} |"
+            )
+    return [*lines, ""]
+
+
+def study_table(rows: list[Row]) -> list[str]:
+    """A study: a figure's servers stand below each other, with our ratio to each."""
+    lines = [
         "| figure | server | median | spread | pyttpd has |",
         "| --- | --- | ---: | ---: | ---: |",
     ]
     found = {(row.figure, row.server): median(row.values) for row in rows if row.values}
-    bars = []
     for row in rows:
         if row.failed or not row.values:
-            lines.append(f"| {row.figure} | {row.server} | not measured: {row.failed or 'nothing'} | | |")
+            lines.append(
+                f"| {row.figure} | {row.server} | not measured: {row.failed[:200] or 'nothing'} | | |"
+            )
             continue
         value, ours = median(row.values), found.get((row.figure, OURS))
         ratio = f"{ours / value:.2f} x" if ours is not None and row.server != OURS and value else ""
         lines.append(
             f"| {row.figure} | {row.server} | {shown(value)} {row.unit} | {spread(row.values)} | {ratio} |"
         )
-        for bar in row.bars:
-            base = found.get((row.figure, bar.against)) if bar.against else 1.0
-            if not base:
-                bars.append(f"Bar: {row.figure}, {row.server}: {bar}: not measured.")
-                continue
-            verdict = "met" if bar.met(value / base) else "**missed**"
-            bars.append(f"Bar: {row.figure}, {row.server}: {bar}: {shown(value / base)}, {verdict}.")
-    for line in bars:
-        lines += ["", line]
-    return "\n".join(lines) + "\n"
+    return [*lines, ""]
 
 
-def plot(case: Case, results: dict[str, Figures]) -> str:
-    """A case as SVG: a bar for each peer."""
-    rows = sorted(
-        ((name, median(each.rate)) for name, each in results.items() if each.rate), key=lambda row: -row[1]
-    )
-    most = max((rate for _, rate in rows), default=1.0)
-    height = len(rows) * (_BAR + _GAP) + 40
-    form = f'width="{_WIDTH}" height="{height}" font-family="sans-serif" font-size="13" fill="{_INK}"'
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" {form}><rect width="100%" height="100%" fill="#ffffff"/>',
-        f'<text x="8" y="20" font-weight="bold">{case.title}: requests/s</text>',
+def markdown(results: Results, folder: str) -> str:
+    """All of it; plots are in `folder`."""
+    lines = ["## The bars", "", *bars_table(results), "## What was found", ""]
+    lines += ["| | |", "| --- | --- |", *(f"| {key} | {value} |" for key, value in results.about.items()), ""]
+    drawn = set()
+    for setting in results.runs:
+        lines += [f"### {setting[0].upper()}{setting[1:]}", ""]
+        for where, case, figures in results.cases():
+            if where == setting:
+                lines += [f"#### {case.title}", "", *case_table(figures)]
+                if case.name not in drawn:
+                    drawn.add(case.name)
+                    lines += [f"![{case.title}]({folder}{case.name}.svg)", ""]
+        for where, study, rows in results.studies():
+            if where == setting:
+                lines += [f"#### {study.title}", "", *study_table(rows)]
+                if any(len(block.rows) > 1 for block in study_blocks(rows)):
+                    lines += [f"![{study.title}]({folder}{study.name}.svg)", ""]
+    return "\n".join(lines)
+
+
+# ---- plots ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Bars that can be compared with each other: a name, and what each round had."""
+
+    title: str
+    rows: list[tuple[str, list[float]]]
+
+
+def case_blocks(results: Results, case: Case) -> list[Block]:
+    """Requests/s, a block for each setting."""
+    return [
+        Block(
+            f"requests/s; {setting}",
+            sorted(
+                ((name, each.rate) for name, each in figures.items() if each.rate and not each.failed),
+                key=lambda row: -median(row[1]),
+            ),
+        )
+        for setting, of, figures in results.cases()
+        if of.name == case.name
     ]
-    for number, (name, rate) in enumerate(rows):
-        y = 34 + number * (_BAR + _GAP)
-        width = round((_WIDTH - _LABEL - 90) * rate / most)
-        color = _OURS if name == "pyttpd" else _OTHERS
-        parts += [
-            f'<text x="{_LABEL - 8}" y="{y + 16}" text-anchor="end">{name}</text>',
-            f'<rect x="{_LABEL}" y="{y}" width="{width}" height="{_BAR}" fill="{color}"/>',
-            f'<text x="{_LABEL + width + 6}" y="{y + 16}">{rate:,.0f}</text>',
+
+
+def study_blocks(rows: list[Row]) -> list[Block]:
+    """A block for each figure."""
+    blocks: dict[str, Block] = {}
+    for row in rows:
+        if row.values and not row.failed:
+            block = blocks.setdefault(row.figure, Block(f"{row.figure}, {row.unit}", []))
+            block.rows.append((row.server, row.values))
+    return list(blocks.values())
+
+
+def plot(title: str, blocks: list[Block]) -> str:
+    """Bars as SVG, each with a line from its least round to its most."""
+    parts, y = [], _TOP
+    for block in blocks:
+        parts.append(f'<text x="8" y="{y + 14}" font-style="italic">{html.escape(block.title)}</text>')
+        y += 22
+        most = max((max(values) for _, values in block.rows), default=0.0) or 1.0
+        scale = (_WIDTH - _LABEL - _NUMBER) / most
+        for name, values in block.rows:
+            middle, color = y + _BAR / 2, _COLORS[name.startswith(OURS)]
+            least, value, top = (_LABEL + each * scale for each in (min(values), median(values), max(values)))
+            parts += [
+                f'<text x="{_LABEL - 8}" y="{y + 14}" text-anchor="end">{html.escape(name)}</text>',
+                f'<rect x="{_LABEL}" y="{y}" width="{value - _LABEL:.1f}" height="{_BAR}" fill="{color}"/>',
+                f'<path d="M{least:.1f} {middle}H{top:.1f}" stroke="{_INK}"/>',
+                f'<text x="{top + 6:.1f}" y="{y + 14}">{shown(median(values))}</text>',
+            ]
+            y += _BAR + _GAP
+        y += 10
+    form = f'width="{_WIDTH}" height="{y}" font-family="sans-serif" font-size="13" fill="{_INK}"'
+    return "\n".join(
+        [
+            f'<svg xmlns="http://www.w3.org/2000/svg" {form}>',
+            '<rect width="100%" height="100%" fill="#ffffff"/>',
+            f'<text x="8" y="20" font-weight="bold">{html.escape(title)}</text>',
+            *parts,
+            "</svg>",
+            "",
         ]
-    return "\n".join([*parts, "</svg>"]) + "\n"
+    )
 
 
-def write(folder: Path, runs: Runs, cases: Mapping[str, Case | Study], about: dict[str, str]) -> None:
-    """Write results.json, tables.md and a plot of each of wrk's cases into `folder`."""
+def plots(results: Results) -> dict[str, str]:
+    """A plot of each case, by its file's name."""
+    found = {}
+    for _, case, _ in results.cases():
+        found[f"{case.name}.svg"] = plot(case.title, case_blocks(results, case))
+    for _, study, rows in results.studies():
+        if blocks := [block for block in study_blocks(rows) if len(block.rows) > 1]:
+            found[f"{study.name}.svg"] = plot(study.title, blocks)
+    return found
+
+
+# ---- files ------------------------------------------------------------------------------------------------------
+
+
+def write(folder: Path, results: Results) -> None:
+    """Write results.json, tables.md and the plots."""
     folder.mkdir(parents=True, exist_ok=True)
-    plain = {
-        setting: {
-            name: [asdict(row) for row in found]
-            if isinstance(found, list)
-            else {peer: asdict(each) for peer, each in found.items()}
-            for name, found in by_case.items()
-        }
-        for setting, by_case in runs.items()
-    }
-    (folder / "results.json").write_text(json.dumps({"about": about, "results": plain}, indent=1) + "\n")
-    lines = ["## On what", "", *(f"- {key}: {value}" for key, value in about.items()), ""]
-    for setting, by_case in runs.items():
-        lines += [f"## {setting}", ""]
-        for name, found in by_case.items():
-            case = cases[name]
-            if isinstance(case, Study):
-                assert isinstance(found, list)
-                lines.append(study_table(case, found))
-                continue
-            assert isinstance(found, dict)
-            if OURS in found:
-                lines.append(table(case, found))
-            drawing = folder / f"{name}-{setting.replace(' ', '-').replace(',', '')}.svg"
-            drawing.write_text(plot(case, found))
-    (folder / "tables.md").write_text("\n".join(lines))
+    (folder / "results.json").write_text(results.to_json())
+    (folder / "tables.md").write_text(markdown(results, ""))
+    for name, text in plots(results).items():
+        (folder / name).write_text(text)
+
+
+def publish(text: str, docs: Path) -> None:
+    """Put results.json's `text` into the documents in `docs`; plots of cases that are gone go."""
+    results = Results.from_json(text)
+    page, folder = docs / "benchmarks.md", docs / "benchmarks"
+    before, begin, rest = page.read_text().partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise SystemExit(f"{page}: the marks of its generated part are missing: {BEGIN} and {END}")
+    page.write_text(f"{before}{BEGIN}\n\n{markdown(results, 'benchmarks/')}\n{END}{after}")
+    folder.mkdir(exist_ok=True)
+    for old in folder.glob("*.svg"):
+        old.unlink()
+    for name, drawing in plots(results).items():
+        (folder / name).write_text(drawing)
+    (folder / "results.json").write_text(results.to_json())
+
+
+def contents(docs: Path) -> dict[str, str]:
+    """What `publish` writes, as it is."""
+    files = [docs / "benchmarks.md", *sorted((docs / "benchmarks").glob("*"))]
+    return {str(path.relative_to(docs)): path.read_text() for path in files if path.is_file()}
+
+
+def differing(docs: Path) -> list[str]:
+    """Which documents aren't what `publish` makes of their results."""
+    there = contents(docs)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "benchmarks.md").write_text(there["benchmarks.md"])
+        publish(there["benchmarks/results.json"], folder)
+        made = contents(folder)
+    return sorted(path for path in {*there, *made} if there.get(path) != made.get(path))
+
+
+def main() -> int:
+    """See the module's text."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("results", nargs="?", type=Path, default=DOCS / "benchmarks" / "results.json")
+    parser.add_argument("--docs", type=Path, default=DOCS)
+    parser.add_argument("--check", action="store_true")
+    options = parser.parse_args()
+    if options.check:
+        wrong = differing(options.docs)
+        if wrong:
+            print(f"not what their results make: {', '.join(wrong)}: run make bench-docs", file=sys.stderr)
+        return bool(wrong)
+    publish(options.results.read_text(), options.docs)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

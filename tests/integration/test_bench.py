@@ -4,6 +4,7 @@ bench-micro` run the same programs for longer, with all peers.
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -30,6 +31,28 @@ def run(*arguments: str) -> str:
     )
     assert not done.returncode, done.stdout + done.stderr
     return done.stdout
+
+
+@pytest.mark.root
+@pytest.mark.program("wrk", "taskset", "nginx")
+def test_a_case_has_figures_of_each_peer(tmp_path: Path) -> None:
+    said = run(
+        *("suite", "--case", "static-1k", "--peer", "pyttpd", "nginx", "--rounds", "1", "--seconds", "0.3"),
+        *("--setting", "one core, access logs", "--into", str(tmp_path)),
+    )
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert {"processor", "kernel", "python", "pyttpd", "nginx", "client", "commit", "took"} <= set(
+        results["about"]
+    )
+    found = results["results"]["one core, access logs"]["static-1k"]
+    assert set(found) == {"pyttpd", "nginx"}
+    for name, figures in found.items():
+        assert not figures["failed"], figures
+        assert figures["errors"] == 0, name
+        assert all(len(figures[key]) == 1 and figures[key][0] > 0 for key in ("rate", "cost")), figures
+        assert all(figures["latency"][key][0] > 0 for key in ("p50", "p99", "p99.9")), figures
+    assert (tmp_path / "tables.md").read_text() in said
+    assert ">nginx</text>" in (tmp_path / "static-1k.svg").read_text()
 
 
 @pytest.mark.root
