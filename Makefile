@@ -73,10 +73,10 @@ profile: ## leave a flame graph of each role's processes under load in build/pro
 soak: ## 60 seconds (SOAK=60) of load on workers that die all the time: no request may fail
 	@PYTTPD_SOAK=$${SOAK:-60} scripts/test tests/integration/test_pools.py -q -s -k soak
 
-chaos: ## 600 seconds (SECONDS=600 SEED=1) of kills, stops, replacements, reloads under load: nothing more may be lost
+chaos: ## 600 seconds (SECONDS=600 SEED=1) of kills, stops, replacements, reloads under load, plain and in containers
 	@PYTTPD_CHAOS_SECONDS=$(or $(SECONDS),600) PYTTPD_CHAOS_SEED=$(or $(SEED),1) scripts/test tests/chaos -q -s
 
-chaos-sum: ## the runs of `make chaos` that build/chaos has, added up: fewer than 200 events of a kind, or any loss, is an error
+chaos-sum: ## all runs of `make chaos` in build/chaos added up: a loss, or fewer than 200 events of a kind, is an error
 	@PYTHONPATH=tests:src:services/init/src .venv-test/bin/python -m chaos.sums
 
 clean: ## remove what was made here (not the images)

@@ -24,10 +24,15 @@ PRODUCT = ("src", "services")
 
 def product() -> str:
     """Return what identifies the product's code: changes of tests and documents leave it as it is."""
-    words = [f"HEAD:{folder}" for folder in PRODUCT]
-    done = subprocess.run(["git", "rev-parse", *words], cwd=TOP, capture_output=True, text=True)
-    changed = subprocess.run(["git", "diff", "--quiet", "HEAD", "--", *PRODUCT], cwd=TOP, capture_output=True)
-    return " ".join(line[:8] for line in done.stdout.split()) + (" changed" if changed.returncode else "")
+
+    def git(*words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(["git", *words], cwd=TOP, capture_output=True, text=True)
+
+    trees = git("rev-parse", *(f"HEAD:{folder}" for folder in PRODUCT))
+    if trees.returncode:
+        return "unknown"
+    changed = git("diff", "--quiet", "HEAD", "--", *PRODUCT).returncode
+    return " ".join(line[:8] for line in trees.stdout.split()) + (", changed" if changed else "")
 
 
 def write(found: dict[str, Any], name: str, log: str) -> None:

@@ -16,10 +16,10 @@ from pathlib import Path
 
 import pytest
 
-from chaos import clients
+from chaos import clients, sums
 from chaos.content import files
 from chaos.schedule import Action, Deed
-from chaos.stage import HELD, Done, crowd, report, table
+from chaos.stage import HELD, Done, crowd, in_words, report, table
 from support.compose import Deployment, running
 from support.images import TOP
 
@@ -150,9 +150,12 @@ def test_nothing_is_lost_in_containers(tree: Deployment) -> None:
             last.lost.append((failure, HELD))
             continue
         after = ", ".join(f"{failure.at - one.at:.2f} s after {one.deed}" for one in before[-2:])
-        violations.append(f"{failure}: {after}")
+        violations.append(f"{in_words(failure)}: {after}")
+    found = report(done, seen.summaries, seen.failures, 0)
+    found |= {"seconds": SECONDS, "events": len(done), "pairs": 0, "violations": violations}
+    sums.write(found, f"compose-{SEED}", tree.logs())
     print(f"\nseed {SEED}, {len(done)} events in containers\n")
-    print(table(report(done, seen.summaries, seen.failures, 0)))
+    print(table(found))
     for text in violations[:40]:
         print("VIOLATION", text)
     assert not violations, f"{len(violations)} violations, the first: {violations[0]}"

@@ -102,7 +102,7 @@ def test_nothing_is_lost(plant: Callable[..., Tree], request: pytest.FixtureRequ
             time.sleep(clients.IDLE)  # who sleeps finds out what has become of its connection
     violations = broken + stage.judge(seen.failures)
     found = report(stage.done, seen.summaries, seen.failures, retired(tree))
-    found |= {"seed": SEED, "seconds": SECONDS, "events": count, "pairs": pairs, "violations": violations}
+    found |= {"seconds": SECONDS, "events": count, "pairs": pairs, "violations": violations}
     sums.write(found, f"plain-{SEED}", tree.log())
     print(f"\nseed {SEED}, {SECONDS:g} s, {count} events, {pairs} of them pairs\n")
     print(table(found))

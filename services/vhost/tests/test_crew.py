@@ -14,9 +14,11 @@ from typing import Any
 
 import pytest
 
+from pyttpd import tcp
 from pyttpd.config.shares import PoolSettings
 from pyttpd.log import Log
 from pyttpd.wire.messages import Client as Address
+from pyttpd.wire.messages import Dispatch
 
 from pyttpd_vhost.audit import Audit, stack, tracebacks
 from pyttpd_vhost.crew import Crew, Server
@@ -131,6 +133,38 @@ def test_when_the_system_has_no_thread_to_give_the_crew_goes_on(
     assert threading.stack_size() == 0
 
 
+def test_a_connection_is_in_somebodys_hand_wherever_it_is(crew: Crew) -> None:
+    """A worker that leaves ends when nothing is: what it had then would be lost."""
+    one, stuck = object(), object()
+    other = Server("other", crew.main.site)
+    crew.servers.append(other)
+
+    def in_hand(open_: Callable[[], bool] = lambda: False) -> bool:
+        return crew.in_hand(open_, but=crew.main)
+
+    def passes_through() -> bool:
+        """It is taken, and put back where we have already looked."""
+        other.take()
+        other.taking = False
+        return False
+
+    assert not in_hand()
+    assert in_hand(lambda: True)
+    other.take()
+    assert in_hand()  # it may have one that nobody sees
+    assert not crew.in_hand(lambda: False, but=other)
+    other.one = one  # type: ignore[assignment]
+    assert in_hand()
+    other.taking = False
+    assert in_hand()
+    other.one = None
+    assert in_hand(passes_through)
+    assert not in_hand()
+    other.one = other.condemned = stuck  # type: ignore[assignment]
+    other.taking = True  # the only thread, stuck
+    assert not in_hand()
+
+
 def test_an_ended_crew_takes_nobody(crew: Crew) -> None:
     crew.end()
     assert not crew.await_turn(crew.main)
@@ -228,6 +262,28 @@ def test_who_comes_late_takes_nobody_else(place: Place) -> None:
         now.connection.on_readable()
         assert not parking.take(now, unread=True)  # somebody has begun to read it
         assert parking.parked.pop(one.fd) is now
+
+
+def test_what_comes_after_the_end_is_closed_unclaimed() -> None:
+    """Umaster, or whoever offered it, gives it to somebody else then."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    worker = Worker(Site(make_share(), ListLog()), theirs, Scoreboard(1), 0, 1, Log("vhost", "test"))
+    with (
+        ours,
+        socket.create_server(("127.0.0.1", 0)) as server,
+        socket.create_connection(server.getsockname()),
+        server.accept()[0] as sock,
+    ):
+        before = tcp.mark(sock)
+        worker.stop()
+        given = os.dup(sock.fileno())
+        worker._from_umaster(worker._control, Dispatch(1, Address("127.0.0.1", 1), HOST), given)
+        assert tcp.mark(sock) == before
+        with pytest.raises(OSError, match="Bad file"):
+            os.fstat(given)
+    assert not worker._has_connections()
+    worker._control.close()
+    worker.close()
 
 
 def test_a_sweep_that_takes_a_while_loses_nobody() -> None:

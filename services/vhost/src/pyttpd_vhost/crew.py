@@ -35,15 +35,31 @@ STACK_SIZE = 8 << 20
 
 
 class Server:
-    """One serving thread. `one` is the connection that it is serving; the rest is the audit's."""
+    """One serving thread. `one` is the connection that it is serving; what follows `turns` is the audit's."""
 
-    __slots__ = ("_call", "condemned", "ident", "name", "one", "reported", "seen", "since", "site", "waited")
+    __slots__ = (
+        "_call",
+        "condemned",
+        "ident",
+        "name",
+        "one",
+        "reported",
+        "seen",
+        "since",
+        "site",
+        "taking",
+        "turns",
+        "waited",
+    )
 
     def __init__(self, name: str, site: Site) -> None:
         self.name = name
         self.site = site
         self.ident = 0
         self.one: Parked | None = None
+        #: It may have taken a connection that isn't `one` yet; how often it has begun to look for one.
+        self.taking = False
+        self.turns = 0
         #: What it was serving when the audit last looked, and since when (CLOCK_MONOTONIC, s).
         self.seen: object = None
         self.since = 0.0
@@ -53,6 +69,11 @@ class Server:
         #: The connection that was taken away from it.
         self.condemned: Parked | None = None
         self._call: SimpleQueue[None] = SimpleQueue()
+
+    def take(self) -> None:
+        """From now on, until `taking` is false again, it may have a connection that nobody sees."""
+        self.taking = True
+        self.turns += 1
 
     def wake(self) -> None:
         self._call.put(None)
@@ -120,6 +141,21 @@ class Crew:
                     return False
             me.sleep(None)  # somebody has just made it the leader
         return not self._ended
+
+    def in_hand(self, open_: Callable[[], bool], *, but: Server | None) -> bool:
+        """Say whether there is any connection: one that a thread (without `but`) has, or that `open_` knows of.
+
+        Threads go on meanwhile. What one has is its `one`, or it is `taking`; what it had and has put back before we
+        look at it, `open_` sees, unless somebody has taken that again, which `turns` tell. What was taken away from a
+        thread that is stuck counts as nobody's.
+        """
+        others = [server for server in self.servers if server is not but]
+        turns = [server.turns for server in others]
+        if any(
+            server.taking if server.one is None else server.one is not server.condemned for server in others
+        ):
+            return True
+        return open_() or turns != [server.turns for server in others]
 
     def hand_over(self, me: Server) -> None:
         """`me`, if it leads, has something to do: another one leads, or nobody, until one is idle."""

@@ -255,17 +255,21 @@ class Worker(Loop):
         """What each serving thread does, until it is to end: lead when it is its turn, alone or as one of a crowd."""
         while self._crew.await_turn(me):
             if self._quick >= CALM:
+                me.take()
                 self._solo = me if self._running else None
                 self._serve_alone(me)
                 me.one = None
+                me.taking = False
                 self._crew.hand_over(me)
                 continue
             found = self._find(me)
             if found is None:
+                me.taking = False
                 continue
             one, event = found
             # Before anybody else leads, who would take us for idle, and a worker that leaves for done.
             me.one = one
+            me.taking = False
             self._crew.hand_over(me)
             began = self.now
             self._site.turn = object()
@@ -322,6 +326,7 @@ class Worker(Loop):
     def _find(self, me: Server) -> tuple[Parked, int] | None:
         """Lead: wait until something can be served, and return one. None: `me` leads no longer, or all is over."""
         while self._running and self._crew.leader is me:
+            me.take()
             fresh = self._next_fresh()
             if fresh is not None:
                 return fresh, READ
@@ -330,7 +335,9 @@ class Worker(Loop):
                 if self._crew.leader is not me:
                     break  # that has taken a while
             self._busy_since = 0.0
+            me.taking = False
             events = self._epoll.poll(SWEEP_INTERVAL, CROWD_EVENTS)
+            me.take()
             self._busy_since = self.now = time.monotonic()
             if not events:
                 # Nobody wants anything: the crowd is over, and the main thread comes first.
@@ -497,6 +504,9 @@ class Worker(Loop):
         match message:
             case Dispatch(id_, client, authority):
                 assert fd is not None
+                if not self._running:
+                    os.close(fd)  # unread: with our channel's end it is offered to somebody else
+                    return
                 self._spent += 1
                 self._given += 1
                 if not self._wake.is_set():
@@ -607,25 +617,27 @@ class Worker(Loop):
         if me is not None:
             for one in mine:
                 self._serve(me, one, one.connection.close)
-        if self._parked or self._offers or self._fresh or self._audit.lingering:
+        if self._crew.in_hand(self._has_connections, but=me):
             return
-        if self._audit.timed_out:
-            # Whoever is stuck doesn't count, and doesn't hear of the end: the process has to end without it.
-            if not any(
-                server.one is not None and server is not me and server.one is not server.condemned
-                for server in self._crew.servers
-            ):
+        if not self._audit.timed_out and not self._aside_is_done():
+            return
+        # Who takes what umaster has given, or passes it on, has the lock; so from here on nothing comes.
+        with self._lock:
+            if self._crew.in_hand(self._has_connections, but=me):
+                return
+            if self._audit.timed_out:
+                # Whoever is stuck doesn't hear of the end: the process has to end without it.
                 self._end()
-        elif not self._others_busy(me) and self._aside_is_done():
             self.stop()
+
+    def _has_connections(self) -> bool:
+        """There are some that no thread is serving."""
+        return bool(self._parked or self._offers or self._fresh or self._audit.lingering)
 
     def _aside_is_done(self) -> bool:
         """Nothing is served beside us, and the application has ended."""
         aside = self._aside
         return aside is None or (not aside.busy and aside.finish())
-
-    def _others_busy(self, me: Server | None) -> bool:
-        return any(server.one is not None for server in self._crew.servers if server is not me)
 
     # ---- the watcher ----
 
