@@ -152,9 +152,6 @@ class Stage:
         self.wait_whole()
         self.before = self.resources()
         self.namespaces: set[str] = set()
-        # Who is stopped is looked at before anybody else finds it stopped, whatever else this machine does.
-        with contextlib.suppress(PermissionError):
-            os.setpriority(os.PRIO_PROCESS, 0, URGENT)
 
     # ---- looking ----
 
@@ -193,9 +190,16 @@ class Stage:
     def holdings(self, first: Iterable[int] = ()) -> Holdings:
         return Holdings.look(self.processes().names, self.tree.port, first)
 
-    def close(self) -> None:
+    @contextlib.contextmanager
+    def urgent(self) -> Iterator[None]:
+        """Look at who is stopped before anybody else finds it stopped, whatever else this machine does."""
         with contextlib.suppress(PermissionError):
-            os.setpriority(os.PRIO_PROCESS, 0, 0)
+            os.setpriority(os.PRIO_PROCESS, 0, URGENT)
+        try:
+            yield
+        finally:
+            with contextlib.suppress(PermissionError):
+                os.setpriority(os.PRIO_PROCESS, 0, 0)
 
     def resources(self) -> dict[str, int]:
         """Return what a tree has that nobody asks for anything: processes, descriptors, shared memory, by whose it is.
