@@ -34,8 +34,8 @@ from support.leaks import descendants, everybody, state
 from support.tree import Tree
 
 #: After an event the tree is whole again within this (s); what is stopped is found and killed within that.
-WHOLE_WITHIN = 40.0
-STOPPED_WITHIN = 30.0
+WHOLE_WITHIN = 90.0
+STOPPED_WITHIN = 60.0
 #: This thread's nice value.
 URGENT = -15
 #: Names that programs give themselves, and what they are called here.

@@ -21,7 +21,7 @@ from chaos import clients, schedule
 from chaos.content import files
 from chaos.schedule import Action
 from chaos.stage import Stage
-from chaos.test_chaos_plain import EXPECTED, HOSTS, TENANTS
+from chaos.test_chaos_plain import EXPECTED, HOSTS, SETTLED_WITHIN, TENANTS
 from support.tree import Tree
 
 CI_SECONDS = 30.0
@@ -131,3 +131,4 @@ def test_others_notice_nothing(plant: Callable[..., Tree], tmp_path: Path) -> No
     assert 0 < int(found[2]) == int(found[1])
     assert set(re.findall(r"service available:\s+(\w+)", said["slowhttptest"])) == {"YES"}
     assert not [text for one in stage.done for text in one.violations]
+    tree.end(within=SETTLED_WITHIN)

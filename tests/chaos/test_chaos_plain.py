@@ -114,7 +114,7 @@ def test_nothing_is_lost(plant: Callable[..., Tree]) -> None:
     assert not violations, f"{len(violations)} violations, the first: {violations[0]}"
     assert all(summary.answered for summary in seen.summaries)
     tree.wait_for(lambda: not stage.grown(), SETTLED_WITHIN, why=stage.grown)
-    tree.end()
+    tree.end(within=SETTLED_WITHIN)
     assert not stage.stragglers()
     assert set(os.listdir("/dev/shm")) <= memory
     assert tree.table not in tables()
