@@ -36,7 +36,9 @@ ROUNDS = 3
 PATIENCE = 240.0
 #: What they cost while they sleep is measured for so long (s).
 NAP = 5.0
-BARE = "bare interpreters"
+#: What uWSGI says when it has loaded the application.
+LOADED = b"WSGI app 0 "
+BARE, UWSGI = "bare interpreters", "uWSGI, one each, --cheap"
 FIRST_UID = 20_001
 MEGABYTE = 1024 * 1024
 HELLO = b"Hello, world!"
@@ -114,6 +116,47 @@ def tree(count: int, options: Options) -> Iterator[tuple[int, int, float, float]
         shutil.rmtree(folder, ignore_errors=True)
 
 
+@contextlib.contextmanager
+def cheap(count: int, options: Options) -> Iterator[dict[int, int]]:
+    """Run an uWSGI for each of `count` tenants, with the tenant's uid, that has no worker until somebody comes; yield
+    the pid of each, by port.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="pyttpd-bench-"))
+    folder.chmod(0o755)
+    first = free_ports(count)
+    applications = peers.applications(peers.Setting(folder, first, options.log, first))
+    servers: dict[int, subprocess.Popen[bytes]] = {}
+    try:
+        for number in range(count):
+            (home := folder / str(number)).mkdir()
+            os.chown(home, FIRST_UID + number, FIRST_UID + number)
+            words = ["uwsgi", "--master", "--plugin", "python3", "--need-app", "--die-on-term", "--cheap"]
+            words += ["--idle", "600", "--processes", "2", "--uid", str(FIRST_UID + number)]
+            words += ["--gid", str(FIRST_UID + number), "--chdir", str(applications), "--module", "hello:app"]
+            words += ["--http11-socket", f"127.0.0.1:{first + number}"]
+            words += ["--logto", f"{home}/access.log"] if options.log else ["--disable-logging"]
+            with open(home / "output", "ab") as output:
+                servers[first + number] = subprocess.Popen(words, stdout=output, stderr=output)
+        end = time.monotonic() + PATIENCE
+        for number, server in enumerate(servers.values()):
+            # Not by connecting: whoever does so wakes it.
+            while not any(LOADED in file.read_bytes() for file in (folder / str(number)).iterdir()):
+                if server.poll() is not None or time.monotonic() > end:
+                    raise SystemExit("bench: an uWSGI has not loaded its application")
+                time.sleep(0.05)
+        yield {port: server.pid for port, server in servers.items()}
+    finally:
+        for server in servers.values():
+            server.send_signal(signal.SIGTERM)
+        for server in servers.values():
+            try:
+                server.wait(PATIENCE)
+            except subprocess.TimeoutExpired:
+                server.kill()
+                server.wait()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 def is_ready(path: Path) -> bool:
     """Whether a keeper has written that its role is ready."""
     try:
@@ -181,6 +224,8 @@ def measure(options: Options) -> list[Row]:
     """Start and end everything, in turns."""
     count, ours = TENANTS, OURS
     start, used = f"{count:,} started", f"{count:,} started, processor time"
+    asleep = "a sleeping tenant's processes, shared pages by share"
+    first_wsgi, woken_private = "first answer of a sleeping one: WSGI", "a woken tenant's processes, private"
     rows = {
         name: Row(name[0], name[1], unit, bars=bars)
         for name, unit, bars in (
@@ -190,14 +235,18 @@ def measure(options: Options) -> list[Row]:
             ((used, BARE), "s", ()),
             (("a sleeping tenant's supervisor, private", ours), "MB", (SLEEPING,)),
             (("a sleeping tenant's keeper, private", ours), "MB", ()),
-            (("a sleeping tenant's processes, shared pages by share", ours), "MB", ()),
+            ((asleep, ours), "MB", ()),
+            ((asleep, UWSGI), "MB", ()),
             (("what the machine has less, per sleeping tenant", ours), "MB", ()),
             (("processor time of all while they sleep, per second", ours), "ms", ()),
             (("first answer of a sleeping one: files", ours), "ms", ()),
-            (("first answer of a sleeping one: WSGI", ours), "ms", ()),
+            ((first_wsgi, ours), "ms", ()),
+            ((first_wsgi, UWSGI), "ms", ()),
+            (("processor time of waking one", ours), "ms", ()),
             (("the next answer: files", ours), "ms", ()),
             (("the next answer: WSGI", ours), "ms", ()),
-            (("a woken tenant's processes, private", ours), "MB", ()),
+            ((woken_private, ours), "MB", ()),
+            ((woken_private, UWSGI), "MB", ()),
         )
     }
 
@@ -240,10 +289,28 @@ def measure(options: Options) -> list[Row]:
                 "WSGI": range(1, count, step)[: ASKED // 2],
             }
             for what in ("first answer of a sleeping one", "the next answer"):
+                spent = processor_time(runner)
                 for kind, numbers in chosen.items():
                     note(f"{what}: {kind}", ours, visits(port, numbers) * 1000)
+                if what.startswith("first"):
+                    visited = sum(map(len, chosen.values()))
+                    note(
+                        "processor time of waking one",
+                        ours,
+                        (processor_time(runner) - spent) / visited * 1000,
+                    )
             woken = [private_memory(family(families[f"t{each}"][0])) for each in chosen["WSGI"]]
-            note("a woken tenant's processes, private", ours, statistics.median(woken) / MEGABYTE)
+            note(woken_private, ours, statistics.median(woken) / MEGABYTE)
+        with cheap(ASKED // 2, options) as servers:
+            note(
+                asleep,
+                UWSGI,
+                statistics.median(proportional(family(pid)) for pid in servers.values()) / MEGABYTE,
+            )
+            answers = [first_byte(port, "127.0.0.1") * 1000 for port in servers]
+            note(first_wsgi, UWSGI, statistics.median(answers))
+            private = [private_memory(family(pid)) / MEGABYTE for pid in servers.values()]
+            note(woken_private, UWSGI, statistics.median(private))
         print(
             f"    round {number + 1}: "
             + ", ".join(
@@ -258,5 +325,5 @@ STUDY = Study(
     "tenants",
     f"{TENANTS:,} tenants, mostly asleep",
     measure,
-    ((OURS, (peers.PYTHON, "-c", "import importlib.metadata as m; print('pyttpd', m.version('pyttpd'))")),),
+    ((OURS, peers.PYTTPD_WSGI.version), (UWSGI, peers.UWSGI.version)),
 )

@@ -368,16 +368,18 @@ class Runner:
 
         Not where Landlock doesn't judge TCP connections: who sleeps there would have to give up connecting.
         """
-        if child.role is not Role.VHOST or isinstance(child, GateInstance):
+        if child.role is not Role.VHOST or isinstance(child, GateInstance) or not self._judged:
             return False
-        return self.config.vhost(child.name).pool.mode == "ondemand" and self._judged
+        try:
+            return self.config.vhost(child.name).pool.mode == "ondemand"
+        except KeyError:
+            return False  # its table has just gone; who starts it finds that out
 
     def _start(self, child: Instance) -> None:
         runner = os.getpid()
         child.start_at = None
         child.born = time.monotonic()
-        if self._may_sleep(child):
-            self._ask_for(child)
+        if self._may_sleep(child) and self._ask_for(child):
             return
         child.pid = os.fork()
         if child.pid == 0:
@@ -388,22 +390,28 @@ class Runner:
             finally:
                 os._exit(2)
 
-    def _ask_for(self, child: Instance) -> None:
-        """Have the seed fork a keeper of `child`, which sleeps."""
+    def _ask_for(self, child: Instance) -> bool:
+        """Have the seed fork a keeper of `child`, which sleeps. False: it has too many paths to be asked for so."""
+        joins = child.network >= 0
         try:
-            joins = child.network >= 0
             request = seed.Request(
                 (*self._arguments(child), "--asleep"),
                 tuple(f"{door.directory.value}:{door.role}:{door.name}" for door in child.doors),
                 self._files(child) if self.as_root else None,
                 joins,
             )
-            fds = [*(door.fd for door in child.doors), *([child.network] if joins else [])]
-            child.pid = self._seedbed.keeper(request, fds)
         except namespaces.NamespaceError as error:
             self.log.error("cannot start", child=child, error=error)
+            self._gone(child, 2)
+            return True
+        data = request.pack()
+        if len(data) > seed.MAX_REQUEST:
+            return False
+        fds = [*(door.fd for door in child.doors), *([child.network] if joins else [])]
+        child.pid = self._seedbed.keeper(data, fds)
         if not child.pid:
             self._gone(child, 2)
+        return True
 
     def _become(self, child: Instance, runner: int) -> None:
         os.setsid()

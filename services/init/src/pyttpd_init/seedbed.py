@@ -72,11 +72,11 @@ class Seedbed:
             data = b""
         return int(seed.ANSWER.unpack(data)[0]) if len(data) == seed.ANSWER.size else -1
 
-    def keeper(self, request: seed.Request, fds: list[int]) -> int:
-        """Return the pid of a keeper, our child; 0 if there is none, and somebody has to ask again."""
+    def keeper(self, request: bytes, fds: list[int]) -> int:
+        """Return the pid of a keeper, our child; 0 if there is none, and somebody has to ask again. request: packed."""
         assert self._sock is not None
         try:
-            fdpass.send_fds(self._sock, request.pack(), fds)
+            fdpass.send_fds(self._sock, request, fds)
             answered = select.select([self._sock], [], [], PATIENCE)[0]
             pid = self._answer() if answered else -1
         except OSError as error:
