@@ -113,10 +113,10 @@ def once(peer: Peer, options: Options) -> dict[tuple[str, str], float]:
         target = Target(port, "/", HELLO)
         target.wait()
         alone = constant_rate(target, RATE, SECONDS)
-        processes = [each for pid in pids for each in family(pid)]
+        processes = family(*pids)
         before = private_memory(processes)
         with idle(port, CONNECTIONS) as connections:
-            after = private_memory([each for pid in pids for each in family(pid)])
+            after = private_memory(family(*pids))
             beside = constant_rate(target, RATE, SECONDS)
             for first in range(0, CONNECTIONS, BATCH):
                 ask(connections[first : first + BATCH])

@@ -134,11 +134,11 @@ def measure(options: Options) -> list[Row]:
             for figure in (KEPT, NEW):
                 for name, (network, target, pids) in servers.items():
                     seconds = options.seconds if number else 1  # the first round warms up
-                    before = sum(map(processor_time, pids))
+                    before = processor_time(*pids)
                     with inside(network):
                         load = wrk(target, seconds, CONNECTIONS, close=figure == NEW, pin=options.pin)
                         target.check()
-                    used = sum(map(processor_time, pids)) - before
+                    used = processor_time(*pids) - before
                     if load.errors:
                         raise WrongAnswer(f"{name}: {load.errors} wrong answers")
                     if number:

@@ -27,9 +27,9 @@ def children() -> dict[int, list[int]]:
     return found
 
 
-def family(pid: int) -> list[int]:
-    """`pid` and all below it."""
-    below, found, parents = [pid], [], children()
+def family(*pids: int) -> list[int]:
+    """`pids` and all below them."""
+    below, found, parents = [*pids], [], children()
     while below:
         found.append(below.pop())
         below += parents.get(found[-1], [])
@@ -44,15 +44,15 @@ def own_time(pid: int, *, dead_children: bool = False) -> float:
     return 0.0
 
 
-def processor_time(pid: int) -> float:
-    """Seconds that `pid` and all below it have used, those of their dead children included."""
-    return sum(own_time(each, dead_children=True) for each in family(pid))
+def processor_time(*pids: int) -> float:
+    """Seconds that `pids` and all below them have used, those of their dead children included."""
+    return sum(own_time(each, dead_children=True) for each in family(*pids))
 
 
 def named(pids: list[int]) -> dict[str, list[int]]:
     """`pids` and all below them, by the name that they have in `ps`."""
     found: dict[str, list[int]] = {}
-    for each in [each for pid in pids for each in family(pid)]:
+    for each in family(*pids):
         with contextlib.suppress(OSError):
             found.setdefault(Path(f"/proc/{each}/comm").read_text().rstrip("\n"), []).append(each)
     return found

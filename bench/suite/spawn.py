@@ -68,7 +68,7 @@ def born(port: int) -> tuple[float, float]:
 def workers(pids: list[int]) -> list[int]:
     """Those of these processes and their descendants that are workers."""
     found = []
-    for pid in (each for top in pids for each in family(top)):
+    for pid in family(*pids):
         with contextlib.suppress(OSError):
             name = Path(f"/proc/{pid}/comm").read_text()
             if name[0] == "w" and name.strip().endswith(":t0"):

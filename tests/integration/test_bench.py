@@ -10,6 +10,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from suite import cases, clients, peers
+from suite.figures import Options
 
 BENCH = Path(__file__).resolve().parents[2] / "bench"
 #: A function that each role's process is in all the time that it serves.
@@ -55,6 +57,62 @@ def test_a_case_has_figures_of_each_peer(tmp_path: Path) -> None:
     assert ">nginx</text>" in (tmp_path / "static-1k.svg").read_text()
 
 
+#: Answers with `body`; with `last` it is gone after that many connections.
+SERVER = """
+import os, socketserver, sys
+port, body, last = int(sys.argv[1]), sys.argv[2].encode(), int(sys.argv[3])
+served = 0
+class Handler(socketserver.StreamRequestHandler):
+    def handle(self):
+        global served
+        served += 1
+        if last and served > last:
+            os._exit(1)
+        while self.rfile.readline().strip():
+            pass
+        self.wfile.write(b"HTTP/1.1 200 OK\\r\\nContent-Length: %d\\r\\nConnection: close\\r\\n\\r\\n" % len(body))
+        self.wfile.write(body)
+socketserver.TCPServer.allow_reuse_address = True
+socketserver.TCPServer(("127.0.0.1", port), Handler).serve_forever()
+"""
+
+
+def played(name: str, body: str, last: int = 0) -> peers.Peer:
+    def start(setting: peers.Setting) -> list[list[str]]:
+        return [[sys.executable, "-I", "-c", SERVER, str(setting.port), body, str(last)]]
+
+    return peers.Peer(name, start, ("true",))
+
+
+@pytest.mark.program("wrk", "taskset", "timeout")
+def test_who_does_not_start_answers_wrongly_or_dies_is_out_and_the_others_are_measured(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(clients, "READY_WITHIN", 1.0)
+    case = cases.Case(
+        "it",
+        "A case",
+        (
+            played("good", "Hello, world!"),
+            peers.Peer("ends", lambda _: [["false"]], ("true",)),
+            played("wrong", "Hello, World!"),
+            played("dies", "Hello, world!", last=20),
+        ),
+        close=True,
+        common_rate=True,
+    )
+    found = cases.measure(case, Options(2, 0.3), case.peers, common_rate=True)
+    assert list(found) == ["good", "ends", "wrong", "dies"]
+    assert "ended with 1" in found["ends"].failed
+    assert "Hello, World!" in found["wrong"].failed
+    assert found["dies"].failed
+    good = found["good"]
+    assert not good.failed
+    assert len(good.rate) == len(good.cost) == 2
+    assert all(len(good.latency[key]) == 2 for key in ("p50", "p99", "p99.9"))
+    assert good.common == max(good.rate) / 2
+
+
 @pytest.mark.root
 @pytest.mark.program("wrk", "taskset")
 def test_a_profile_has_a_graph_of_each_role(tmp_path: Path) -> None:
@@ -64,7 +122,7 @@ def test_a_profile_has_a_graph_of_each_role(tmp_path: Path) -> None:
     for name, frame in OURS.items():
         assert frame in (folder / f"{name}.svg").read_text(), name
         assert f"\n{name}: " in summary
-    assert "self.sock.send(" in summary, "no line of a source in it"
+    assert "  ready = poll(" in summary, "who waits is seen there, with what stands in the line"
 
 
 def test_the_micro_benchmarks_run() -> None:
