@@ -7,6 +7,9 @@ Rules
   3. What was sent is waited for until the peer says that it is in force, or why it can't be. A tenant's ShareOk
      comes from its new supervisor. Who has said nothing after PATIENCE makes room for the next, and goes on being
      waited for.
+  4. Who isn't there may only be on its way: after master has been replaced everybody comes anew. So it is waited for,
+     COMES_WITHIN, before it is said that it is away.
+  5. Who was asked for a successor doesn't speak for that: only who comes after it does.
 """
 
 from __future__ import annotations
@@ -31,6 +34,8 @@ MAX_AT_A_TIME = 8
 #: Who hasn't said after so long (s) how it stands no longer keeps others waiting. A keeper gives a successor 60 s.
 PATIENCE = 75.0
 SWEEP_INTERVAL = 1.0
+#: Links try again after three seconds at the latest (rendezvous.py), and a keeper has started its role again by then.
+COMES_WITHIN = 10.0
 #: Said of who can't be told.
 AWAY = "is not there"
 
@@ -70,6 +75,10 @@ class Registry:
         #: Until when we wait for a tenant that loads its application, and for everybody else.
         self._active: dict[Key, float] = {}
         self._expected: dict[Key, float] = {}
+        #: Who isn't there, and whether it is to be asked for a successor when it comes.
+        self._awaited: dict[Key, bool] = {}
+        #: Who has been asked for a successor.
+        self._asked: dict[Key, set[Peer]] = {}
         self._watches: list[Watch] = []
         service.loop.call_later(SWEEP_INTERVAL, self._sweep)
 
@@ -83,6 +92,17 @@ class Registry:
         channel.on_close = self._gone
         self.peers.setdefault(peer.key, set()).add(peer)
         self._send(peer)
+        renew = self._awaited.pop(peer.key, None)
+        if renew is not None:
+            self._expected[peer.key] = self._service.loop.now + PATIENCE
+            if renew:
+                self._ask(peer)
+
+    def _ask(self, peer: Peer) -> None:
+        """Ask `peer` for a successor."""
+        self._asked.setdefault(peer.key, set()).add(peer)
+        if not peer.channel.closed:
+            peer.channel.send(Renew())
 
     def channels(self) -> list[Channel]:
         return [peer.channel for peers in self.peers.values() for peer in peers]
@@ -93,6 +113,7 @@ class Registry:
         self.peers[peer.key].discard(peer)
         if not self.peers[peer.key]:
             del self.peers[peer.key]
+        self._asked.get(peer.key, set()).discard(peer)
 
     def _shares(self, key: Key) -> list[tuple[str, bytes]]:
         role, name = key
@@ -142,12 +163,12 @@ class Registry:
                 if peer.sent[generation] > 0:
                     return  # another part is to come
                 peer.sent[generation] = 1 if peer.key[0] != "umaster" else 2
-                if generation == self.config.generation:
+                if generation == self.config.generation and peer not in self._asked.get(peer.key, ()):
                     self.in_force[peer.key] = generation
                     self.failures.pop(peer.key, None)
                     self._settle(peer.key, "")
             case ShareFailed(generation, reason):
-                if generation == self.config.generation:
+                if generation == self.config.generation and peer not in self._asked.get(peer.key, ()):
                     self.failures[peer.key] = reason
                     self._settle(peer.key, reason)
 
@@ -162,13 +183,14 @@ class Registry:
         now = self._service.loop.now
         alive = {UMASTER, *(("listener", each.name) for each in config.listeners)}
         alive |= {("vhost", each.name) for each in config.vhosts}
-        for table in (self.waiting, self.failures, self.in_force):
+        for table in (self.waiting, self.failures, self.in_force, self._awaited, self._asked):
             for key in [key for key in table if key not in alive]:
                 del table[key]
         self._queue = deque((key, renew) for key, renew in self._queue if key in alive)
         for key in changed:
             if key in alive:
                 self.failures.pop(key, None)
+                self._asked.pop(key, None)
                 self.waiting[key] = now
                 if key in held_back:
                     self._expected[key] = now + PATIENCE
@@ -200,19 +222,21 @@ class Registry:
                 continue  # it has come and taken it by itself meanwhile
             peers = list(self.peers.get(key, ()))
             if not peers:
-                self._tell(key, AWAY)
+                self._awaited[key] = renew or self._awaited.get(key, False)
+                self._expected[key] = self._service.loop.now + COMES_WITHIN
                 continue
             late = self._active if key[0] == "vhost" else self._expected
             late[key] = self._service.loop.now + PATIENCE
             for peer in peers:
-                if not renew:
+                if renew:
+                    self._ask(peer)
+                else:
                     self._send(peer)
-                elif not peer.channel.closed:
-                    peer.channel.send(Renew())
 
     def _settle(self, key: Key, problem: str) -> None:
         if not problem:
             self.waiting.pop(key, None)
+        self._asked.pop(key, None)
         self._expected.pop(key, None)
         if self._active.pop(key, None) is not None and problem:
             self._service.log.warning(
@@ -234,6 +258,7 @@ class Registry:
         for late in (self._active, self._expected):
             for key in [key for key, until in late.items() if now > until]:
                 del late[key]
-                self._tell(key, f"has not said within {PATIENCE:g} s that it serves")
+                away = self._awaited.pop(key, None) is not None
+                self._tell(key, AWAY if away else f"has not said within {PATIENCE:g} s that it serves")
         self._pump()
         self._service.loop.call_later(SWEEP_INTERVAL, self._sweep)

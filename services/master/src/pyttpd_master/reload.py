@@ -340,11 +340,11 @@ class Progress:
         self._open.discard(key)
         if problem == AWAY and not self._plain:
             self._away.append(f"{name} {AWAY}")
-        elif problem and problem != AWAY:
+        elif problem:
             then = "it is tried again" if key in self._new else "what served before goes on"
             self._problems.append(f"{name}: {problem}; {then}")
         self._said += 1
-        if self._said <= MAX_TOLD or self._said % (10 * MAX_TOLD) == 0 or (problem and problem != AWAY):
+        if self._said <= MAX_TOLD or self._said % (10 * MAX_TOLD) == 0 or problem:
             self._teller.say(
                 f"{name}: {problem or 'in force'}{f' ({len(self._open)} to go)' if self._open else ''}"
             )
