@@ -6,10 +6,12 @@ import errno
 import os
 import signal
 import socket
+import threading
 from collections.abc import Callable
 
 import pytest
 
+from support.leaks import state
 from support.tree import APPLICATION, Tree, free_port, reload
 
 Plant = Callable[..., Tree]
@@ -181,6 +183,24 @@ def test_a_vhosts_code_anew(plant: Plant) -> None:
 
 
 @pytest.mark.root
+def test_only_the_successor_says_that_it_serves(plant: Plant) -> None:
+    """While it still loads its application, its predecessor has the new share as well, and serves by the old."""
+    tree = plant()
+    tree.expect("application", "given up")
+    application = tree.folder / "application/app.py"
+    # Longer than a supervisor goes without looking how it stands.
+    application.write_text("import time\ntime.sleep(3)\nraise RuntimeError('not this time')\n")
+    change(tree, "uid = 20002", "uid = 20002\npool = { max_requests = 1_000_000 }")
+    status, text = reload(tree)
+    assert status == 1, text
+    assert "vhost wsgi: RuntimeError: not this time; what served before goes on" in text
+    assert tree.get("wsgi.localhost", "/x").body == b"/x"
+    application.write_text(APPLICATION)
+    status, text = reload(tree, "wsgi")
+    assert (status, "serves with new processes" in text) == (0, True), text
+
+
+@pytest.mark.root
 def test_master_is_killed_and_a_signal_reloads(plant: Plant) -> None:
     """What is in force is what master's keeper holds, whatever is in the files by then."""
     tree = plant()
@@ -191,3 +211,81 @@ def test_master_is_killed_and_a_signal_reloads(plant: Plant) -> None:
     tree.wait_for(lambda: tree.pids("master") != [keeper, role] and len(tree.pids("master")) == 2)
     tree.wait_for(lambda: tree.samples("master")["pyttpd_master_generation",] == 1)
     assert tree.get("static.localhost").status == 200
+
+
+#: Answers with the version of its code, and which of its processes that is.
+VERSIONED = """
+import os
+VERSION = {version}
+def application(environ, start_response):
+    start_response("200 OK", [("Content-Type", "text/plain")])
+    return [f"{{VERSION}} {{os.environ.get('COLOUR', '-')}}".encode()]
+"""
+WSGI = 'kind = "wsgi"'
+GET = b"GET / HTTP/1.1\r\nHost: wsgi.localhost\r\nConnection: close\r\n\r\n"
+
+
+def answer(tree: Tree) -> bytes:
+    with tree.connect() as client:
+        client.sendall(GET)
+        text = b""
+        while data := client.recv(65_536):
+            text += data
+    head, _, body = text.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 200 "), text[:200]
+    return body
+
+
+def ask_on(tree: Tree, until: threading.Event, seen: list[bytes]) -> None:
+    while not until.is_set():
+        seen.append(answer(tree))
+
+
+@BOTH
+def test_who_asks_after_a_reload_was_told_to_be_done_meets_new_code_only(
+    plant: Plant, ordinary: bool
+) -> None:
+    """Of one vhost, and of the configuration, while others ask without a pause; many of both, one after the other."""
+    tree = plant(ordinary=ordinary, files={"application/app.py": VERSIONED.format(version=0)})
+    config = tree.folder / "pyttpd.toml"
+    first = config.read_text()
+    done, seen = threading.Event(), list[bytes]()
+    clients = [threading.Thread(target=ask_on, args=(tree, done, seen)) for _ in range(3)]
+    for client in clients:
+        client.start()
+    try:
+        for version in range(1, 5):
+            (tree.folder / "application/app.py").write_text(VERSIONED.format(version=version))
+            status, text = reload(tree, "wsgi")
+            assert status == 0, text
+            colour = f"colour{version - 1}" if version > 1 else "-"
+            assert {answer(tree) for _ in range(25)} == {f"{version} {colour}".encode()}
+            config.write_text(first.replace(WSGI, f'{WSGI}\nenv = {{ COLOUR = "colour{version}" }}'))
+            status, text = reload(tree)
+            assert status == 0, text
+            assert {answer(tree) for _ in range(25)} == {f"{version} colour{version}".encode()}
+    finally:
+        done.set()
+        for client in clients:
+            client.join()
+    assert len(seen) > 100
+
+
+@BOTH
+def test_a_reload_right_after_master_was_replaced_tells_the_truth(plant: Plant, ordinary: bool) -> None:
+    """Everybody is only coming back to it: what it calls in force is."""
+    tree = plant(ordinary=ordinary, files={"application/app.py": VERSIONED.format(version=0)})
+    tree.expect("died", "reload refused")
+    config = tree.folder / "pyttpd.toml"
+    first = config.read_text()
+    for number in range(1, 6):
+        config.write_text(first.replace(WSGI, f'{WSGI}\nenv = {{ COLOUR = "colour{number}" }}'))
+        _, role = sorted(tree.pids("master"), key=lambda pid: os.getpgid(pid) != pid)
+        os.kill(role, signal.SIGKILL)
+        tree.wait_for(lambda role=role: state(role) in "XZ")  # type: ignore[misc]
+        status, text = 1, "init is away"
+        while status == 3 or (status and "init is away" in text):
+            status, text = reload(tree)
+        assert status == 0, text
+        assert f"generation {number + 1} is in force" in text
+        assert {answer(tree) for _ in range(25)} == {f"0 colour{number}".encode()}

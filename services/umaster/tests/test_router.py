@@ -553,6 +553,73 @@ def test_a_worker_that_still_serves_is_used_though_its_supervisor_is_failing(wor
     assert len(dispatched(worker)) == 1
 
 
+# ---- an old supervisor and its successor ----
+
+
+def open_(world: World, supervisor: Supervisor) -> None:
+    world.router.standing(supervisor, failing=False)
+
+
+def test_from_the_moment_when_a_successor_is_open_only_its_workers_are_given_anything(world: World) -> None:
+    source, old = world.listener(), world.supervisor()
+    open_(world, old)
+    before = world.worker(old, credit=9)
+    new = world.supervisor()
+    after = world.worker(new, credit=1)
+    world.offer(source)
+    (given,) = dispatched(before)  # which is idler, and nobody has said anything yet
+    world.router.taken(before, given, world.now)
+    open_(world, new)
+    world.router.credit(before, 1, world.now)
+    for _ in range(2):
+        world.offer(source)
+    (given,) = dispatched(after)
+    world.router.taken(after, given, world.now)
+    assert dispatched(before) == []  # who has to wait for the new one waits
+    world.router.credit(after, 2, world.now)
+    (given,) = dispatched(after)
+    world.router.taken(after, given, world.now)
+    # Idle connections go from the old to the new.
+    world.router.pass_on(before, 1, CLIENT, "a.example", os.open("/dev/null", os.O_RDONLY), world.now)
+    assert len(dispatched(after)) == 1
+    assert dispatched(before) == []
+
+
+@pytest.mark.parametrize("how", ["leave", "gone"])
+def test_if_a_successor_has_nobody_left_it_is_the_old_ones_turn_again(world: World, how: str) -> None:
+    source, old, new = world.listener(), world.supervisor(), world.supervisor()
+    before, after = world.worker(old, credit=9), world.worker(new, credit=9)
+    open_(world, old)
+    open_(world, new)
+    world.offer(source)
+    (given,) = dispatched(after)
+    world.router.taken(after, given, world.now)
+    world.router.supervisor_gone(new)  # its workers finish
+    world.offer(source)
+    assert len(dispatched(after)) == 1
+    (world.router.leave if how == "leave" else world.router.worker_gone)(after)
+    world.offer(source)
+    assert len(dispatched(before)) == 1
+    late = world.worker(new, credit=1, number=2)  # it has another one after all
+    world.offer(source)
+    assert (len(dispatched(before)), len(dispatched(late))) == (0, 1)
+
+
+def test_a_supervisor_without_workers_takes_nothing_from_anybody(world: World) -> None:
+    source, old = world.listener(), world.supervisor()
+    before = world.worker(old, credit=9)
+    for _ in range(2):
+        open_(world, world.supervisor())
+    world.offer(source)
+    assert len(dispatched(before)) == 1
+    neighbour = world.supervisor("b")
+    other = world.worker(neighbour, credit=1)
+    open_(world, neighbour)
+    world.offer(source)
+    world.offer(source, "b.example")
+    assert (len(dispatched(before)), len(dispatched(other))) == (1, 1)
+
+
 def test_a_vhost_is_failing_only_if_all_its_supervisors_are(world: World) -> None:
     source, old = world.listener(), world.supervisor()
     world.router.standing(old, failing=True)

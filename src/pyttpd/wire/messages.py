@@ -31,6 +31,8 @@ VERSION = 1
 OLDEST_VERSION = 1
 #: Hello and Welcome have this form in every version, for ever: two roles without a version in common can still say so.
 GREETING_VERSION = 1
+#: Since this version umaster says Standing(open) back.
+STANDING_IS_ANSWERED = 1
 
 HEADER = struct.Struct("!BBBBIQ")
 #: Bodies are small on purpose: what is large (shares, the host map) travels as a sealed memfd.
@@ -316,7 +318,7 @@ class Demand(NamedTuple):
 
 class Standing(NamedTuple):
     """A supervisor says how its vhost stands: "open", or "failing": its application doesn't run, and nobody shall wait
-    for it.
+    for it. umaster says "open" back, since version 2: from then on its workers are given all that comes.
     """
 
     state: str

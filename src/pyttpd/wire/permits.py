@@ -103,7 +103,7 @@ PERMITS: dict[tuple[Kind, Side, Phase], Permits] = {
     },
     (Kind.VHOST, Side.CONNECTOR, Phase.LEAVING): {m.Gone: _L},
     (Kind.VHOST, Side.BINDER, Phase.HELLO): {m.Welcome: _O},
-    (Kind.VHOST, Side.BINDER, Phase.OPEN): {m.Stuck: _O, m.Demand: _O, m.Goodbye: _L},
+    (Kind.VHOST, Side.BINDER, Phase.OPEN): {m.Stuck: _O, m.Demand: _O, m.Standing: _O, m.Goodbye: _L},
     (Kind.VHOST, Side.BINDER, Phase.LEAVING): {m.Stuck: _L},
     #
     (Kind.WORKER, Side.CONNECTOR, Phase.OPEN): {m.Credit: _O, m.Taken: _O, m.Pass: _O, m.Goodbye: _L},

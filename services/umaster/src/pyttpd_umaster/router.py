@@ -20,6 +20,10 @@ is what they have in common, descriptors of ours and of the listeners'. Those th
 part of it; the longest of their queues gives way. A pool that is *prompt* is refused nothing for it: its queue is gone
 in a moment, and until then the listeners wait (`Router.crowded`), and behind them clients, in the kernel's queue.
 
+A vhost that is reloaded, or whose supervisor is replaced, has two supervisors for a while. From the moment on when the
+newer one says that it is open, only its workers are given connections (`Router._choose`): nobody meets the old code any more.
+If all of them are gone, it is the older ones' turn again.
+
 A listener that dies leaves its queued offers to us: nobody else has these connections any more, so they are served as
 ever (*orphans*), and only their Refuse has nobody to go to. Whether it has died can't be told: one that lives, and only
 lost its channel, offers them again. Then the offer that we have is its own again, known by the connection's cookie.
@@ -171,7 +175,9 @@ class Supervisor:
 
     channel: Peer
     vhost: str
+    number: int
     failing: bool = False
+    opened: bool = False
     workers: dict[int, WorkerState] = field(default_factory=dict)
 
 
@@ -192,6 +198,8 @@ class Pool:
         self.told = False
         # How long (s) the last one has waited that has left the queue, or has never been in it.
         self.wait = float("inf")
+        # The number of the newest supervisor that has opened and has workers: none below it is given anything.
+        self.newest = 0
         self.wait_sum = 0.0
         self.wait_counts = [0] * (len(WAIT_BUCKETS) + 1)
         # Workers by credit: shelf n holds those that can take n more. The fullest shelf is the idlest worker.
@@ -207,7 +215,8 @@ class Pool:
         at = worker.listed_at
         if at >= 0:
             self._shelves[at].pop(worker, None)
-        if worker.leaving or worker.stuck_at or worker.blocked or worker.credit == 0:
+        passed_over = worker.supervisor.number < self.newest
+        if passed_over or worker.leaving or worker.stuck_at or worker.blocked or worker.credit == 0:
             worker.listed_at = -1
             return
         worker.listed_at = worker.credit
@@ -255,6 +264,7 @@ class Router:
         self._blocked: set[WorkerState] = set()
         self._leaving = False
         self._next_id = 0
+        self._next_supervisor = 0
         self._travelling = 0
         self._unsent: set[Source] = set()
         self._sources: set[Source] = set()
@@ -575,7 +585,8 @@ class Router:
         known = self.supervisors.get(vhost, set())
         if len(known) >= MAX_SUPERVISORS:
             raise RemoteProtocolError("too-many", f"{vhost} has {MAX_SUPERVISORS} supervisors already")
-        supervisor = Supervisor(channel, vhost)
+        self._next_supervisor += 1
+        supervisor = Supervisor(channel, vhost, self._next_supervisor)
         self.supervisors.setdefault(vhost, known).add(supervisor)
         self._judge(vhost)
         return supervisor
@@ -591,8 +602,35 @@ class Router:
 
     def standing(self, supervisor: Supervisor, *, failing: bool) -> None:
         """The supervisor says whether its application runs at all."""
-        supervisor.failing = failing
-        self._judge(supervisor.vhost)
+        if failing != supervisor.failing:
+            supervisor.failing = failing
+            self._judge(supervisor.vhost)
+        if not failing and not supervisor.opened:
+            supervisor.opened = True
+            pool = self.pools.get((supervisor.vhost, "requests"))
+            if pool is not None:
+                self._choose(pool)
+
+    def _choose(self, pool: Pool) -> None:
+        """Find out again whose workers are given connections. What waits is served by `credit` and `sweep`."""
+        able = (
+            worker.supervisor.number
+            for worker in pool.workers
+            if worker.supervisor.opened and not worker.leaving
+        )
+        newest = max(able, default=0)
+        if newest != pool.newest:
+            pool.newest = newest
+            for worker in pool.workers:
+                pool.shelve(worker)
+
+    def _chosen_again(self, worker: WorkerState) -> None:
+        """`worker` isn't there any more: it may have been the last of the newest supervisor's."""
+        supervisor, pool = worker.supervisor, worker.pool
+        if supervisor.number == pool.newest and not any(
+            other.pool is pool and not other.leaving for other in supervisor.workers.values()
+        ):
+            self._choose(pool)
 
     def _judge(self, vhost: str) -> None:
         """A vhost is failing if all of its supervisors say so; without any, it is only away, and is waited for."""
@@ -634,6 +672,8 @@ class Router:
         worker = WorkerState(channel, number, pool, supervisor, source)
         supervisor.workers[number] = worker
         pool.workers.add(worker)
+        if work == "requests" and supervisor.opened and supervisor.number > pool.newest:
+            self._choose(pool)  # it had lost all it had
         return worker
 
     def credit(self, worker: WorkerState, count: int, now: float) -> None:
@@ -676,6 +716,7 @@ class Router:
         worker.leaving = True
         worker.credit = 0
         worker.pool.shelve(worker)
+        self._chosen_again(worker)
 
     def worker_gone(self, worker: WorkerState, message: type[Retry] | type[Drop] = Retry) -> None:
         """The worker's channel has closed, or its supervisor has buried it: what it hadn't taken is offered again."""
@@ -689,6 +730,7 @@ class Router:
         self._blocked.discard(worker)
         if worker.supervisor.workers.get(worker.number) is worker:
             del worker.supervisor.workers[worker.number]
+        self._chosen_again(worker)
         self._travelling -= len(worker.given)
         for offer in worker.given.values():
             pool.handovers -= 1

@@ -21,6 +21,7 @@ from pyttpd.roles import Channel as Directory
 from pyttpd.service import Service
 from pyttpd.wire.errors import RemoteProtocolError
 from pyttpd.wire.messages import (
+    STANDING_IS_ANSWERED,
     Credit,
     Gone,
     Goodbye,
@@ -266,8 +267,11 @@ class Umaster:
 
     def _on_standing(self, supervisor: Supervisor, *, failing: bool) -> None:
         # No line in the log: a tenant could say it without end. Its supervisor has said why in its own.
-        if failing != supervisor.failing:
-            self._router.standing(supervisor, failing=failing)
+        self._router.standing(supervisor, failing=failing)
+        own = supervisor.channel
+        assert isinstance(own, Channel)
+        if not failing and own.version >= STANDING_IS_ANSWERED:
+            own.send(Standing("open"))
 
     def _supervisor_gone(self, channel: Channel, reason: str) -> None:
         self._channels.discard(channel)

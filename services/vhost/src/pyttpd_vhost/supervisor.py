@@ -38,6 +38,7 @@ from pyttpd.roles import Channel as Directory
 from pyttpd.service import Service
 from pyttpd.wire.errors import RemoteProtocolError
 from pyttpd.wire.messages import (
+    STANDING_IS_ANSWERED,
     Attach,
     Beat,
     Demand,
@@ -143,6 +144,8 @@ class Supervisor:
         self._workers: dict[int, WorkerChild] = {}
         self._stopped: dict[int, float] = {}
         self._drains_for = ""
+        #: What came last is another share than ours: whether it is in force is our successor's to say.
+        self._superseded = False
         self._next_number = 0  # which is the metrics' worker's
         self._nursery = Nursery(self._be_prototype, lambda sock: self._channel(sock, "prototype", 0))
         self._programs = Programs(service, listeners)
@@ -154,6 +157,7 @@ class Supervisor:
         self._failing = False
         self._proved = False
         self._open = False
+        self._unanswered = 0
         self._may_start = False
         self._born = self._loop.now
         self._umaster: Channel | None = None
@@ -195,7 +199,9 @@ class Supervisor:
             self._link.start()
             if self._was_started_for(share):
                 self._service.when_sealed(self._begin)
-        elif self._share != replace(share, generation=self._share.generation):  # type: ignore[union-attr]
+            return False
+        self._superseded = self._share != replace(share, generation=self._share.generation)  # type: ignore[union-attr]
+        if self._superseded:
             self._log.info("the share has changed: a successor is asked for", generation=share.generation)
             self._service.renew()
             return False
@@ -340,10 +346,13 @@ class Supervisor:
             self._open = True
             for worker in self._workers.values():
                 self._attach(worker)
+            self._say_open()
         if failing is not self._failing:
             self._failing = failing
-            if self._umaster is not None:
-                self._umaster.send(Standing("failing" if failing else "open"))
+            if failing and self._umaster is not None:
+                self._umaster.send(Standing("failing"))
+            elif not failing:
+                self._say_open()
             failure = self._nursery.failure
             if failing:
                 reason = problem or (failure.reason if failure else "unknown")
@@ -354,12 +363,24 @@ class Supervisor:
             else:
                 self._log.info("application runs again")
         asleep = share.pool.mode == "ondemand" and not failing and not proving
-        well = self._umaster is not None and bool((serving and self._open) or asleep)
+        well = self._umaster is not None and bool((serving and self._open and not self._unanswered) or asleep)
         well = well and (not proving or self._programs.proven)
         (self._service.ready if well else self._service.not_ready)()
         if well:
             self._proved = True
-            self._subscription.in_force()
+            if not self._superseded:
+                self._subscription.in_force()
+
+    def _say_open(self) -> None:
+        """Have umaster give all that comes to our workers, and nothing to a predecessor's any more.
+
+        We aren't ready before it says so: whoever reloads a tenant hears only then that its new code serves.
+        """
+        if self._umaster is None or self._service.draining:
+            return
+        self._umaster.send(Standing("open"))
+        if self._umaster.version >= STANDING_IS_ANSWERED:
+            self._unanswered += 1
 
     def _end_stopped(self, now: float) -> None:
         """Kill whoever of our children a signal has stopped, before the kernel lets somebody wake it up again."""
@@ -653,6 +674,8 @@ class Supervisor:
         self._scrapes.attach(channel)
         for worker in self._workers.values():
             self._attach(worker)
+        if self._open:
+            self._say_open()
         self._turn()
 
     def _from_umaster(self, channel: Channel, message: Message, _: int | None) -> None:
@@ -666,11 +689,17 @@ class Supervisor:
                     channel.send(Gone(number))
                 else:
                     self._kill_stuck(worker)
+            case Standing("open") if self._unanswered:
+                self._unanswered -= 1
+                self._turn()
+            case Standing():
+                raise RemoteProtocolError("not-permitted", "an answer to what was never said")
             case Goodbye():
                 pass  # it closes when it has settled what is open; the link comes back to its successor
 
     def _umaster_lost(self, reason: str) -> None:
         self._umaster = None
+        self._unanswered = 0
         self._waiting = 0
         (self._log.info if reason == LEFT else self._log.warning)("umaster is gone", reason=reason)
 
