@@ -266,6 +266,7 @@ def test_hostile_workers(stage: Stage) -> None:
     umaster = tenant.serve()
     pid = tenant.role.pid
     number, worker = tenant.worker(umaster)
+    assert umaster.expect(Standing) == Standing("open")
     tenant.role.remember()
     for path in ("/junk", "/spawned", "/failed", "/ready", "/goodbye", "/descriptors", "/shut"):
         tenant.ask(worker, path)
@@ -343,6 +344,7 @@ def test_a_hostile_umaster(stage: Stage) -> None:
             Taken(1),
             Settled((1,)),
             ShareOk(1),
+            Standing("failing"),
         )
     )
     for data in wrong:
@@ -353,6 +355,11 @@ def test_a_hostile_umaster(stage: Stage) -> None:
         umaster = stage.accept(Directory.VHOST)
         _, worker = tenant.worker(umaster)
         tenant.answers(worker)
+    # An answer to what was never said: the first one was to what the supervisor has said.
+    umaster.send(Standing("open")).send(Standing("open"))
+    assert umaster.is_closed()
+    umaster = stage.accept(Directory.VHOST)
+    _, worker = tenant.worker(umaster)
     for _ in range(500):
         umaster.send(Demand(2**32 - 1, 2**32 - 1)).send(Demand(0, 2**32 - 1))
     umaster.send(Stuck(4_000_000)).send(Stuck(0))

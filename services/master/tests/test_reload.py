@@ -442,7 +442,11 @@ def test_an_operator_hears_what_comes_of_it(house: Open) -> None:
             if a.record.of(m.Renew):
                 a.send(m.ShareOk(1))  # who was asked for a successor doesn't speak for that
                 successor = one.doors["vhost", "a"]()
-                one.on.loop.call_later(0.05, lambda: successor.send(answer))
+
+                def said() -> None:
+                    successor.send(answer)
+
+                one.on.loop.call_later(0.05, said)
             else:
                 one.on.loop.call_later(0.01, answered)
 

@@ -21,8 +21,8 @@ part of it; the longest of their queues gives way. A pool that is *prompt* is re
 in a moment, and until then the listeners wait (`Router.crowded`), and behind them clients, in the kernel's queue.
 
 A vhost that is reloaded, or whose supervisor is replaced, has two supervisors for a while. From the moment on when the
-newer one says that it is open, only its workers are given connections (`Router._choose`): nobody meets the old code any more.
-If all of them are gone, it is the older ones' turn again.
+newer one says that it is open, only its workers are given connections (`Router._choose`): nobody meets the old code any
+more. If all of them are gone, it is the older ones' turn again.
 
 A listener that dies leaves its queued offers to us: nobody else has these connections any more, so they are served as
 ever (*orphans*), and only their Refuse has nobody to go to. Whether it has died can't be told: one that lives, and only

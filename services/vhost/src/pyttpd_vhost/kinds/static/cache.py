@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from typing import TYPE_CHECKING
 
 from pyttpd_vhost.openat2 import Root, identity
@@ -55,6 +56,9 @@ class Cache:
                 if identity(os.stat(path, dir_fd=self._root.fd)) != known:
                     return False
         except OSError:
+            return False
+        # The machine's clock was set back: no answer may be younger than itself (RFC 9110, 8.8.2.1).
+        if entry.modified > time.time():
             return False
         entry.turn = turn
         return True

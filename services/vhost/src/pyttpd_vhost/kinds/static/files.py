@@ -138,6 +138,7 @@ class Entry:
         "checks",
         "content_bytes",
         "descriptors",
+        "modified",
         "settled",
         "turn",
         "used",
@@ -162,6 +163,7 @@ class Entry:
         files = [plain.file, *[variant.file for variant in variants.values()]]
         self.content_bytes = sum([len(file.content) for file in files if file.content is not None])
         self.descriptors = sum([file.opened is not None for file in files])
+        self.modified = max([file.modified for file in files])
 
     def representation(self, accept_encoding: bytes | None) -> Representation:
         """Return the form for a client with that Accept-Encoding."""
