@@ -578,7 +578,7 @@ class Service:
 
     def fetch_shares(self, on_share: OnShare, on_renew: Callable[[], None] | None = None) -> Subscription:
         """Ask master for our shares of the configuration: see `pyttpd.subscription`."""
-        subscription = Subscription(on_share, on_renew)
+        subscription = Subscription(self.role.value, on_share, on_renew)
 
         def on_message(channel: Channel, message: Message, fd: int | None) -> None:
             if isinstance(message, Goodbye):

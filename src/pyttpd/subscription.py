@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 from pyttpd import memfd
 from pyttpd.channel import Channel
+from pyttpd.config.share_versions import share_of, up_to_date
 from pyttpd.wire.errors import RemoteProtocolError
 from pyttpd.wire.messages import Message, Renew, Share, ShareFailed, ShareOk
 
@@ -38,7 +39,8 @@ class _Part:
 class Subscription:
     """See the module's text. `on_renew` is called when master asks for a successor (a tenant's application anew)."""
 
-    def __init__(self, on_share: OnShare, on_renew: Callable[[], None] | None = None) -> None:
+    def __init__(self, role: str, on_share: OnShare, on_renew: Callable[[], None] | None = None) -> None:
+        self._role = role
         self._on_share = on_share
         self._on_renew = on_renew
         self._parts: dict[str, _Part] = {}
@@ -53,13 +55,13 @@ class Subscription:
                 finally:
                     os.close(fd)
                 self._channel = channel
-                self._take(generation, part, digest, data)
+                self._take(channel, generation, part, digest, data)
             case Renew():
                 if self._on_renew is None:
                     raise RemoteProtocolError("not-permitted", "no tenant that could be renewed")
                 self._on_renew()
 
-    def _take(self, generation: int, part: str, digest: bytes, data: bytes) -> None:
+    def _take(self, channel: Channel, generation: int, part: str, digest: bytes, data: bytes) -> None:
         known = self._parts.get(part)
         if known is not None and known.digest == digest:
             known.generation = generation
@@ -69,6 +71,7 @@ class Subscription:
         before = self._parts.get(part)
         self._parts[part] = new
         try:
+            data = up_to_date(share_of(self._role, part), data, channel.version)
             new.answered = self._on_share(part, data)
         except ValueError as error:
             if before is None:

@@ -188,6 +188,10 @@ class Tenant:
                 end.expect(Credit)
                 return message.number, end
 
+    def opens(self, umaster: End) -> None:
+        """All of its first workers are announced."""
+        assert umaster.expect(Standing) == Standing("open")
+
     def ask(self, worker: End, path: str = "/", host: str = "a.test") -> socket.socket:
         """Give a worker a request, and return the client's end."""
         client, server = self.stage.pair()
@@ -266,7 +270,7 @@ def test_hostile_workers(stage: Stage) -> None:
     umaster = tenant.serve()
     pid = tenant.role.pid
     number, worker = tenant.worker(umaster)
-    assert umaster.expect(Standing) == Standing("open")
+    tenant.opens(umaster)
     tenant.role.remember()
     for path in ("/junk", "/spawned", "/failed", "/ready", "/goodbye", "/descriptors", "/shut"):
         tenant.ask(worker, path)
@@ -295,6 +299,7 @@ def test_a_worker_that_loses_its_channel_again_and_again(stage: Stage) -> None:
     umaster = tenant.serve()
     number, worker = tenant.worker(umaster)
     pid = tenant.role.pid
+    tenant.opens(umaster)
     tenant.role.remember()
     tenant.ask(worker, "/detached")
     assert umaster.expect(Gone) == Gone(number)
@@ -313,6 +318,7 @@ def test_a_worker_that_takes_nothing_more(stage: Stage) -> None:
     tenant = Tenant(stage)
     umaster = tenant.serve()
     number, worker = tenant.worker(umaster)
+    tenant.opens(umaster)
     client = tenant.ask(worker, "/stuck")
     worker.expect(Taken)
     umaster.send(Stuck(number))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
 import stat
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -133,6 +135,44 @@ def test_nothing_survives_a_killed_runner(plant: Callable[..., Tree]) -> None:
     tree = plant(ordinary=True)
     below = list(descendants(tree.process.pid))
     tree.process.kill()
+    tree.process.wait()
+    deadline = time.monotonic() + GONE_WITHIN
+    while any(state(pid) not in "XZ" for pid in below):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    for path in list(tree.folder.rglob("*")):
+        if stat.S_ISSOCK(path.lstat().st_mode):
+            path.unlink()
+
+
+WATCHED = """#!/bin/sh
+export NOTIFY_SOCKET={address} WATCHDOG_USEC={limit}
+exec {python} "$@"
+"""
+
+
+def test_systemd_hears_from_a_runner_until_it_is_stopped(plant: Callable[..., Tree], tmp_path: Path) -> None:
+    """WatchdogSec: who is silent for so long is killed (WatchdogSignal), and all below it ends. systemd is played."""
+    address, script, limit = tmp_path / "notify", tmp_path / "python", 3.0
+    script.write_text(WATCHED.format(address=address, limit=int(limit * 1e6), python=sys.executable))
+    for path in (script, tmp_path, *tmp_path.parents):
+        if path.is_relative_to("/tmp/pytest-of-root"):
+            path.chmod(0o755)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+        systemd.bind(str(address))
+        address.chmod(0o777)
+        tree = plant(ordinary=True, python=str(script))
+        systemd.settimeout(limit)
+        # Of those before, there may be more than the kernel keeps.
+        heard = [systemd.recv(64) for _ in range(15)]
+        assert set(heard) <= {b"READY=1", b"WATCHDOG=1"}
+        below = list(descendants(tree.process.pid))
+        tree.process.send_signal(signal.SIGSTOP)
+        with contextlib.suppress(TimeoutError):
+            while systemd.recv(64):
+                pass
+        assert tree.get("static.localhost").status == 200  # which needs no runner
+        tree.process.kill()
     tree.process.wait()
     deadline = time.monotonic() + GONE_WITHIN
     while any(state(pid) not in "XZ" for pid in below):

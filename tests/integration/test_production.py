@@ -273,6 +273,8 @@ def test_the_unit_is_in_step_with_the_rest() -> None:
     assert int(setting("TimeoutStopSec")[0]) >= grace + 10
     assert setting("KillMode") == ["mixed"]
     assert setting("Type") == ["notify"]
+    # A stopped process would not hear the usual SIGABRT.
+    assert (int(setting("WatchdogSec")[0]), setting("WatchdogSignal")) == (30, ["SIGKILL"])
     assert setting("RestartPreventExitStatus") == ["2"]
     # what the locks themselves are set with must not be filtered away
     allowed = " ".join(setting("SystemCallFilter")).split()

@@ -10,7 +10,7 @@ import pytest
 from pyttpd import memfd
 from pyttpd.subscription import Subscription
 from pyttpd.wire.errors import RemoteProtocolError
-from pyttpd.wire.messages import Message, Renew, Share, ShareFailed, ShareOk
+from pyttpd.wire.messages import VERSION, Message, Renew, Share, ShareFailed, ShareOk
 
 
 class Line:
@@ -18,6 +18,7 @@ class Line:
 
     def __init__(self) -> None:
         self.closed = False
+        self.version = VERSION
         self.said: list[Message] = []
 
     def send(self, message: Message) -> bool:
@@ -30,7 +31,7 @@ class Role:
         self.line = Line()
         self.taken: list[bytes] = []
         self.at_once = True
-        self.subscription = Subscription(self._on_share, **options)
+        self.subscription = Subscription("vhost", self._on_share, **options)
 
     def _on_share(self, _: str, data: bytes) -> bool:
         if data == b"bad":

@@ -104,3 +104,41 @@ def test_a_role_is_waited_for(tree: Tree, clock: list[float]) -> None:
     assert not tree.look()  # the patience begins anew
     clock[0] += plain.TENANTS_PATIENCE
     assert tree.look()
+
+
+@pytest.mark.parametrize(
+    ("environment", "interval"),
+    [
+        ({}, float("inf")),
+        ({"WATCHDOG_USEC": "3000000"}, 1.0),
+        ({"WATCHDOG_USEC": "3000000", "WATCHDOG_PID": str(os.getpid())}, 1.0),
+        ({"WATCHDOG_USEC": "3000000", "WATCHDOG_PID": "1"}, float("inf")),
+        ({"WATCHDOG_USEC": "soon"}, float("inf")),
+    ],
+)
+def test_a_watchdog_hears_three_times_as_often_as_it_wants(
+    environment: dict[str, str],
+    interval: float,
+    clock: list[float],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    address = str(tmp_path / "notify")
+    for key, value in {"NOTIFY_SOCKET": address, **environment}.items():
+        monkeypatch.setenv(key, value)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+        systemd.bind(address)
+        systemd.setblocking(False)
+        watchdog = plain.Watchdog()
+        assert watchdog.interval == interval
+        heard = 0
+        for _ in range(4):
+            watchdog.turn()
+            watchdog.turn()
+            clock[0] += 1.0
+            try:
+                while systemd.recv(64) == b"WATCHDOG=1":
+                    heard += 1
+            except BlockingIOError:
+                pass
+        assert heard == (4 if interval == 1.0 else 0)

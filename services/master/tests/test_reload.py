@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 
 from pyttpd import memfd
+from pyttpd.config import share_versions
+from pyttpd.config.share_versions import Added
 from pyttpd.config.shares import HostMap
 from pyttpd.rendezvous import Caller
 from pyttpd.roles import Channel as Directory
@@ -177,6 +179,30 @@ def test_of_a_new_tenant_nothing_served_before(house: Open, monkeypatch: pytest.
     one.serves(one.come("umaster"))
     assert one.ended(asked) is False
     assert "vhost c: SyntaxError: '(' was never closed; it is tried again" in asked.lines
+
+
+def test_a_role_of_an_older_release_gets_what_it_knows_or_nothing(
+    house: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the next version will add is played: max_spare, say, which a's share uses and b's doesn't."""
+    key = Added("vhost", "pool.max_spare", 0)
+    monkeypatch.setattr(share_versions, "ADDED", {m.VERSION + 1: (key,)})
+    one = house()
+    one.write("a", "b", more='[vhost.a.pool]\nmode = "dynamic"\nmax_workers = 3\nmax_spare = 2\n')
+    asked = one.ask()
+    one.agree()
+    one.on.until(lambda: one.master.config.generation == 2)
+    b = one.come("vhost", "b")
+    share = b.record.of(m.Share)[-1]
+    text = memfd.read(b.record.fds[-1], share.size, share.digest)
+    assert b"max_workers" in text
+    assert b"max_spare" not in text
+    a = one.doors["vhost", "a"]()
+    one.on.until(lambda: one.master.registry.failures)
+    assert one.master.registry.failures == {("vhost", "a"): "pool.max_spare is new: replace this role first"}
+    assert not a.record.of(m.Share)
+    one.ended(asked)
+    assert any("pool.max_spare is new" in line for line in one.on.lines)
 
 
 @pytest.mark.parametrize("plain", [True, False])

@@ -212,6 +212,7 @@ class Runner:
         self._seedbed = Seedbed(log, self._exec)
         self._late: list[Instance] | None = None
         self._had_terminal = has_terminal()
+        self._watchdog = Watchdog()
 
     # ---- before the first child ----
 
@@ -283,6 +284,7 @@ class Runner:
 
     def make_folders(self, child: Instance) -> None:
         """Make what `child` writes in. Raises OSError."""
+        self._watchdog.turn()  # thousands of them take longer than its patience
         old = os.umask(0o022)
         try:
             self._directory(f"health/{child}", *self._owner(child))
@@ -377,6 +379,7 @@ class Runner:
 
     def _start(self, child: Instance) -> None:
         runner = os.getpid()
+        self._watchdog.turn()
         child.start_at = None
         child.born = time.monotonic()
         if self._may_sleep(child) and self._ask_for(child):
@@ -553,7 +556,8 @@ class Runner:
         while True:
             if self._phase in (Phase.STARTING, Phase.READY):
                 self._start_due()
-            info = signal.sigtimedwait(_SIGNALS, self._wait())
+            info = signal.sigtimedwait(_SIGNALS, min(self._wait(), self._watchdog.interval))
+            self._watchdog.turn()
             self._reap()
             self._end_stopped()
             self._end_strays()
@@ -730,6 +734,27 @@ def notify(state: str) -> None:
             sock.sendto(state.encode(), socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL, address)
     except OSError:
         pass  # systemd will notice by its own timeouts
+
+
+class Watchdog:
+    """systemd's, which kills a runner that has been stopped, or hangs: who says nothing for WatchdogSec.
+
+    Nobody else watches the runner: everything below it serves on without it, and whoever killed it would end that.
+    systemd starts it all again. Source: sd_watchdog_enabled(3).
+    """
+
+    def __init__(self) -> None:
+        limit, pid = os.environ.get("WATCHDOG_USEC", ""), os.environ.get("WATCHDOG_PID", "")
+        wanted = limit.isascii() and limit.isdigit() and pid in ("", str(os.getpid()))
+        self.interval = int(limit) / 1e6 / 3 if wanted else float("inf")
+        self._due = 0.0
+
+    def turn(self) -> None:
+        """Say that we live, if it is time to."""
+        now = time.monotonic()
+        if self.interval < float("inf") and now >= self._due:
+            self._due = now + self.interval
+            notify("WATCHDOG=1")
 
 
 def _kill_hard(pid: int) -> None:

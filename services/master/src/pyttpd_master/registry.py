@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from pyttpd import memfd
 from pyttpd.channel import Channel
 from pyttpd.config.model import Config
+from pyttpd.config.share_versions import Withheld, as_of, share_of
 from pyttpd.service import Service
 from pyttpd.wire.errors import RemoteProtocolError
 from pyttpd.wire.messages import Hello, Message, Renew, Share, ShareFailed, ShareOk
@@ -135,7 +136,17 @@ class Registry:
         except KeyError:
             return  # it is no longer configured, and is about to be told so
         generation = self.config.generation
-        for part, data in shares:
+        for part, newest in shares:
+            try:
+                data = as_of(share_of(peer.key[0], part), newest, peer.channel.version)
+            except Withheld as reason:
+                name = f"{peer.key[0]} {peer.key[1]}"
+                self._service.log.warning(
+                    "a role of an older release gets no share", peer=name, reason=reason
+                )
+                self.failures[peer.key] = str(reason)
+                self._settle(peer.key, str(reason))
+                return
             fd = memfd.make(f"pyttpd-{part}", data)
             try:
                 # A new channel has room for two frames. One that has none now is asked again when it has.
