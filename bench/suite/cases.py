@@ -279,6 +279,7 @@ CASES: tuple[Case | Study, ...] = (
         bodies=uids.HOSTS,
         connections=40,
         close=True,
+        bars=ITK_BARS,
     ),
     tenants.STUDY,
     spawn.STUDY,

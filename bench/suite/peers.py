@@ -105,7 +105,7 @@ kind = "{kind}"
 root = "{root}"
 {application}
 access_log = "{log}"
-pool = {{ max_workers = {workers}, max_threads = {threads} }}
+pool = {{ max_workers = {workers} }}
 """
 
 
@@ -123,7 +123,6 @@ def tenant(
     root: Path | None = None,
     application: str = "",
     workers: int = 1,
-    threads: int = 1,
     number: int = 0,
 ) -> str:
     return TENANT.format(
@@ -135,7 +134,6 @@ def tenant(
         application=f'application = "{application}"' if application else "",
         log="combined" if setting.log else "off",
         workers=workers,
-        threads=threads,
     )
 
 

@@ -2,7 +2,7 @@
 
 The application answers with its uid, so a server that doesn't keep them apart isn't measured. A kept connection stays
 with its tenant. Everybody has what its documentation or Debian's package starts with: uWSGI two processes in each
-pool, php-fpm Debian's `pm` lines, php-cgi two processes, mpm-itk Debian's prefork.
+pool, php-fpm Debian's `pm` lines, mpm-itk Debian's prefork, a tenant of pyttpd two php-cgi and as many workers.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def pyttpd_wsgi(setting: Setting) -> list[list[str]]:
 def pyttpd_php(setting: Setting) -> list[list[str]]:
     tables = ""
     for number in TENANTS:
-        tables += tenant(setting, "fastcgi", root=site(setting, number, "php"), number=number, threads=2)
+        tables += tenant(setting, "fastcgi", root=site(setting, number, "php"), number=number, workers=2)
         tables += (
             f'[vhost.t{number}.fastcgi]\ncommand = ["php-cgi"]\nprocesses = 2\nscripts = [".php"]\n'
             'front_controller = "index.php"\n'
