@@ -1,9 +1,9 @@
 """10,000 idle connections: what each costs in memory, and how long an active one waits beside them.
 
 Each connection asks once, is answered, and is kept. Memory is what all of a server's processes have for themselves,
-with the 10,000 less without, by 10,000: a new server for each round, since a heap that has been large stays so.
-Everybody's idle timeout is 10 minutes, so that nobody closes them; that all are still there is seen at the end, when
-each is asked once more. The latency is that of 32 other connections at a constant rate, before and beside them.
+less what they had before the first of them, by 10,000. Everybody's idle timeout is 10 minutes, so that nobody closes
+them; that all are still there is seen at the end of each round, when each is asked once more. The latency is that of 32
+other connections at a constant rate, without and beside them.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import contextlib
 import resource
 import socket
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 from suite import peers
 from suite.clients import Target, WrongAnswer, constant_rate
@@ -22,8 +23,8 @@ from suite.peers import Peer, Setting, running
 CONNECTIONS = 10_000
 #: Opened at once: less than anybody's accept queue.
 BATCH = 100
-#: What the active ones ask, and for how long (s).
-RATE, SECONDS = 1000.0, 1.0
+#: What the active ones ask, all together (1/s).
+RATE = 1000.0
 TIMEOUT = 600
 HELLO = {"127.0.0.1": b"Hello, world!"}
 REQUEST = b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
@@ -106,47 +107,60 @@ def idle(port: int, count: int) -> Iterator[list[socket.socket]]:
         yield found
 
 
-def once(peer: Peer, options: Options) -> dict[tuple[str, str], float]:
+@dataclass(slots=True)
+class Server:
+    """One that runs: whom to ask, its processes, and the memory that they had before the first idle connection."""
+
+    target: Target
+    pids: list[int]
+    before: int = 0
+
+    def memory(self) -> int:
+        return private_memory(family(*self.pids))
+
+
+def once(server: Server, options: Options) -> dict[tuple[str, str], float]:
     """Measure one server: figure and unit, and its value."""
-    found: dict[tuple[str, str], float] = {}
-    with running(peer, log=options.log, pin=options.pin) as (port, pids):
-        target = Target(port, "/", HELLO)
-        target.wait()
-        alone = constant_rate(target, RATE, SECONDS)
-        processes = family(*pids)
-        before = private_memory(processes)
-        with idle(port, CONNECTIONS) as connections:
-            after = private_memory(family(*pids))
-            beside = constant_rate(target, RATE, SECONDS)
-            for first in range(0, CONNECTIONS, BATCH):
-                ask(connections[first : first + BATCH])
-        if errors := alone.errors + beside.errors:
-            raise WrongAnswer(f"{errors} wrong answers")
-    found[MEMORY, "KB"] = (after - before) / CONNECTIONS / 1024
-    found["p50 with none idle", "ms"] = 1000 * alone.p50
-    found[f"p50 beside {CONNECTIONS:,} idle ones", "ms"] = 1000 * beside.p50
-    found["p99 with none idle", "ms"] = 1000 * alone.p99
-    found[f"p99 beside {CONNECTIONS:,} idle ones", "ms"] = 1000 * beside.p99
-    return found
+    alone = constant_rate(server.target, RATE, options.seconds)
+    server.before = server.before or server.memory()
+    with idle(server.target.port, CONNECTIONS) as connections:
+        after = server.memory()
+        beside = constant_rate(server.target, RATE, options.seconds)
+        for first in range(0, CONNECTIONS, BATCH):
+            ask(connections[first : first + BATCH])
+    if errors := alone.errors + beside.errors:
+        raise WrongAnswer(f"{errors} wrong answers")
+    return {
+        (MEMORY, "KB"): (after - server.before) / CONNECTIONS / 1024,
+        ("p50 with none idle", "ms"): 1000 * alone.p50,
+        (f"p50 beside {CONNECTIONS:,} idle ones", "ms"): 1000 * beside.p50,
+        ("p99 with none idle", "ms"): 1000 * alone.p99,
+        (f"p99 beside {CONNECTIONS:,} idle ones", "ms"): 1000 * beside.p99,
+    }
 
 
 def measure(options: Options) -> list[Row]:
-    """Each server by itself, in turns."""
+    """All run; each has its turn in each round."""
     rows: dict[tuple[str, str], Row] = {}
-    with many_files():
+    with many_files(), contextlib.ExitStack() as stack:
+        servers: dict[str, Server] = {}
+        for peer in SERVERS:
+            port, pids = stack.enter_context(running(peer, log=options.log, pin=options.pin))
+            servers[peer.name] = Server(Target(port, "/", HELLO), pids)
+            servers[peer.name].target.wait()
         for number in range(options.rounds):
-            for peer in SERVERS:
+            for name, server in list(servers.items()):
                 try:
-                    found = once(peer, options)
-                except (SystemExit, OSError, WrongAnswer) as error:
-                    rows[MEMORY, peer.name] = Row(MEMORY, peer.name, "KB", failed=str(error))
+                    found = once(server, options)
+                except (OSError, WrongAnswer) as error:
+                    rows[MEMORY, name] = Row(MEMORY, name, "KB", failed=str(error))
+                    del servers[name]
                     continue
                 for (figure, unit), value in found.items():
-                    bars = (BAR,) if figure == MEMORY and peer.name.startswith(OURS) else ()
-                    row = rows.setdefault((figure, peer.name), Row(figure, peer.name, unit, bars=bars))
-                    row.values.append(value)
+                    bars = (BAR,) if figure == MEMORY and name.startswith(OURS) else ()
+                    rows.setdefault((figure, name), Row(figure, name, unit, bars=bars)).values.append(value)
                 told = ", ".join(f"{figure} {value:.2f} {unit}" for (figure, unit), value in found.items())
-                print(f"    round {number + 1}: {peer.name}: {told}", flush=True)
+                print(f"    round {number + 1}: {name}: {told}", flush=True)
     order = {figure: number for number, figure in enumerate(dict.fromkeys(figure for figure, _ in rows))}
     return sorted(rows.values(), key=lambda row: order[row.figure])
 
