@@ -376,8 +376,16 @@ def mod_wsgi(setting: Setting) -> list[list[str]]:
 def mpm_itk_wsgi(setting: Setting) -> list[list[str]]:
     folder = applications(setting)
     (folder / "hello.wsgi").write_text("from hello import app as application\n")
-    more = f"AssignUserID nobody nogroup\nWSGIPythonPath {folder}\nWSGIScriptAlias / {folder}/hello.wsgi"
-    return [apache(setting, "prefork", ("wsgi",), more)]
+    more = f"AssignUserID nobody nogroup\nWSGIPythonPath {folder}\nWSGIScriptAlias / {folder}/hello.wsgi\n"
+    return [apache(setting, "prefork", ("wsgi",), more + imported(folder / "hello.wsgi"))]
+
+
+def imported(script: Path) -> str:
+    """mod_wsgi within Apache's own processes: import this when one starts, and not for each connection, whose process
+    is forked from it.
+    """
+    group = "%{GLOBAL}"
+    return f"WSGIApplicationGroup {group}\nWSGIImportScript {script} process-group={group} application-group={group}\n"
 
 
 # ---- ASGI -----------------------------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from suite.peers import (
     Peer,
     Setting,
     apache,
+    imported,
     nginx,
     tenant,
     tree,
@@ -163,14 +164,9 @@ def itk_hosts(setting: Setting, kind: str, server: str) -> str:
 def itk_wsgi(setting: Setting) -> list[list[str]]:
     # The application is one and the same, and Apache's processes import it before they know whose they are.
     hosts = itk_hosts(setting, "wsgi", "WSGIScriptAlias / {root}/hello.wsgi")
-    return [
-        apache(
-            setting,
-            "prefork",
-            ("wsgi",),
-            f"WSGIPythonPath {setting.folder}/site1\nWSGIApplicationGroup %{{GLOBAL}}\n{hosts}",
-        )
-    ]
+    scripts = "".join(imported(setting.folder / f"site{number}" / "hello.wsgi") for number in TENANTS)
+    python_path = f"WSGIPythonPath {setting.folder}/site1\n"
+    return [apache(setting, "prefork", ("wsgi",), python_path + scripts + hosts)]
 
 
 def itk_php(setting: Setting) -> list[list[str]]:
