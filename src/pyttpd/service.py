@@ -63,6 +63,9 @@ DEFAULT_GRACE = 30.0
 DEFAULT_MAX_AGE = 86_400.0
 
 
+#: Who sleeps says seldomer that it is alive, by this factor: thousands may sleep, and BEAT_LIMIT is ten beats.
+ASLEEP_BEATS = 3
+
 #: Listening sockets that a role takes from init; it has two.
 MAX_SOCKETS = 8
 
@@ -305,7 +308,8 @@ class Service:
             # Without a keeper nobody would end us: we go ourselves.
             self.loop.stop()
         if byte == keeper.ALIVE:
-            self.loop.call_later(keeper.BEAT_INTERVAL, lambda: self._say(keeper.ALIVE))
+            interval = keeper.BEAT_INTERVAL * (ASLEEP_BEATS if self.asleep else 1)
+            self.loop.call_later(interval, lambda: self._say(keeper.ALIVE))
 
     def ready(self) -> None:
         """Tell the keeper, and so whoever asks for our health, that we serve. May be called again."""
