@@ -43,7 +43,7 @@ KINDS = ("keepalive", "single", "slow", "upload", "pipeline", "idle")
 #: Connections of each program at a time.
 CONNECTIONS = 3
 #: An answer takes so long (s) at most: what is stopped has to be noticed, killed and started again within it.
-TIMEOUT = 30.0
+TIMEOUT = 60.0
 #: Between two requests of a connection (s), so that a machine that does other things can follow.
 PAUSE = 0.02
 SLOW_SIZE = 1 << 20

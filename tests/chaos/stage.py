@@ -431,13 +431,21 @@ class Stage:
                     one.until = time.monotonic()
                 elif time.monotonic() - began > within:
                     one.violations.append(f"process {one.pid} was still there after {within} s")
-                    with contextlib.suppress(ProcessLookupError):
-                        one.command.kill() if one.command is not None else os.kill(one.pid, signal.SIGKILL)
+                    self._end(one)
                 else:
                     continue
                 waiting.remove(one)
             time.sleep(0.01)
         self._look_again(done, waiting)
+
+    def _end(self, one: Done) -> None:
+        """Kill what doesn't end by itself."""
+        if one.command is not None:
+            one.command.kill()
+            one.command.communicate()
+        else:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(one.pid, signal.SIGKILL)
 
     def _look_again(self, done: list[Done], waiting: list[Done]) -> None:
         """Look at who lives on until its keeper is killed; and whether somebody else has what was excused."""

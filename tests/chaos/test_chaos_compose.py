@@ -43,9 +43,11 @@ services:
   vhost-scgi: {{ profiles: [absent] }}
   vhost-handoff: {{ profiles: [absent] }}
 """
+#: Who comes while a container is replaced waits for as long as a busy engine takes.
 CONFIG = """
 [listen.http]
 address = "0.0.0.0:80"
+handover_timeout = 60.0
 [metrics]
 address = "0.0.0.0"
 base_port = 9100
@@ -54,6 +56,8 @@ hosts = ["static.localhost"]
 uid = 20001
 kind = "static"
 root = "/srv/chaos"
+[vhost.static.queue]
+timeout = 60.0
 [vhost.wsgi]
 hosts = ["wsgi.localhost"]
 uid = 20002
@@ -62,6 +66,8 @@ root = "/srv/chaos"
 application = "app:application"
 [vhost.wsgi.pool]
 max_threads = 4
+[vhost.wsgi.queue]
+timeout = 60.0
 """
 
 

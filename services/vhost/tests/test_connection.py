@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from pyttpd.config.shares import HttpSettings
+
 from pyttpd_vhost.http import connection as module
 from pyttpd_vhost.http.connection import Connection, State, Want
 from pyttpd_vhost.http.engine import Request
@@ -365,18 +367,21 @@ def pair() -> Iterator[Pair]:
     pair.close()
 
 
-def test_a_turn_without_bytes(pair: Pair) -> None:
+def test_who_says_nothing_at_first_was_idle_at_a_sibling(pair: Pair) -> None:
+    """Listeners hand on whole heads; workers that retire, connections between two requests. These aren't late."""
     assert pair.connection.on_readable() is Want.READ
-    assert not pair.connection.idle
-    assert pair.connection.state is State.HEAD
+    assert pair.connection.idle
+    assert pair.connection.deadline > time.monotonic() + HttpSettings().head_timeout
+    assert pair.connection.on_timeout() is Want.CLOSED
+    pair.connection.sock.close()
+    assert pair.sock.recv(100) == b""
 
 
-@pytest.mark.parametrize("first", [b"", GET[:9]])
-def test_what_came_while_the_thread_was_busy_is_not_late(pair: Pair, first: bytes) -> None:
+def test_what_came_while_the_thread_was_busy_is_not_late(pair: Pair) -> None:
     """The deadline of a head that is there is no reason to refuse it."""
-    pair.sock.sendall(first)
+    pair.sock.sendall(GET[:9])
     pair.connection.on_readable()
-    pair.sock.sendall(GET[len(first) :])
+    pair.sock.sendall(GET[9:])
     assert pair.connection.on_timeout() is Want.READ
     assert pair.client.answer().status == 200
     assert pair.connection.idle

@@ -13,6 +13,7 @@ is in the three `match` statements; the transitions:
     HEAD --> IDLE        everything that was read is answered
     BODY, SENDING --> HEAD, IDLE
     IDLE --> HEAD        the first byte of a further request
+    HEAD --> IDLE        nothing is there at the first turn: a sibling has passed it on, between two requests
     HEAD --> CLOSED      its kind has given the connection to another process (kinds/handoff): without a shutdown
     HEAD, IDLE --> AWAY  its kind serves it beside the worker's threads (aside.py): this request and those behind it
     AWAY --> IDLE, SENDING    it has come back: to be parked, or with what comes next read ahead, or to be ended
@@ -241,6 +242,11 @@ class Connection:
             try:
                 data = self.sock.recv(HEAD_READ)
             except BlockingIOError:
+                if state is _HEAD and not self._served and not stream.ahead:
+                    # A listener hands on whole heads. So it is a sibling's that was idle there, and it is idle here.
+                    self._state = _IDLE
+                    self._waiting_since = monotonic()
+                    return _READ
                 return self.abort() if self._last and state is _IDLE else _READ
             except OSError:
                 return self.abort()
