@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import os
 import resource
 import select
@@ -22,6 +23,7 @@ from support.tree import TENANTS, Tree
 Plant = Callable[..., Tree]
 #: Roles themselves need some thirty, and keep as many in reserve.
 NOFILE = 64
+KEPT = {"Connection": "keep-alive"}
 #: Larger than what a full pool logs when it starts, and smaller than what one that flaps logs in a second.
 QUIET = 12_000
 BIG = """
@@ -91,6 +93,32 @@ def test_with_few_descriptors_clients_wait_and_none_is_refused(plant: Plant, few
     assert crowd(tree, "static.localhost", 20, 20) == {200: 400}
     assert crowd(tree, "wsgi.localhost", 400, 2) == {200: 800}
     assert tree.samples("listener")["pyttpd_listener_full_total",] > 0
+
+
+def converse(tree: Tree, host: str, times: int) -> Counter[int]:
+    """Ask so often, on one connection for as long as the server keeps it. One that closes unannounced raises."""
+    seen: Counter[int] = Counter()
+    with contextlib.closing(http.client.HTTPConnection("127.0.0.1", tree.port, timeout=60.0)) as connection:
+        for _ in range(times):
+            connection.request("GET", "/", headers={"Host": host})
+            answer = connection.getresponse()
+            answer.read()
+            seen[answer.status] += 1
+    return seen
+
+
+@pytest.mark.root
+def test_with_few_descriptors_kept_connections_take_turns(plant: Plant, few_descriptors: None) -> None:
+    """More clients than the workers can keep, and none is idle: whoever must go is told so in an answer."""
+    tree = plant()
+    enough_for_us()
+    with ThreadPoolExecutor(80) as pool:
+        seen = sum(pool.map(lambda _: converse(tree, "wsgi.localhost", 20), range(80)), Counter[int]())
+    assert seen == {200: 1600}
+    # That is over with the rush: the next ones keep theirs.
+    tree.wait_for(
+        lambda: "connection" not in tree.request("GET", "wsgi.localhost", "/", headers=KEPT).headers
+    )
 
 
 HANGING = """

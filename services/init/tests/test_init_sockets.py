@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 from collections.abc import Iterator
@@ -9,12 +10,13 @@ from pathlib import Path
 
 import pytest
 
+from pyttpd import fdpass
 from pyttpd.roles import Channel as Directory
 from pyttpd.roles import Role
 from pyttpd.service import Options, Service, StartError
 from pyttpd.wire import messages as m
 
-from pyttpd_init.init import Init, Page, Snapshot
+from pyttpd_init.init import HAND_OUT_AGAIN, Init, Page, Snapshot
 from pyttpd_init.queues import AcceptQueues
 from pyttpd_init.sockets import bind, plans
 from support.offices import furnish
@@ -118,6 +120,34 @@ def test_each_gets_its_own_sockets(bank: Bank) -> None:
         holds = [m.Holds(bytes.fromhex(bank.init.held.digest))] if role == "master" else []
         assert visitor.record.messages == [*holds, m.Socket("metrics", role), m.SocketsEnd(1)]
     assert (bank.init._answered, bank.init._refused) == (3, 0)
+
+
+def test_what_has_no_room_in_flight_follows(bank: Bank, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Descriptors in flight count by uid, and other programs are root, too."""
+    real, refused = fdpass.send_fd, []
+
+    def full(sock: socket.socket, data: bytes, fd: int) -> None:
+        if len(refused) < 3:
+            refused.append(fd)
+            raise OSError(errno.ETOOMANYREFS, "too many references")
+        real(sock, data, fd)
+
+    monkeypatch.setattr(fdpass, "send_fd", full)
+    listener = bank.asked(bank.come("listener", "http"))
+    assert listener.record.messages == [
+        m.Socket("listen", "http"),
+        m.Socket("metrics", "http"),
+        m.SocketsEnd(2),
+    ]
+    assert len(refused) == 3
+    assert bank.init._answered == 1
+    refused.clear()
+    leaves = bank.come("umaster")
+    bank.on.until(lambda: refused)
+    leaves.link.close()  # whoever has left is waited for no longer
+    bank.on.until(lambda: len(bank.init._channels) == 1)
+    bank.on.turns(2 * HAND_OUT_AGAIN)
+    assert len(refused) == 1
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ import mmap
 import os
 import socket
 import struct
+from collections import deque
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -54,6 +55,8 @@ from pyttpd_init.sockets import AddressInUse, Plan, bind, is_planned, netns_cook
 WATCH_INTERVAL = 0.5
 #: Who has a socket of our predecessor's brings it back within this (s), or it is tried to bind it anew.
 TAKE_BACK_TIMEOUT = 5.0
+#: A socket that couldn't be handed over, since too many descriptors are in flight, is tried again after so long (s).
+HAND_OUT_AGAIN = 0.1
 
 
 class Snapshot(NamedTuple):
@@ -191,15 +194,25 @@ class Init:
             channel.send(Holds(bytes.fromhex(self.held.digest)))
         # Whose sockets have been given to somebody else, or are closed, hears that it has none any more.
         theirs = [] if self._was_ours else self._of(hello.role, hello.name)
-        for plan in theirs:
+        self._hand_out(channel, deque(theirs), len(theirs))
+
+    def _hand_out(self, channel: Channel, plans: deque[Plan], total: int) -> None:
+        """Give a peer its `total` sockets, of which `plans` are left.
+
+        A new channel has room for them. But descriptors in flight are counted by uid (unix(7), ETOOMANYREFS), and root
+        is others as well: then the rest follows when that may have changed.
+        """
+        while plans and not channel.closed:
+            plan = plans[0]
             sock = self.held.sockets.get(plan)
-            # A new channel has room for its few sockets: if they can't be sent it is closed again already.
             if sock is None:
                 channel.send(Wanted(plan.use, plan.name))
-            else:
-                channel.send(Socket(plan.use, plan.name), sock.fileno())
-        channel.send(SocketsEnd(len(theirs)))
-        self._answered += 1
+            elif not channel.send(Socket(plan.use, plan.name), sock.fileno()):
+                self._service.loop.call_later(HAND_OUT_AGAIN, lambda: self._hand_out(channel, plans, total))
+                return
+            plans.popleft()
+        if channel.send(SocketsEnd(total)):
+            self._answered += 1
 
     def _from_peer(self, channel: Channel, message: Message, fd: int | None) -> None:
         match message:

@@ -73,7 +73,7 @@ DRAIN_HEAD_TIMEOUT = 1.0
 SWEEP_INTERVAL = 0.25
 #: So long (s) a client has to say something, or to read our answer, before it makes room for another. Who connects and
 #: sends at once needs a moment all the same where hundreds of clients do so on a busy machine.
-PATIENCE = 0.5
+PATIENCE = 1.0
 #: Stress mode begins and ends at these shares of the connections that we may have.
 STRESS_FROM, STRESS_UNTIL = 0.75, 0.5
 # Said with each call on a connection that has been offered: whoever it was given to shares its O_NONBLOCK with us.

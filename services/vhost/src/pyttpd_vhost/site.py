@@ -73,7 +73,7 @@ class Stats:
 
 
 class Site:
-    """One tenant's site. `retiring`: the process is about to leave, answers say `Connection: close`.
+    """One tenant's site. `retiring`: answers say `Connection: close`: the process is about to leave, or full.
 
     `commons` is what all workers of the vhost share; `clients` this worker's part of it, None where nothing is limited.
     """

@@ -98,6 +98,9 @@ SWEEP_INTERVAL = 0.5
 #: that have sent the most, until half is left: with two workers, and what comes between two sweeps, that fits into the
 #: memory that compose gives a tenant.
 HELD_LIMIT = 64 << 20
+#: A connection that has been idle for less (s) isn't closed to make room: its client's next request may be on its way.
+#: And so often at the most (s) somebody is looked for who has been idle for longer.
+JUST_IDLE, ROOM_LOOK = 1.0, 0.1
 #: While it leaves, a worker looks so often (s) whether it is done.
 LEAVING_INTERVAL = 0.05
 #: A worker that leaves waits for others to take its idle connections: for this share of `grace`, as siblings may all be
@@ -172,6 +175,7 @@ class Worker(Loop):
         self._leaving = False
         self._aside: Aside | None = None
         self._elsewhere = 0  # connections that it has
+        self._looked_for_room = 0.0
         self._pass_idle_until = 0.0
         #: Without a supervisor: until when we may finish.
         self._orphaned_until = 0.0
@@ -400,7 +404,7 @@ class Worker(Loop):
                 self._wake.set()
             return
         if new and want is not Want.CLOSED:
-            if me is not None and len(self._parked) + self._elsewhere >= self._room:
+            if me is not None and self._full:
                 self._make_room(me)
             if not self._wake.is_set():
                 self._wake.set()
@@ -414,13 +418,34 @@ class Worker(Loop):
         if self._spent >= self._portion:
             self._give_credit(None)
 
+    @property
+    def _full(self) -> bool:
+        return len(self._parked) + self._elsewhere >= self._room
+
     def _make_room(self, me: Server) -> None:
-        """Close the connections that have been idle the longest, as many as make it worth the search."""
-        idle = [one for one in list(self._parked.values()) if one.connection.idle]
+        """Close the connections that have been idle the longest, as many as make it worth the search. Are all in use,
+        their clients are told to come again: each answer says `Connection: close` until there is room.
+        """
+        if self.now - self._looked_for_room < ROOM_LOOK:
+            return
+        self._looked_for_room = self.now
+        latest = self.now - JUST_IDLE + self._site.patience.idle
+        idle = [
+            one
+            for one in list(self._parked.values())
+            if one.connection.idle and one.connection.deadline <= latest
+        ]
         idle.sort(key=lambda one: one.connection.deadline)
         for one in idle[: max(1, self._room // 32)]:
             if self._parking.take(one):
                 self._serve(me, one, one.connection.close)
+        if not idle:
+            self._part(True)
+
+    def _part(self, soon: bool) -> None:
+        """Say `Connection: close` in answers, or no longer."""
+        for site in self._crew.sites:
+            site.retiring = soon
 
     def _look_after(self, me: Server) -> None:
         """What is due between turns: credit, timers, deadlines."""
@@ -434,7 +459,15 @@ class Worker(Loop):
             self._sweep(me)
 
     def _give_credit(self, me: Server | None) -> None:
-        """Give back what was spent, less one for each other thread that is busy, and what is too much for `Aside`."""
+        """Give back what was spent, less one for each other thread that is busy, and what is too much for `Aside`.
+
+        Without room for more connections none is given: who comes waits in umaster, and finds a sibling, maybe.
+        """
+        if self._full:
+            if me is not None:
+                self._make_room(me)
+            if self._full:
+                return
         mine = None if me is None else me.one
         with self._lock:
             due = self._spent - sum(one is not None for one in self._crew.served() if one is not mine)
@@ -456,6 +489,8 @@ class Worker(Loop):
                 held += one.connection.held
         if held > HELD_LIMIT:
             self._let_go(me, held)
+        if self._site.retiring and not self._leaving and len(self._parked) < self._room * 7 // 8:
+            self._part(False)
         self._site.flush()
         if self._leaving:
             self._leave_when_done(me)
@@ -580,8 +615,7 @@ class Worker(Loop):
             return
         self._leaving = True
         self._left = time.monotonic()
-        for site in self._crew.sites:
-            site.retiring = True
+        self._part(True)
         if self._channel is not None:
             self._channel.send(Goodbye("leaving"))
         if self._aside is not None:
