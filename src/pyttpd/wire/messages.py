@@ -32,7 +32,7 @@ OLDEST_VERSION = 1
 #: Hello and Welcome have this form in every version, for ever: two roles without a version in common can still say so.
 GREETING_VERSION = 1
 #: Since this version umaster says Standing(open) back.
-STANDING_IS_ANSWERED = 1
+STANDING_IS_ANSWERED = 2
 
 HEADER = struct.Struct("!BBBBIQ")
 #: Bodies are small on purpose: what is large (shares, the host map) travels as a sealed memfd.
