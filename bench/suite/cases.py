@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from http.client import HTTPException
 
 from suite import handover, idle, locks, names, peers, spawn, tenants, uids
-from suite.clients import Target, WrongAnswer, constant_rate, wrk
+from suite.clients import BROWSERS, Target, WrongAnswer, constant_rate, wrk
 from suite.figures import OURS, Bar, Figures, Options, Study
 from suite.machine import processor_time
 from suite.peers import SIZES, Peer, content, running
@@ -45,6 +45,7 @@ class Case:
     bodies: Mapping[str, bytes] = field(default_factory=lambda: HELLO)
     connections: int = 32
     close: bool = False
+    script: str = ""
     bars: tuple[Bar, ...] = ()
     common_rate: bool = False
 
@@ -114,7 +115,14 @@ def measure(
 
     def loaded(server: Server) -> None:
         before = processor_time(*server.pids)
-        load = wrk(server.target, options.seconds, case.connections, close=case.close, pin=options.pin)
+        load = wrk(
+            server.target,
+            options.seconds,
+            case.connections,
+            close=case.close,
+            pin=options.pin,
+            script=case.script,
+        )
         used = processor_time(*server.pids) - before
         server.figures.rate.append(load.rate)
         if load.requests:
@@ -168,6 +176,8 @@ WSGI = (
     peers.NGINX_GUNICORN,
     peers.MOD_WSGI,
 )
+BROWSED = (peers.PYTTPD_WSGI, peers.ALONE, peers.GRANIAN_WSGI, peers.UWSGI, peers.NGINX_GRANIAN)
+BROWSED_BARS = (Bar("granian", 0.8),)
 STATIC = (peers.PYTTPD_STATIC, peers.NGINX_STATIC, peers.NGINX_CACHED, peers.APACHE_EVENT, peers.APACHE_ITK)
 ITK_BARS = (Bar("Apache mpm-itk", 10.0),)
 FILES_BARS = (Bar("nginx", 1.0),)
@@ -195,6 +205,21 @@ CASES: tuple[Case | Study, ...] = (
             Bar("nginx + gunicorn", 1.0, p99=True),
         ),
         common_rate=True,
+    ),
+    # wrk always sends the same short head, which a worker remembers. Browsers don't.
+    Case(
+        "wsgi-browsers",
+        "WSGI, kept connections of browsers: long heads, another path each time",
+        BROWSED,
+        script=BROWSERS % "false",
+        bars=BROWSED_BARS,
+    ),
+    Case(
+        "wsgi-new-heads",
+        "WSGI, kept connections, long heads of which none comes twice",
+        BROWSED,
+        script=BROWSERS % "true",
+        bars=BROWSED_BARS,
     ),
     Case("wsgi-512", "WSGI, 512 kept connections", WSGI, connections=512),
     Case(
@@ -236,6 +261,15 @@ CASES: tuple[Case | Study, ...] = (
         static("1k.bin"),
         bars=(Bar("nginx", 0.9), Bar("nginx open_file_cache", 0.8)),
         common_rate=True,
+    ),
+    Case(
+        "static-1k-browsers",
+        "A file of 1 KB, for browsers",
+        STATIC,
+        "/1k.bin",
+        static("1k.bin"),
+        script=BROWSERS % "false",
+        bars=(Bar("nginx", 0.9),),
     ),
     Case("static-100k", "A file of 100 KB", STATIC, "/100k.bin", static("100k.bin"), bars=FILES_BARS),
     Case(

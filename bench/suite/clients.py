@@ -23,6 +23,41 @@ local hosts, threads = { %s }, 0
 function setup(thread) threads = threads + 1; thread:set("host", hosts[threads]) end
 function init() wrk.headers["Host"] = host end
 """
+#: What browsers send: 32 of them, each with a cookie of its own, for pages, pictures and scripts by turns, and for
+#: another path each time. `new`: each request is another browser's. Everything is prepared, so it costs wrk nothing.
+BROWSERS = """
+local tails, count, new = {}, 0, %s
+local kinds = {
+  {"document", "navigate", "text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,image/webp,*/*;q=0.8"},
+  {"image", "no-cors", "image/avif,image/webp,image/apng,image/svg+xml,image/*,*/*;q=0.8"},
+  {"script", "no-cors", "*/*"},
+}
+function init()
+  for browser = 1, 32 do
+    for _, kind in ipairs(kinds) do
+      local whole = wrk.format("GET", "/", {
+        ["Connection"] = "keep-alive",
+        ["User-Agent"] = "Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36 (KHTML, like Gecko)"
+          .. " Chrome/130.0 Safari/537.36",
+        ["Accept"] = kind[3],
+        ["Referer"] = "http://127.0.0.1/a/page",
+        ["Sec-Fetch-Site"] = "same-origin",
+        ["Sec-Fetch-Mode"] = kind[2],
+        ["Sec-Fetch-Dest"] = kind[1],
+        ["Accept-Encoding"] = "gzip, deflate, br, zstd",
+        ["Accept-Language"] = "en-GB,en;q=0.9,de;q=0.8",
+        ["Cookie"] = string.format("session=%%032d; theme=dark", browser),
+      })
+      tails[#tails + 1] = whole:match(" HTTP/1.1.*"):sub(1, -3)
+    end
+  end
+end
+function request()
+  count = count + 1
+  local line = "GET " .. wrk.path .. "?" .. count .. tails[count %% #tails + 1]
+  return line .. (new and "X-Request: " .. count .. "\\r\\n\\r\\n" or "\\r\\n")
+end
+"""
 
 
 class WrongAnswer(Exception):

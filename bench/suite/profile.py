@@ -169,10 +169,12 @@ def profile(case: Case, peer: Peer, folder: Path, *, seconds: int, log: bool, na
     with running(peer, log=log) as (port, pids), ThreadPoolExecutor(1) as pool:
         target = Target(port, case.path, case.bodies)
         target.wait()
-        undisturbed = wrk(target, LEAD, case.connections, close=case.close).rate
+        undisturbed = wrk(target, LEAD, case.connections, close=case.close, script=case.script).rate
         seen, rates = [], []
         for name, pid in roles(pids[0]):
-            load = pool.submit(wrk, target, seconds + LEAD, case.connections, close=case.close)
+            load = pool.submit(
+                wrk, target, seconds + LEAD, case.connections, close=case.close, script=case.script
+            )
             seen.append(look(name, pid, seconds, folder, native=native))
             rates.append(load.result().rate)
             print(f"    {seen[-1].text().splitlines()[0]}", flush=True)
