@@ -115,15 +115,13 @@ class Representation:
         """Return a whole answer, 200 or 304, that is ready to be sent. None: it is too large for that."""
         answer = self._prepared.get((code, head_only))
         if answer is None:
-            content: bytes | None = b""
+            content = b"" if code == 304 or head_only else self.file.content
+            if content is None or len(content) > JOIN_LIMIT:
+                return None
             if code == 304:
                 head = f"HTTP/1.1 {STATUS[304]}\r\n{self.unchanged.text}"
             else:
                 head = f"HTTP/1.1 {STATUS[200]}\r\n{self.whole.text}Content-Length: {self.file.size}\r\n"
-                if not head_only:
-                    content = self.file.content
-            if content is None or len(content) > JOIN_LIMIT:
-                return None
             answer = self._prepared[code, head_only] = Prepared(code, head, content)
         return answer
 
