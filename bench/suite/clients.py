@@ -17,6 +17,8 @@ from suite.rate import Client
 
 _RATE = re.compile(r"Requests/sec:\s+([\d.]+)")
 _TOTAL = re.compile(r"(\d+) requests in ")
+#: On a busy machine the signal may come before wrk has begun, and it says nothing then.
+ATTEMPTS = 3
 #: A thread of wrk's keeps its connections; so each of these stays with one host.
 HOST_BY_THREAD = """
 local hosts, threads = { %s }, 0
@@ -139,17 +141,16 @@ def wrk(
     with tempfile.NamedTemporaryFile("w", suffix=".lua") as lua:
         lua.write(script or HOST_BY_THREAD % ", ".join(f'"{host}"' for host in hosts))
         lua.flush()
-        done = subprocess.run(
-            pinned([*command, "-s", lua.name, target.url], CLIENT_CORE if pin else None),
-            capture_output=True,
-            text=True,
-            check=False,
+        command = pinned([*command, "-s", lua.name, target.url], CLIENT_CORE if pin else None)
+        tries = (
+            subprocess.run(command, capture_output=True, text=True, check=False) for _ in range(ATTEMPTS)
         )
-    found, total = _RATE.search(done.stdout), _TOTAL.search(done.stdout)
+        said = next((done.stdout for done in tries if done.stdout), "")
+    found, total = _RATE.search(said), _TOTAL.search(said)
     if found is None or total is None:
-        raise WrongAnswer(f"{target.url}: wrk says {(done.stderr or done.stdout)[:200]!r}")
-    errors = sum(int(number) for number in re.findall(r"Non-2xx or 3xx responses: (\d+)", done.stdout))
-    for line in re.findall(r"Socket errors: (.*)", done.stdout):
+        raise WrongAnswer(f"{target.url}: wrk says {said[:200]!r}")
+    errors = sum(int(number) for number in re.findall(r"Non-2xx or 3xx responses: (\d+)", said))
+    for line in re.findall(r"Socket errors: (.*)", said):
         # Who closes after each answer is counted as a read error by wrk where the server resets; all else is one, too.
         errors += sum(int(number) for number in re.findall(r"\d+", line))
     return Load(float(found[1]), int(total[1]), errors)

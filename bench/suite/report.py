@@ -118,7 +118,7 @@ class Verdict:
     met: bool
 
     def row(self) -> str:
-        found = "not measured" if self.measured is None else shown(self.measured)
+        found = "not measured" if self.measured is None else f"{self.measured:.4g}"
         said = "" if self.measured is None else "met" if self.met else "**missed**"
         return f"| {self.what} | {self.wanted} | {self.setting} | {found} | {said} |"
 
