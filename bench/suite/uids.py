@@ -3,6 +3,10 @@
 The application answers with its uid, so a server that doesn't keep them apart isn't measured. A kept connection stays
 with its tenant. Everybody has what its documentation or Debian's package starts with: uWSGI two processes in each
 pool, php-fpm Debian's `pm` lines, mpm-itk Debian's prefork, a tenant of pyttpd two php-cgi and as many workers.
+
+mod_wsgi is embedded in mpm-itk's processes, each of which imports the application for its one connection. Its daemon
+mode would not, but takes users of /etc/passwd, and keeps tenants apart without mpm-itk: mod_php is what people run
+below mpm-itk, and the fairer figure.
 """
 
 from __future__ import annotations
