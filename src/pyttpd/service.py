@@ -663,6 +663,13 @@ def awake(program: Program, options: Options) -> int:
     return 0
 
 
+def _say_starting(health: HealthFile, options: Options) -> None:
+    try:
+        health.write("starting")
+    except OSError as error:
+        raise StartError(f"{options.health_file}: cannot be written: {error.strerror}") from None
+
+
 def main(program: Program, arguments: list[str]) -> int:
     """Run `program`; returns the exit status: 0, or 2 if it can't be started as asked."""
     role = program.role
@@ -674,13 +681,11 @@ def main(program: Program, arguments: list[str]) -> int:
     try:
         if options.uid is None:
             # In a pod a container's volumes outlive it: what a predecessor said last says nothing of us.
-            try:
-                health.write("starting")
-            except OSError as error:
-                raise StartError(f"{options.health_file}: cannot be written: {error.strerror}") from None
+            _say_starting(health, options)
         program.prepare(options, log)
         if options.uid is not None:
             privileges.become(options.uid, options.uid if options.gid is None else options.gid)
+            _say_starting(health, options)
         # The role's own processes get this again with all other locks; its keeper has it from here.
         set_no_new_privs()
         if options.die_with:

@@ -9,6 +9,7 @@ import resource
 import select
 import socket
 import subprocess
+import sys
 import threading
 import time
 from collections import Counter
@@ -18,7 +19,7 @@ from pathlib import Path
 
 import pytest
 
-from support.tree import TENANTS, Tree
+from support.tree import METRICS_PORTS, TENANTS, Tree, free_port, free_ports, plain_environment
 
 Plant = Callable[..., Tree]
 #: Roles themselves need some thirty, and keep as many in reserve.
@@ -242,6 +243,25 @@ def full_disk(tmp_path: Path) -> Iterator[Path]:
     finally:
         subprocess.run(["umount", folder], check=True)
         folder.rmdir()
+
+
+@pytest.mark.root
+def test_a_full_runtime_dir_is_said_and_nothing_is_left(full_disk: Path, tmp_path: Path) -> None:
+    full_disk.chmod(0o755)
+    with contextlib.suppress(OSError), open(full_disk / "filler", "wb", buffering=0) as filler:
+        while True:
+            filler.write(bytes(4096))
+    config = tmp_path / "pyttpd.toml"
+    config.write_text(
+        f'runtime_dir = "{full_disk}"\n[metrics]\nbase_port = {free_ports(METRICS_PORTS)}\n'
+        f'[listen.http]\naddress = "127.0.0.1:{free_port()}"\n'
+        f'[vhost.static]\nhosts = ["static.localhost"]\nuid = 20001\nkind = "static"\nroot = "{tmp_path}"\n'
+    )
+    command = [sys.executable, "-I", "-m", "pyttpd_init", "--plain", "--config", str(config)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=plain_environment())
+    assert done.returncode == 2, done.stderr
+    assert "cannot be written: No space left on device" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.root
