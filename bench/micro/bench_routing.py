@@ -6,7 +6,7 @@ Names are asked for in turns, each a string of its own as from the wire, so that
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import count, cycle
 
 import pytest
@@ -56,6 +56,10 @@ class Played:
         self.last = message
         return True
 
+    def send_all(self, messages: Sequence[Message], fds: Sequence[int] | None = None) -> int:
+        self.last = messages[-1]
+        return len(messages)
+
     def close(self) -> None:
         self.closed = True
 
@@ -80,6 +84,7 @@ def hand_over() -> Callable[[], None]:
 
     def one() -> None:
         router.route(source, next(ids), client, "host-0.example", os.dup(fd), metrics=False, now=100.0)
+        router.flush()
         for worker in workers.values():
             if worker.given:
                 dispatched = worker.channel.last  # type: ignore[attr-defined]

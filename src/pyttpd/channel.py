@@ -7,13 +7,17 @@ checked against the same table: there a violation is our own fault and raises Lo
 
 Sends never block. A message without a descriptor waits in a bounded outbox when the kernel's buffer is full
 (a peer that doesn't read loses its channel when the outbox is full too). A message *with* a descriptor is
-never queued here: send() says False and the caller, who owns the descriptor anyway, keeps it and hears of
-room by `on_writable`.
+never queued here: send() says False, send_all() how many went, and the caller, who owns the descriptors anyway, keeps
+the others and hears of room by `on_writable`.
+
+Who has several messages for one peer says them with send_all(), at the end of its loop's turn: they travel in as few
+packets as may be (`pyttpd.wire.packets`). A packet that comes is delivered message by message, then `on_packet` is
+called.
 
 Each end encodes and expects frames of `version`: the greeting's until both have agreed on another (rendezvous.py). A
 channel without a greeting is made with the version that its two ends have agreed on elsewhere.
 
-In step with: wire/permits.py, PROTOCOL.md.
+In step with: wire/permits.py, wire/packets.py, PROTOCOL.md.
 """
 
 from __future__ import annotations
@@ -22,16 +26,18 @@ import errno
 import os
 import socket
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from pyttpd import fdpass
 from pyttpd.log import Log
 from pyttpd.loop import READ, WRITE, Budget, Loop
+from pyttpd.wire import packets
 from pyttpd.wire.errors import LocalProtocolError, RemoteProtocolError
-from pyttpd.wire.messages import BY_CLASS, GREETING_VERSION, MAX_FRAME, VERSION, Message, decode, encode
+from pyttpd.wire.messages import BY_CLASS, GREETING_VERSION, VERSION, Message, encode
 from pyttpd.wire.permits import PERMITS, Kind, Phase, Side, first_phase
 
-#: Frames taken from one channel in a turn, so that a peer that floods can't keep others waiting.
+#: Frames after which no other packet is taken from one channel in a turn, so that a peer that floods can't keep others
+#: waiting.
 MAX_FRAMES_A_TURN = 16
 #: Frames that may wait for a peer that doesn't read. A role's answers are bounded by what the peer has open (of a
 #: listener: pyttpd_umaster.router.ROUTE_WINDOW).
@@ -62,13 +68,15 @@ class Channel:
     on_message(channel, message, fd): `fd` (or None) becomes the callee's; it may raise RemoteProtocolError.
     on_close(channel, reason): called once, unless close() was called by the role itself.
     on_lost(channel, message): we had no free descriptor, the message's is lost. Default: the channel is closed.
+    on_packet(channel): all messages of a packet have been delivered, or what was left of it is dropped.
     on_writable(channel): there may be room again for a message with a descriptor.
     `version` is that of the frames, for a channel without a greeting (others agree on theirs: pyttpd.rendezvous);
     `budget`, if set, gets one descriptor back when the channel closes; `owner` is the role's to use;
-    `frames_a_turn` is how many frames one event delivers at the most.
+    with `frames_a_turn` frames delivered an event takes no further packet.
     """
 
     __slots__ = (
+        "_behind",
         "_burst",
         "_ending",
         "_loop",
@@ -79,7 +87,9 @@ class Channel:
         "_registered",
         "_send_permits",
         "_send_phase",
+        "_several",
         "_sock",
+        "_version",
         "_want_write",
         "budget",
         "closed",
@@ -90,12 +100,12 @@ class Channel:
         "on_close",
         "on_lost",
         "on_message",
+        "on_packet",
         "on_writable",
         "owner",
         "peer",
         "peer_name",
         "side",
-        "version",
     )
 
     def __init__(
@@ -116,7 +126,9 @@ class Channel:
         sock.setblocking(False)
         self._sock = sock
         self._loop = loop
-        self._outbox: deque[bytes] = deque()
+        # Packets, with how many frames each has; and how many there are in all.
+        self._outbox: deque[tuple[bytes, int]] = deque()
+        self._behind = 0
         # The table's rows for the phases that the two directions are in, so that a frame costs one look-up.
         self._recv_phase = self._send_phase = first_phase(kind)
         self._recv_permits = PERMITS[kind, _OTHER_SIDE[side], self._recv_phase]
@@ -136,6 +148,7 @@ class Channel:
         self.on_message = on_message
         self.on_close = on_close
         self.on_lost: Callable[[Channel, Message], None] | None = None
+        self.on_packet: Callable[[Channel], None] | None = None
         self.on_writable: Callable[[Channel], None] | None = None
         self.budget: Budget | None = None
         self.owner: object = None
@@ -148,6 +161,16 @@ class Channel:
         return self._sock
 
     @property
+    def version(self) -> int:
+        """That of the frames, in both directions."""
+        return self._version
+
+    @version.setter
+    def version(self, version: int) -> None:
+        self._version = version
+        self._several = packets.holds_several(self.kind, version)
+
+    @property
     def leaving(self) -> bool:
         """Whether the peer has said Goodbye: that it closes the channel then is no fault."""
         return self._recv_phase is Phase.LEAVING
@@ -157,54 +180,80 @@ class Channel:
     @property
     def backlog(self) -> int:
         """How many frames wait for the peer to read."""
-        return len(self._outbox)
+        return self._behind
 
     def send(self, message: Message, fd: int | None = None) -> bool:
         """Send `message`, with a copy of `fd` where it takes one; `fd` stays the caller's.
 
         Returns False when a message with a descriptor finds no room (nothing was sent), or the channel is closed.
         """
+        return self._send((message,), None if fd is None else (fd,)) == 1
+
+    def send_all(self, messages: Sequence[Message], fds: Sequence[int] | None = None) -> int:
+        """Send `messages` in as few packets as may be; `fds` has a descriptor for each, or isn't given, as none of them
+        takes one. What holds of send() holds of each.
+
+        Returns how many were sent (or wait in the outbox), the first ones; as to the others nothing has happened.
+        """
+        return self._send(messages, fds)
+
+    def _send(self, messages: Sequence[Message], fds: Sequence[int] | None) -> int:
         if self.closed:
-            return False
+            return 0
+        frames = [self._frame(message, fds is not None) for message in messages]
+        sent = 0
+        for some in packets.pack(frames, several=self._several):
+            packet = some[0] if len(some) == 1 else b"".join(some)
+            if not self._send_packet(
+                packet, len(some), None if fds is None else fds[sent : sent + len(some)]
+            ):
+                break
+            sent += len(some)
+        return sent
+
+    def _frame(self, message: Message, with_fd: bool) -> bytes:
         cls = type(message)
         after = self._send_permits.get(cls)
         if after is None:
             raise LocalProtocolError(
                 f"{cls.__name__} from {self.side.value} of {self.kind.value} in {self._send_phase}"
             )
-        if (fd is None) != (BY_CLASS[cls].descriptor is None):
-            raise LocalProtocolError(f"{cls.__name__} with{'out' if fd is None else ''} a descriptor")
-        frame = encode(message, self.version)
+        if with_fd is (BY_CLASS[cls].descriptor is None):
+            raise LocalProtocolError(f"{cls.__name__} with{'' if with_fd else 'out'} a descriptor")
+        if after is not self._send_phase:  # none with a descriptor, so it is as good as sent
+            self._send_phase = after
+            self._send_permits = PERMITS[self.kind, self.side, after]
+        return encode(message, self._version)
+
+    def _send_packet(self, packet: bytes, count: int, fds: Sequence[int] | None) -> bool:
         if self._outbox:
-            if fd is not None:
+            if fds is not None:
                 return False
-            self._enqueue(frame)
+            self._enqueue(packet, count)
         else:
             try:
-                if fd is None:
-                    fdpass.send(self._sock, frame)
+                if fds is None:
+                    fdpass.send(self._sock, packet)
                 else:
-                    fdpass.send_fd(self._sock, frame, fd)
+                    fdpass.send_fds(self._sock, packet, fds)
             except OSError as error:
                 if error.errno not in _LATER and error.errno != errno.ETOOMANYREFS:
                     self._end_soon(error.strerror or "")
                     return False
-                if fd is not None:
+                if fds is not None:
                     # ETOOMANYREFS has no event of its own; EPOLLOUT comes at once and the caller's retry is the poll.
                     if error.errno != errno.ETOOMANYREFS:
                         self._wait_for_room()
                     return False
-                self._enqueue(frame)
-        if after is not self._send_phase:
-            self._send_phase = after
-            self._send_permits = PERMITS[self.kind, self.side, after]
+                self._enqueue(packet, count)
         return not self.closed  # _enqueue closes the channel of a peer that doesn't read
 
-    def _enqueue(self, frame: bytes) -> None:
-        if len(self._outbox) >= MAX_OUTBOX:
-            self._fault(RemoteProtocolError("does-not-read", f"{MAX_OUTBOX} frames wait"))
+    def _enqueue(self, packet: bytes, count: int) -> None:
+        if self._behind + count > MAX_OUTBOX:
+            self._fault(RemoteProtocolError("does-not-read", f"{self._behind} frames wait"))
             return
-        self._outbox.append(frame)
+        self._outbox.append((packet, count))
+        self._behind += count
         self._wait_for_room()
 
     def _wait_for_room(self) -> None:
@@ -223,15 +272,16 @@ class Channel:
     def _flush(self) -> None:
         while self._outbox:
             try:
-                fdpass.send(self._sock, self._outbox[0])
+                fdpass.send(self._sock, self._outbox[0][0])
             except OSError as error:
                 if error.errno not in _LATER:
                     self._outbox.clear()
+                    self._behind = 0
                     self._want_write = False
                     self._set_events()
                     self._end_soon(error.strerror or "")
                 return
-            self._outbox.popleft()
+            self._behind -= self._outbox.popleft()[1]
         self._want_write = False
         self._set_events()
         if self.on_writable is not None:
@@ -239,8 +289,14 @@ class Channel:
 
     # ---- in ----
 
+    @property
+    def paused(self) -> bool:
+        return self._paused
+
     def pause(self) -> None:
-        """Take nothing from this channel until resume(): we have no free descriptors, or no room."""
+        """Take no other packet from this channel until resume(): we have no free descriptors, or no room. What is left
+        of one that is being delivered comes all the same.
+        """
         if not self._paused and not self.closed:
             self._paused = True
             self._set_events()
@@ -262,48 +318,71 @@ class Channel:
                 # Asking once more than there are frames costs a system call and an exception, so how many are asked for
                 # follows how many there were: doubled while the queue doesn't run dry, one again when it does.
                 taken = self.receive(self._burst)
-                self._burst = min(2 * self._burst, self.frames_a_turn) if taken == self._burst else 1
+                self._burst = min(2 * self._burst, self.frames_a_turn) if taken >= self._burst else 1
 
     def receive(self, most: int) -> int:
-        """Take and deliver up to `most` frames that are there already; return how many there were."""
-        for taken in range(most):
+        """Take and deliver packets that are there already, until they had `most` frames; return how many they had."""
+        taken = 0
+        size, descriptors = packets.largest(several=self._several)
+        while taken < most:
             if self.closed or self._paused:
-                return taken
+                break
             try:
-                frame, fd = fdpass.recv_fd(self._sock, MAX_FRAME)
+                packet, fds, cut = fdpass.recv_some(self._sock, size, descriptors)
             except BlockingIOError:
-                return taken
-            except fdpass.DescriptorLost as lost:
-                self._lost(lost.data)
-                continue
+                break
             except ConnectionResetError:
                 # The peer left with frames of ours unread: said once, and before what it has sent, which still comes.
                 continue
             except RemoteProtocolError as error:
                 self._fault(error)
-                return taken
+                break
             except OSError as error:
                 self._end(GONE, error.strerror or "")
-                return taken
-            if not frame:
+                break
+            if not packet:
                 # A packet of no bytes and the end of the channel look the same (recv(2)); neither leads on.
-                if fd is not None:
+                for fd in fds:
                     os.close(fd)
                 self._end(GONE, "end of channel")
-                return taken
-            try:
-                message = self._admit(frame, fd)
-            except RemoteProtocolError as error:
-                if fd is not None:
-                    os.close(fd)
-                self._fault(error)
-                return taken
-            try:
-                self.on_message(self, message, fd)
-            except RemoteProtocolError as error:
-                self._fault(error)
-                return taken
-        return most
+                break
+            taken += self._take(packet, fds, cut)
+        return taken
+
+    def _take(self, packet: bytes, fds: list[int], cut: bool) -> int:
+        """Deliver what is in a packet, and return how many messages that are. Closes those of `fds` that aren't
+        delivered. `cut`: the kernel has destroyed its last descriptors, since we have no free numbers.
+        """
+        given = count = 0
+        try:
+            messages = packets.unpack(packet, self._version, several=self._several)
+            packets.match_descriptors(messages, len(fds), cut=cut)
+            count = len(messages)
+            for message in messages:
+                if self.closed:
+                    break
+                self._permit(message)
+                wanted = BY_CLASS[type(message)].descriptor
+                if wanted is None:
+                    self.on_message(self, message, None)
+                elif given == len(fds):
+                    self._lost(message)
+                else:
+                    fd = fds[given]
+                    if not fdpass.check(fd, wanted):
+                        raise RemoteProtocolError(
+                            "descriptors", f"{type(message).__name__} with something else than {wanted.value}"
+                        )
+                    given += 1
+                    self.on_message(self, message, fd)
+        except RemoteProtocolError as error:
+            self._fault(error)
+        finally:
+            for fd in fds[given:]:
+                os.close(fd)
+        if self.on_packet is not None:
+            self.on_packet(self)
+        return count
 
     def _permit(self, message: Message) -> None:
         after = self._recv_permits.get(type(message))
@@ -315,29 +394,8 @@ class Channel:
             self._recv_phase = after
             self._recv_permits = PERMITS[self.kind, _OTHER_SIDE[self.side], after]
 
-    def _admit(self, frame: bytes, fd: int | None) -> Message:
-        message = decode(frame, self.version)
-        self._permit(message)
-        wanted = BY_CLASS[type(message)].descriptor
-        if wanted is None:
-            if fd is not None:
-                raise RemoteProtocolError("descriptors", f"{type(message).__name__} with a descriptor")
-        elif fd is None:
-            raise RemoteProtocolError("descriptors", f"{type(message).__name__} without a descriptor")
-        elif not fdpass.check(fd, wanted):
-            raise RemoteProtocolError(
-                "descriptors", f"{type(message).__name__} with something else than {wanted.value}"
-            )
-        return message
-
-    def _lost(self, frame: bytes) -> None:
-        """The kernel destroyed the descriptor of `frame`, since we have none free: our load, not the peer's fault."""
-        try:
-            message = decode(frame, self.version)
-            self._permit(message)
-        except RemoteProtocolError as error:
-            self._fault(error)
-            return
+    def _lost(self, message: Message) -> None:
+        """The kernel destroyed the descriptor of `message`, since we have none free: our load, not the peer's fault."""
         self.faults.add(self.peer, "no-free-descriptor")
         if self.on_lost is None:
             self._end("no-free-descriptor", type(message).__name__)
@@ -387,5 +445,6 @@ class Channel:
             self._loop.remove(self._sock.fileno())
             self._sock.close()
             self._outbox.clear()
+            self._behind = 0
             if self.budget is not None:
                 self.budget.give()

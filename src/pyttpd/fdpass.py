@@ -1,4 +1,4 @@
-"""Descriptors over unix sockets: send_fd and recv_fd, and what a received one must prove before it is let in.
+"""Descriptors over unix sockets: how they travel, and what a received one must prove before it is let in.
 
 socket.recv_fds() ignores its flags, so descriptors would arrive inheritable; this uses recvmsg(2) with
 MSG_CMSG_CLOEXEC. When the receiver has no free descriptor the kernel *destroys* the one in flight and sets MSG_CTRUNC
@@ -11,18 +11,19 @@ import array
 import os
 import socket
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from pyttpd.wire.errors import RemoteProtocolError
 from pyttpd.wire.messages import DescriptorKind
 
 _FD_SIZE = array.array("i").itemsize
-#: Room for two: one is what the protocol allows, so the second one is seen and not merely cut off. (CMSG_SPACE of one
-#: rounds up to two on 64 bit anyway.)
-_ANCILLARY = socket.CMSG_SPACE(2 * _FD_SIZE)
+#: The kernel's bound for the descriptors of one packet (SCM_MAX_FD), and the room that so many take.
+_MAX_FDS = 253
+_SPACE = [socket.CMSG_SPACE(count * _FD_SIZE) for count in range(_MAX_FDS + 1)]
 
 # Plain integers: socket's flags are enums, whose arithmetic costs more than the system call.
-_CUT = int(socket.MSG_CTRUNC | socket.MSG_TRUNC)
+_TRUNCATED = int(socket.MSG_TRUNC)
+_CUT = int(socket.MSG_CTRUNC) | _TRUNCATED
 #: Said with each call: O_NONBLOCK belongs to the open file. A peer that has sent us our end shares it with us, and can
 #: change it at any time (fcntl(2), F_SETFL).
 DONT_WAIT = int(socket.MSG_DONTWAIT)
@@ -61,19 +62,8 @@ def recv_fd(sock: socket.socket, size: int) -> tuple[bytes, int | None]:
     Raises RemoteProtocolError for a longer packet or more than one descriptor, DescriptorLost, or OSError. All
     descriptors that came are closed then.
     """
-    data, ancillary, flags, _ = sock.recvmsg(size, _ANCILLARY, _RECEIVE)
-    if not flags & _CUT:
-        if not ancillary:
-            return data, None
-        level, kind, payload = ancillary[0]
-        if kind == _RIGHTS and level == _SOCKET and len(payload) == _FD_SIZE and len(ancillary) == 1:
-            return data, int.from_bytes(
-                payload, sys.byteorder
-            )  # as it should be: one descriptor and nothing else
-    fds, foreign = _descriptors(ancillary)
-    if not flags & _CUT and len(fds) <= 1 and not foreign:
-        return data, fds[0] if fds else None
-    raise _refuse(data, fds, flags, size, 1, foreign=foreign)
+    data, fds = recv_fds(sock, size, 1)
+    return data, fds[0] if fds else None
 
 
 def send_fds(sock: socket.socket, data: bytes, fds: Sequence[int]) -> None:
@@ -86,12 +76,43 @@ def recv_fds(sock: socket.socket, size: int, most: int, *, peek: bool = False) -
     """Receive one packet of at most `size` bytes and the up to `most` descriptors that came with it, which the caller
     owns; `peek`: the packet stays where it is, and the caller gets copies. Raises what recv_fd raises.
     """
-    how = _RECEIVE | int(socket.MSG_PEEK) if peek else _RECEIVE
-    data, ancillary, flags, _ = sock.recvmsg(size, socket.CMSG_SPACE((most + 1) * _FD_SIZE), how)
-    fds, foreign = _descriptors(ancillary)
-    if flags & _CUT or len(fds) > most or foreign:
-        raise _refuse(data, fds, flags, size, most, foreign=foreign)
+    data, fds, cut = recv_some(sock, size, most, peek=peek)
+    if cut:
+        _close(fds)
+        raise DescriptorLost(data)
     return data, fds
+
+
+def recv_some(
+    sock: socket.socket, size: int, most: int, *, peek: bool = False
+) -> tuple[bytes, list[int], bool]:
+    """Receive one packet of at most `size` bytes, the up to `most` descriptors that came with it, which the caller
+    owns, and whether more came than we have free numbers for: then the last ones are lost. `peek`: see recv_fds.
+
+    Raises RemoteProtocolError for a longer packet or more descriptors, which are closed then, or OSError.
+    """
+    # Room for one more than may come, so that it is seen and not merely cut off.
+    data, ancillary, flags, _ = sock.recvmsg(
+        size, _SPACE[most + 1], _RECEIVE | int(socket.MSG_PEEK) if peek else _RECEIVE
+    )
+    if not flags & _CUT:
+        if not ancillary:
+            return data, [], False
+        level, kind, payload = ancillary[0]
+        if kind == _RIGHTS and level == _SOCKET and len(ancillary) == 1 and len(payload) <= most * _FD_SIZE:
+            return data, memoryview(payload).cast("i").tolist(), False  # as it should be
+    fds, foreign = _descriptors(ancillary)
+    if foreign:
+        fault = RemoteProtocolError("descriptors", "a packet with something beside data and descriptors")
+    elif flags & _TRUNCATED:
+        fault = RemoteProtocolError("oversized", f"a packet of more than {size} bytes")
+    elif len(fds) > most:
+        many = "one descriptor" if most == 1 else f"{most} descriptors"
+        fault = RemoteProtocolError("descriptors", f"more than {many} in a packet")
+    else:
+        return data, fds, bool(flags & _CUT)
+    _close(fds)
+    raise fault
 
 
 def _descriptors(ancillary: list[tuple[int, int, bytes]]) -> tuple[list[int], bool]:
@@ -109,37 +130,20 @@ def _descriptors(ancillary: list[tuple[int, int, bytes]]) -> tuple[list[int], bo
     return fds, foreign
 
 
-def _refuse(data: bytes, fds: list[int], flags: int, size: int, most: int, *, foreign: bool) -> Exception:
-    """Close the descriptors of a packet that can't be taken; return what is to be raised."""
+def _close(fds: list[int]) -> None:
     for fd in fds:
         if fd >= 0:  # the kernel had no pidfd to give
             os.close(fd)
-    if foreign:
-        return RemoteProtocolError("descriptors", "a packet with something beside data and a descriptor")
-    if flags & int(socket.MSG_TRUNC):
-        return RemoteProtocolError("oversized", f"a packet of more than {size} bytes")
-    if len(fds) > most:
-        many = "one descriptor" if most == 1 else f"{most} descriptors"
-        return RemoteProtocolError("descriptors", f"more than {many} in a packet")
-    return DescriptorLost(data)
 
 
-def _state(sock: socket.socket) -> int:
+def _state(sock: socket.SocketType) -> int:
     """Return the state of a TCP socket: struct tcp_info's first byte, for one system call where type, protocol, domain
     and SO_ACCEPTCONN took four. Who isn't TCP (or MPTCP) has no such option: OSError.
     """
     return sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0]
 
 
-def _is_connection(sock: socket.socket) -> bool:
-    return _state(sock) != _TCP_LISTEN
-
-
-def _is_listener(sock: socket.socket) -> bool:
-    return _state(sock) == _TCP_LISTEN
-
-
-def _is_channel(sock: socket.socket) -> bool:
+def _is_channel(sock: socket.SocketType) -> bool:
     if (
         sock.getsockopt(socket.SOL_SOCKET, socket.SO_DOMAIN) != socket.AF_UNIX
         or sock.getsockopt(socket.SOL_SOCKET, socket.SO_TYPE) != socket.SOCK_SEQPACKET
@@ -150,11 +154,8 @@ def _is_channel(sock: socket.socket) -> bool:
     return True
 
 
-_SOCKET_CHECKS: dict[str, Callable[[socket.socket], bool]] = {
-    DescriptorKind.CONNECTION.value: _is_connection,
-    DescriptorKind.LISTENER.value: _is_listener,
-    DescriptorKind.CHANNEL.value: _is_channel,
-}
+# Looking a member up in its class, or asking for its value, takes as long as half of a check.
+_CONNECTION, _LISTENER, _MEMFD = DescriptorKind.CONNECTION, DescriptorKind.LISTENER, DescriptorKind.MEMFD
 
 
 def check(fd: int, kind: DescriptorKind) -> bool:
@@ -163,17 +164,20 @@ def check(fd: int, kind: DescriptorKind) -> bool:
 
     A connection whose client has left already is still one (getpeername() isn't asked).
     """
-    test = _SOCKET_CHECKS.get(kind.value)
-    if test is None:
+    if kind is _MEMFD:
         return True
     try:
         # Family and type are given so that the constructor asks the kernel little; they are only names here. What is no
-        # socket at all it refuses.
-        sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM, 0, fileno=fd)
+        # socket at all it refuses. socket.socket itself is a class around this one, which takes four times as long.
+        sock = socket.SocketType(socket.AF_INET, socket.SOCK_STREAM, 0, fd)
     except OSError:
         return False
     try:
-        return test(sock)
+        if kind is _CONNECTION:
+            return _state(sock) != _TCP_LISTEN
+        if kind is _LISTENER:
+            return _state(sock) == _TCP_LISTEN
+        return _is_channel(sock)
     except OSError:
         return False
     finally:

@@ -1,8 +1,8 @@
 """The event loop that every role runs: epoll, timers, signals. One thread, no tasks.
 
 Theory of operation: each turn waits for events or the next timer, reads the clock once, calls the callbacks of what is
-ready, then those of timers that are due, then the `after_turn` hooks (where roles send in one frame what a turn has
-settled). A callback may add and remove anything, itself included. A descriptor number that is closed and used again
+ready, then those of timers that are due, then the `after_turn` hooks (where roles send in few packets what a turn has
+come to). A callback may add and remove anything, itself included. A descriptor number that is closed and used again
 within one turn may get its predecessor's event, so every callback takes "nothing to read" as an answer.
 
 All times are CLOCK_MONOTONIC, in seconds.
@@ -206,7 +206,8 @@ def soft_descriptor_limit() -> int:
 
 
 #: Descriptors that are never given to connections: links, epoll, a share being read, imports, and all the scrapers
-#: that are served at a time (metrics.MAX_SCRAPERS).
+#: that are served at a time (metrics.MAX_SCRAPERS). Of these a packet may borrow, when the last free one is used up by
+#: its first (wire.packets.MAX_FRAMES); should that ever be one too many, who has lost its own is told to offer again.
 RESERVE = 32
 
 

@@ -30,6 +30,7 @@ import sys
 import tempfile
 import termios
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
@@ -42,10 +43,11 @@ from pyttpd.config.shares import HostMap, ListenerPeer, ListenerShare, LogSettin
 from pyttpd.roles import ROLES
 from pyttpd.roles import Channel as Directory
 from pyttpd.roles import Role as RoleName
+from pyttpd.wire import packets
 from pyttpd.wire.messages import (
+    BY_CLASS,
     HAS_DESCRIPTOR,
     HEADER,
-    MAX_FRAME,
     VERSION,
     Client,
     Hello,
@@ -56,7 +58,6 @@ from pyttpd.wire.messages import (
     SocketsEnd,
     Welcome,
     Worker,
-    decode,
     encode,
 )
 
@@ -114,6 +115,7 @@ class End:
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
         self.fds: list[int] = []
+        self._heard: deque[Heard] = deque()
         sock.settimeout(PATIENCE)
 
     def send(self, message: Message, fd: int | socket.socket | None = None) -> Self:
@@ -135,16 +137,26 @@ class End:
 
     def receive(self, within: float = PATIENCE) -> Heard | None:
         """Return the next frame; None when the other side has closed. Fails when nothing comes."""
+        if self._heard:
+            return self._heard.popleft()
         self.sock.settimeout(within)
         try:
-            data, fds, flags, _ = socket.recv_fds(self.sock, MAX_FRAME, 2)
+            data, fds, flags, _ = socket.recv_fds(self.sock, packets.MAX_PACKET, packets.MAX_FRAMES)
         except TimeoutError:
             pytest.fail(f"nothing came within {within} s")
         except ConnectionResetError:
             return None
         self.fds += fds
         assert not flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC)
-        return Heard(decode(data), fds[0] if fds else None) if data else None
+        if not data:
+            return None
+        several = data[0] >= packets.SEVERAL_SINCE
+        came = iter(fds)
+        for message in packets.unpack(data, data[0], several=several):
+            self._heard.append(
+                Heard(message, next(came) if BY_CLASS[type(message)].descriptor is not None else None)
+            )
+        return self._heard.popleft()
 
     def expect(self, cls: type[M], within: float = PATIENCE) -> M:
         """Return the next frame's message, which has to be a `cls`; its descriptor is the last of `fds`."""
@@ -163,7 +175,7 @@ class End:
 
     def quiet(self, seconds: float = 0.3) -> bool:
         """Say whether nothing comes for so long."""
-        return not select.select([self.sock], [], [], seconds)[0]
+        return not self._heard and not select.select([self.sock], [], [], seconds)[0]
 
     def is_closed(self) -> bool:
         """Read to the end, and say whether there is one."""
@@ -501,6 +513,11 @@ def frame(
     return HEADER.pack(version, code, flags, 0, len(body) if length is None else length, id_) + body
 
 
+def as_version(data: bytes, version: int) -> bytes:
+    """Return `data`, but if it is a frame of ours, then of this version."""
+    return bytes((version,)) + data[1:] if data[:1] == bytes((VERSION,)) else data
+
+
 def with_header(message: Message, **changes: int) -> bytes:
     """Return `message` as it is sent, with other values in its header."""
     data = encode(message)
@@ -522,7 +539,7 @@ JUNK: tuple[tuple[str, bytes, str], ...] = (
     ("a length that lies", frame(3, b"bye", length=4), "bad-length"),
     ("a length of 4 GiB", frame(3, b"bye", length=2**32 - 1), "bad-length"),
     ("oversized", frame(3, b"x" * 60_000), "oversized"),
-    ("one byte too long", b"x" * (MAX_FRAME + 1), "oversized"),
+    ("one byte too long", b"x" * (packets.MAX_PACKET + 1), "oversized"),
     ("unknown flags", frame(3, b"bye", flags=0x80), "bad-field"),
     ("a descriptor that is only announced", frame(3, b"bye", flags=HAS_DESCRIPTOR), "bad-field"),
     ("an id where none belongs", frame(3, b"bye", id_=7), "bad-field"),

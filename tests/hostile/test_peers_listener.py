@@ -14,6 +14,7 @@ import pytest
 from pyttpd.roles import Channel as Directory
 from pyttpd.roles import Role as RoleName
 from pyttpd.wire.messages import (
+    VERSION,
     Credit,
     Dispatch,
     Drop,
@@ -146,7 +147,7 @@ def test_what_umaster_may_not_say(front: Front, listener: Role) -> None:
     before = listener.faults("umaster", "not-permitted")
     with front.stage.connection() as one:
         for message in WRONG:
-            data = encode(message)
+            data = encode(message, VERSION)
             assert front.umaster().raw(data, *([one.fileno()] if data[2] else [])).is_closed()
     assert listener.faults("umaster", "not-permitted") == before + len(WRONG)
 

@@ -100,6 +100,23 @@ def test_each_role_may_be_a_version_ahead_and_go_back(some: Releases, plant: Pla
 
 
 @pytest.mark.root
+def test_each_role_that_connections_pass_may_be_a_version_behind(some: Releases, plant: Plant) -> None:
+    """As while a tree is taken back to the release before: what that doesn't know is not said to it."""
+    tree = plant(python=some.python)
+    tree.expect("keeper ended", "away")
+    with replacement.load(tree) as clients:
+        for number, role in enumerate(("umaster", "listener", "vhost")):
+            some.choose({role: -1})
+            replace(tree, role)
+            tree.wait_for(lambda: tree.log().count(f"{OLDER} peer=") > 0)
+            works(tree, clients, 2 * number)
+            some.choose({})
+            replace(tree, role)
+            works(tree, clients, 2 * number + 1)
+    nobody_is_at_fault(tree)
+
+
+@pytest.mark.root
 def test_a_release_is_rolled_out_and_then_the_newer_version_is_spoken(some: Releases, plant: Plant) -> None:
     tree = plant(python=some.python)
     tree.expect("keeper ended", "away")

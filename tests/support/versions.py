@@ -1,8 +1,9 @@
 """A Python whose roles can each be of another wire version: what a tree is like while a release is rolled out.
 
-Nothing of an older or newer release exists to test with, so one is made: a copy of src/pyttpd whose `wire` says that it
-is the next version (and speaks this one as well), or the one after that (and doesn't). A virtual environment chooses by
-the command line which copy a role's process imports; the product knows nothing of it.
+Nothing of an older or newer release exists to test with, so they are made: copies of src/pyttpd whose `wire` says that
+it is the next version (and speaks this one as well), or the one after that (and does not), or the one before (and
+speaks no other). A virtual environment chooses by the command line which copy a role's process imports; the product
+knows nothing of it.
 
     with releases() as some:
         tree = start(python=some.python)
@@ -52,7 +53,9 @@ class Releases:
         return str(self.folder / "bin/python")
 
     def choose(self, ahead: dict[str, int]) -> None:
-        """Say how many versions ahead each role is that is started from now on; who isn't named is as we are."""
+        """Say how many versions ahead (1, 2) or behind (-1) each role is that is started from now on; who isn't named
+        is as we are.
+        """
         lines = "".join(f"{role}=ahead-{steps}\n" for role, steps in ahead.items() if steps)
         new = self.folder / "chosen.new"
         new.write_text(lines)
@@ -61,12 +64,12 @@ class Releases:
 
 
 def _copy(folder: Path, version: int) -> None:
-    """Copy the shared library to `folder` and make it speak `version` and the one before."""
+    """Copy the shared library to `folder` and make it speak `version` and the one before, if there was one."""
     source = Path(pyttpd.__file__).parent
     shutil.copytree(source, folder / "pyttpd", ignore=shutil.ignore_patterns("__pycache__"))
     file = folder / "pyttpd/wire/messages.py"
     text = file.read_text()
-    for name, value in (("VERSION", version), ("OLDEST_VERSION", version - 1)):
+    for name, value in (("VERSION", version), ("OLDEST_VERSION", max(1, version - 1))):
         text, count = re.subn(rf"^{name} = \d+$", f"{name} = {value}", text, flags=re.MULTILINE)
         assert count == 1, name
     file.write_text(text)
@@ -83,7 +86,7 @@ def releases() -> Iterator[Releases]:
         packages = sysconfig.get_path("purelib")
         (site / "chooser.py").write_text(CHOOSER)
         (site / "versions.pth").write_text(f"import site; site.addsitedir({packages!r})\nimport chooser\n")
-        for steps in (1, 2):
+        for steps in (-1, 1, 2):
             _copy(folder / f"ahead-{steps}", VERSION + steps)
         for path in (folder, *folder.rglob("*")):
             if not path.is_symlink():

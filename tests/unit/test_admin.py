@@ -14,7 +14,18 @@ import pytest
 
 from pyttpd import admin, fdpass, memfd, peercred
 from pyttpd.rendezvous import SOCKET_NAME
-from pyttpd.wire.messages import MAX_FRAME, Answer, Command, Goodbye, Hello, Told, Welcome, decode, encode
+from pyttpd.wire.messages import (
+    MAX_FRAME,
+    VERSION,
+    Answer,
+    Command,
+    Goodbye,
+    Hello,
+    Told,
+    Welcome,
+    decode,
+    encode,
+)
 
 Speak = Callable[[socket.socket], None]
 
@@ -32,7 +43,7 @@ def hear(sock: socket.socket) -> object:
 
 def well(sock: socket.socket) -> None:
     assert hear(sock) == Hello("operator", "operator")
-    fdpass.send(sock, encode(Welcome(1, 0)))
+    fdpass.send(sock, encode(Welcome(VERSION, 0)))
     assert hear(sock) == Command("reload", "blog")
     fdpass.send(sock, encode(Told("reading\x1b[31m".replace("\x1b", "?"))))
     answer(sock, "done", "two\nlines\x1b[31m of r\u00e9sum\u00e9".encode())
@@ -40,7 +51,7 @@ def well(sock: socket.socket) -> None:
 
 def refuses(sock: socket.socket) -> None:
     hear(sock)
-    fdpass.send(sock, encode(Welcome(1, 0)))
+    fdpass.send(sock, encode(Welcome(VERSION, 0)))
     hear(sock)
     answer(sock, "failed", b"no")
 
@@ -56,7 +67,7 @@ def speaks_another_version(sock: socket.socket) -> None:
 
 def leaves(sock: socket.socket) -> None:
     hear(sock)
-    fdpass.send(sock, encode(Welcome(1, 0)))
+    fdpass.send(sock, encode(Welcome(VERSION, 0)))
     fdpass.send(sock, encode(Goodbye("leaving")))
 
 
@@ -66,6 +77,8 @@ def talks_nonsense(sock: socket.socket) -> None:
 
 
 def lies(sock: socket.socket) -> None:
+    hear(sock)
+    fdpass.send(sock, encode(Welcome(VERSION, 0)))
     hear(sock)
     answer(sock, "done", b"short", size=10_000)
 
@@ -102,7 +115,7 @@ def master(tmp_path: Path) -> Iterator[Callable[[Speak], str]]:
         (refuses, 1, "", "no\n"),
         (closes, 3, "", "you may not"),
         (leaves, 3, "", "master has closed the channel"),
-        (speaks_another_version, 3, "", "master speaks version 9 of the protocol, this program 1 to 1"),
+        (speaks_another_version, 3, "", "master speaks version 9 of the protocol, this program 1 to 2"),
         (talks_nonsense, 3, "", "truncated"),
         (lies, 3, "", "another size"),
     ],

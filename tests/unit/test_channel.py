@@ -7,7 +7,7 @@ import errno
 import os
 import resource
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 
@@ -16,7 +16,8 @@ from pyttpd import fdpass
 from pyttpd.channel import MAX_FRAMES_A_TURN, Channel
 from pyttpd.loop import Budget
 from pyttpd.wire import messages as m
-from pyttpd.wire.errors import RemoteProtocolError
+from pyttpd.wire.errors import LocalProtocolError, RemoteProtocolError
+from pyttpd.wire.packets import MAX_FRAMES, MAX_PACKET
 from pyttpd.wire.permits import Kind, Side
 
 from support.wired import CLIENT, SAMPLES, Stage, connection, descriptor, is_closed, pair, send_raw, stage
@@ -32,12 +33,13 @@ def on() -> Iterator[Stage]:
 
 
 @contextlib.contextmanager
-def no_free_descriptor() -> Iterator[None]:
-    """Every number below the soft limit is taken."""
+def no_free_descriptor(*, but: int = 0) -> Iterator[None]:
+    """Every number below the soft limit is taken, but so many."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    probe = os.dup(0)
-    os.close(probe)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (probe, hard))
+    probes = [os.dup(0) for _ in range(but + 1)]
+    for probe in probes:
+        os.close(probe)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (probes[-1], hard))
     try:
         yield
     finally:
@@ -97,11 +99,39 @@ def an_unwanted_descriptor(sock: socket.socket, fd: int) -> None:
 
 
 def an_oversized_packet(sock: socket.socket, _: int) -> None:
-    send_raw(sock, bytes(m.MAX_FRAME + 1))
+    send_raw(sock, bytes(MAX_PACKET + 1))
 
 
 def an_oversized_packet_with_a_descriptor(sock: socket.socket, fd: int) -> None:
-    send_raw(sock, bytes(m.MAX_FRAME + 1), fd)
+    send_raw(sock, bytes(MAX_PACKET + 1), fd)
+
+
+def one_frame_too_many(sock: socket.socket, fd: int) -> None:
+    send_raw(sock, OFFER * (MAX_FRAMES + 1), *[fd] * (MAX_FRAMES + 1))
+
+
+def one_frame_too_many_without_a_descriptor(sock: socket.socket, fd: int) -> None:
+    send_raw(sock, OFFER * MAX_FRAMES + m.encode(m.Credit(1)), *[fd] * MAX_FRAMES)
+
+
+def a_descriptor_too_few_for_a_packet(sock: socket.socket, fd: int) -> None:
+    send_raw(sock, OFFER * 3, fd, fd)
+
+
+def a_descriptor_too_many_for_a_packet(sock: socket.socket, fd: int) -> None:
+    send_raw(sock, OFFER + m.encode(m.Credit(1)), fd, fd)
+
+
+def junk_behind_a_frame(sock: socket.socket, fd: int) -> None:
+    send_raw(sock, OFFER + b"x" * 20, fd)
+
+
+def half_a_frame_behind_a_frame(sock: socket.socket, fd: int) -> None:
+    send_raw(sock, OFFER + OFFER[:-1], fd, fd)
+
+
+def a_bad_frame_between_good_ones(sock: socket.socket, fd: int) -> None:
+    send_raw(sock, OFFER + m.HEADER.pack(m.VERSION, 255, 0, 0, 0, 0) + OFFER, fd, fd)
 
 
 def junk(sock: socket.socket, _: int) -> None:
@@ -129,6 +159,13 @@ WRONG: dict[Callable[[socket.socket, int], None], str] = {
     an_unwanted_descriptor: "descriptors",
     an_oversized_packet: "oversized",
     an_oversized_packet_with_a_descriptor: "oversized",
+    one_frame_too_many: "descriptors",
+    one_frame_too_many_without_a_descriptor: "oversized",
+    a_descriptor_too_few_for_a_packet: "descriptors",
+    a_descriptor_too_many_for_a_packet: "descriptors",
+    junk_behind_a_frame: "bad-version",
+    half_a_frame_behind_a_frame: "bad-length",
+    a_bad_frame_between_good_ones: "unknown-type",
     junk: "bad-version",
     half_a_header: "truncated",
     not_its_turn: "not-permitted",
@@ -323,7 +360,7 @@ def test_too_many_descriptors_in_flight_is_no_room_and_nobodys_fault(
 
     with theirs, connection() as (server, _):
         with monkeypatch.context() as patch:
-            patch.setattr(fdpass, "send_fd", full)
+            patch.setattr(fdpass, "send_fds", full)
             assert not channel.send(m.Dispatch(1, CLIENT, ""), server.fileno())
         assert channel.send(m.Dispatch(1, CLIENT, ""), server.fileno())
     assert not record.ends
@@ -337,6 +374,179 @@ def test_a_peer_that_dies_while_frames_wait_ends_the_channel(on: Stage) -> None:
     theirs.close()
     on.until(lambda: record.ends)
     assert record.ends == ["peer-gone"]
+
+
+# ---- several frames in a packet -------------------------------------------------------------------------------------
+
+
+def offers(count: int) -> list[m.Message]:
+    return [m.Dispatch(number, CLIENT, f"{number}.example") for number in range(count)]
+
+
+def test_several_messages_travel_in_few_packets_and_each_has_its_descriptor(on: Stage) -> None:
+    ours, theirs = pair()
+    sender, _ = on.channel(ours, Kind.WORKER, Side.BINDER)
+    receiver, record = on.channel(theirs, Kind.WORKER, Side.CONNECTOR)
+    packets: list[int] = []
+    receiver.on_packet = lambda _: packets.append(len(record.messages))
+    with contextlib.ExitStack() as stack:
+        socks = [stack.enter_context(connection())[0] for _ in range(MAX_FRAMES + 3)]
+        messages = offers(len(socks))
+        assert sender.send_all(messages, [sock.fileno() for sock in socks]) == len(socks)
+        on.until(lambda: len(record.messages) == len(socks))
+        assert record.messages == messages
+        assert packets == [MAX_FRAMES, MAX_FRAMES + 3]
+        for sock, fd in zip(socks, record.fds, strict=True):
+            assert os.fstat(fd).st_ino == os.fstat(sock.fileno()).st_ino
+
+
+def test_messages_without_descriptors_are_all_sent_or_wait(on: Stage) -> None:
+    ours, theirs = pair()
+    sender, _ = on.channel(ours, Kind.WORKER, Side.BINDER)
+    messages: list[m.Message] = [m.Retry(number) for number in range(4000)]
+    for start in range(0, len(messages), 500):
+        assert sender.send_all(messages[start : start + 500]) == 500
+    assert sender.backlog
+    _, record = on.channel(theirs, Kind.WORKER, Side.CONNECTOR)
+    on.until(lambda: len(record.messages) == len(messages))
+    assert record.messages == messages
+
+
+def test_who_speaks_version_1_gets_one_frame_a_packet_and_may_send_no_more(on: Stage) -> None:
+    ours, theirs = pair()
+    channel, record = on.channel(ours, Kind.WORKER, Side.BINDER)
+    channel.version = 1
+    with theirs, connection() as (server, _):
+        assert channel.send_all(offers(3), [server.fileno()] * 3) == 3
+        for message in offers(3):
+            frame, fd = fdpass.recv_fd(theirs, m.MAX_FRAME)
+            assert m.decode(frame, 1) == message
+            assert fd is not None
+            os.close(fd)
+        send_raw(theirs, m.encode(m.Credit(1), 1) * 2)
+        on.until(lambda: record.ends)
+    assert record.ends == ["bad-length"]
+
+
+def test_what_finds_no_room_stays_the_callers_from_the_first_that_was_not_sent(on: Stage) -> None:
+    ours, theirs = pair()
+    sender, ends = on.channel(ours, Kind.WORKER, Side.BINDER)
+    room: list[Channel] = []
+    sender.on_writable = room.append
+    with contextlib.ExitStack() as stack:
+        fd = stack.enter_context(connection())[0].fileno()
+        total = 0
+        while (sent := sender.send_all(offers(40), [fd] * 40)) == 40:
+            total += sent
+        assert sent % MAX_FRAMES == 0
+        total += sent
+        assert sender.send_all(offers(1), [fd]) == 0
+        _, record = on.channel(theirs, Kind.WORKER, Side.CONNECTOR)
+        on.until(lambda: room and len(record.messages) == total)
+        assert record.messages[-sent - 40 :] == [*offers(40), *offers(sent)]
+        assert not ends.ends
+
+
+def test_too_many_descriptors_in_flight_sends_nothing_of_a_packet(
+    on: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours, theirs = pair()
+    sender, _ = on.channel(ours, Kind.WORKER, Side.BINDER)
+    send = fdpass.send_fds
+    calls = 0
+
+    def full_after_one(sock: socket.socket, data: bytes, fds: Sequence[int]) -> None:
+        nonlocal calls
+        calls += 1
+        if calls > 1:
+            raise OSError(errno.ETOOMANYREFS, "too many references")
+        send(sock, data, fds)
+
+    with theirs, connection() as (server, _):
+        monkeypatch.setattr(fdpass, "send_fds", full_after_one)
+        assert sender.send_all(offers(2 * MAX_FRAMES), [server.fileno()] * 2 * MAX_FRAMES) == MAX_FRAMES
+        assert not sender.closed
+
+
+def test_what_we_must_not_send_is_our_fault_wherever_it_stands(on: Stage) -> None:
+    ours, theirs = pair()
+    sender, _ = on.channel(ours, Kind.WORKER, Side.BINDER)
+    with theirs, connection() as (server, _):
+        wrong: list[tuple[list[m.Message], list[int] | None]] = [
+            ([m.Retry(1), m.Credit(1)], None),
+            ([m.Retry(1), *offers(1)], None),
+            ([*offers(1), m.Retry(1)], [server.fileno()] * 2),
+        ]
+        for messages, fds in wrong:
+            with pytest.raises(LocalProtocolError):
+                sender.send_all(messages, fds)
+        theirs.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            theirs.recv(1)
+
+
+def test_what_was_right_before_a_wrong_frame_counts_and_the_rest_is_closed(on: Stage) -> None:
+    ours, theirs = pair()
+    _, record = on.channel(ours, Kind.WORKER, Side.BINDER)
+    with theirs, connection() as (server, _):
+        read, write = os.pipe()
+        send_raw(theirs, OFFER * 3, server.fileno(), read, server.fileno())
+        os.close(read)
+        on.until(lambda: record.ends)
+        assert record.messages == [m.Pass(1, CLIENT, "a.example")]
+        assert record.ends == ["descriptors"]
+        with pytest.raises(BrokenPipeError):
+            os.write(write, b"x")  # nobody has the other end any more
+        os.close(write)
+
+
+def test_a_phase_that_ends_within_a_packet_ends_there(on: Stage) -> None:
+    ours, theirs = pair()
+    _, record = on.channel(ours, Kind.WORKER, Side.BINDER)
+    with theirs:
+        send_raw(theirs, m.encode(m.Goodbye("done")) + m.encode(m.Taken(1)) + m.encode(m.Credit(1)))
+        on.until(lambda: record.ends)
+    assert record.messages == [m.Goodbye("done"), m.Taken(1)]
+    assert record.ends == ["not-permitted"]
+
+
+def test_a_role_that_closes_its_channel_within_a_packet_hears_no_more_of_it(on: Stage) -> None:
+    ours, theirs = pair()
+    channel, record = on.channel(ours, Kind.WORKER, Side.BINDER)
+    packets: list[bool] = []
+
+    def close(channel: Channel, message: m.Message, fd: int | None) -> None:
+        record.on_message(channel, message, fd)
+        channel.close()
+
+    channel.on_message = close
+    channel.on_packet = lambda channel: packets.append(channel.closed)
+    with theirs, connection() as (server, _):
+        send_raw(theirs, OFFER * 3, *[server.fileno()] * 3)
+        on.until(lambda: packets)
+    assert len(record.fds) == 1
+    assert packets == [True]
+
+
+@pytest.mark.parametrize("free", range(4))
+def test_descriptors_that_are_lost_are_those_of_the_last_frames(on: Stage, free: int) -> None:
+    ours, theirs = pair()
+    channel, record = on.channel(ours, Kind.WORKER, Side.BINDER)
+    lost: list[m.Message] = []
+    channel.on_lost = lambda _, message: lost.append(message)
+    passes: list[m.Message] = [m.Pass(number, CLIENT, "a.example") for number in range(4)]
+    with theirs, connection() as (server, _):
+        frames = [m.encode(message) for message in passes]
+        send_raw(theirs, b"".join([*frames, m.encode(m.Credit(2))]), *[server.fileno()] * 4)
+        with no_free_descriptor(but=free):
+            assert channel.receive(1) == 5
+        for fd in record.fds:
+            assert fdpass.check(fd, m.DescriptorKind.CONNECTION)
+    assert record.messages == [*passes[:free], m.Credit(2)]
+    assert len(record.fds) == free
+    assert lost == passes[free:]
+    assert on.faults.counts == {("peer", "no-free-descriptor"): 4 - free}
+    assert not channel.closed
 
 
 # ---- turns, pauses, load --------------------------------------------------------------------------------------------

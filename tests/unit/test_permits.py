@@ -93,8 +93,8 @@ def _receiving(on: Stage, key: tuple[Kind, Side, Phase], message: m.Message, fd:
     way = way_to(*key)
     with theirs:
         for step in way:
-            send_raw(theirs, m.encode(step))
-        send_raw(theirs, m.encode(message), *(() if fd is None else (fd,)))
+            send_raw(theirs, m.encode(step, receiver.version))
+        send_raw(theirs, m.encode(message, receiver.version), *(() if fd is None else (fd,)))
         receiver.receive(16)
         if type(message) in PERMITS[key]:
             assert record.messages == [*way, message]
@@ -122,11 +122,11 @@ def test_a_descriptor_too_few_or_too_many_is_refused_on_both_ends(cls: m.Message
         with pytest.raises(LocalProtocolError):
             sender.send(message, wrong)
         ours, theirs = pair()
-        _, record = on.channel(ours, kind, OTHER[side])
+        receiver, record = on.channel(ours, kind, OTHER[side])
         with theirs:
             for step in way_to(*key):
-                send_raw(theirs, m.encode(step))
-            send_raw(theirs, m.encode(message), *(() if wrong is None else (wrong,)))
+                send_raw(theirs, m.encode(step, receiver.version))
+            send_raw(theirs, m.encode(message, receiver.version), *(() if wrong is None else (wrong,)))
             on.until(lambda: record.ends)
         assert record.ends == ["descriptors"]
         assert not record.fds

@@ -104,7 +104,7 @@ def test_by_path_and_uid(gate: Gate) -> None:
     gate.entrance.open()
     link, welcomes, lost = gate.link(os.geteuid())
     gate.on.until(lambda: welcomes)
-    assert welcomes == [m.Welcome(1, 7)]
+    assert welcomes == [m.Welcome(m.VERSION, 7)]
     assert str(gate.callers[0]) == f"uid {os.geteuid()}"
     assert gate.budget.used == 1
     gate.inside[0][0].close()
@@ -189,10 +189,10 @@ def test_who_says_nothing_is_closed_in_time(gate: Gate, monkeypatch: pytest.Monk
     ("frame", "reason"),
     [
         (b"junk", "truncated"),
-        (m.encode(m.Route(1, m.Client("127.0.0.1", 1), "a")), "descriptors"),
-        (m.encode(m.Goodbye("")), "not-permitted"),
+        (m.encode(m.Route(1, m.Client("127.0.0.1", 1), "a"), m.GREETING_VERSION), "descriptors"),
+        (m.encode(m.Goodbye(""), m.GREETING_VERSION), "not-permitted"),
         (m.encode(m.Hello("vhost", "http")), "not-authorised"),
-        (m.encode(m.Hello("listener", "http", 2, 9)), "bad-version"),
+        (m.encode(m.Hello("listener", "http", m.VERSION + 1, 9)), "bad-version"),
     ],
 )
 def test_who_says_something_else_is_closed(gate: Gate, frame: bytes, reason: str) -> None:

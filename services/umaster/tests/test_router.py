@@ -6,7 +6,9 @@ import contextlib
 import os
 import socket
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from itertools import zip_longest
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -60,6 +62,14 @@ class Peer:
         self.said.append(message)
         return True
 
+    def send_all(self, messages: Sequence[Message], fds: Sequence[int] | None = None) -> int:
+        sent = 0
+        for message, fd in zip_longest(messages, fds or ()):
+            if not self.send(message, fd):
+                break
+            sent += 1
+        return sent
+
     def end(self) -> None:
         """What Channel does when it finds its peer gone: it closes, and its role hears of it within the call."""
         if not self.closed:
@@ -85,12 +95,37 @@ def share(*names: str, limit: int = LIMIT, handovers: int = HANDOVERS) -> Umaste
     return UmasterShare(1, (), vhosts, LogSettings(), 30.0)
 
 
+class OneByOne(Router):
+    """A router for which everything that happens has a turn of the loop to itself."""
+
+    def route(self, *args: Any, **options: Any) -> None:
+        super().route(*args, **options)
+        self.send_assigned()
+
+    def pass_on(self, *args: Any) -> None:
+        super().pass_on(*args)
+        self.send_assigned()
+
+    def credit(self, *args: Any) -> None:
+        super().credit(*args)
+        self.send_assigned()
+
+    def taken(self, *args: Any) -> None:
+        super().taken(*args)
+        self.send_assigned()
+
+    def sweep(self, now: float) -> list[WorkerState]:
+        found = super().sweep(now)
+        self.send_assigned()
+        return found
+
+
 class World:
     """A router with vhosts a and b, and who plays around it."""
 
-    def __init__(self, budget: int = 1000, **limits: int) -> None:
+    def __init__(self, budget: int = 1000, kind: type[Router] = OneByOne, **limits: int) -> None:
         self.budget = Budget(budget)
-        self.router = Router(self.budget)
+        self.router = kind(self.budget)
         self.router.configure(share("a", "b", **limits))
         self.router.set_map(HostMap(1, {"a.example": "a", "b.example": "b"}, {"a.example": "a"}, None))
         self.now = 100.0
@@ -899,6 +934,104 @@ def test_what_is_told_to_one_that_is_gone_reaches_the_others() -> None:
 # ---- anything in any order ----
 
 
+# ---- what a turn gives to a worker ----
+
+
+@pytest.fixture
+def busy() -> Iterator[World]:
+    """Where a turn is more than one call."""
+    one = World(kind=Router, limit=20, handovers=20)
+    yield one
+    one.end()
+
+
+def test_a_turn_gives_all_at_once_and_nobody_has_it_before(busy: World) -> None:
+    source, worker = busy.listener(), busy.worker(busy.supervisor(), credit=3)
+    ids = [busy.offer(source) for _ in range(4)]
+    assert dispatched(worker) == []
+    assert (worker.credit, busy.budget.used, len(busy.router.pools["a", "requests"].queue)) == (0, 4, 1)
+    with fault("forged-id"):
+        busy.router.taken(worker, min(worker.given), busy.now)
+    busy.router.flush()
+    given = dispatched(worker)
+    assert [worker.given[id_].source_id for id_ in given] == ids[:3]
+    assert busy.budget.used == 1
+    for id_ in given:
+        busy.router.taken(worker, id_, busy.now)
+    assert busy.heard(source) == [Settled(tuple(ids[:3]))]
+
+
+def test_what_cannot_be_sent_goes_to_others_in_its_order_or_waits_in_front(busy: World) -> None:
+    source, supervisor = busy.listener(), busy.supervisor()
+    full, other = busy.worker(supervisor, 1, credit=4), busy.worker(supervisor, 2)
+    said_by(full.channel).full = True
+    ids = [busy.offer(source) for _ in range(4)]
+    busy.router.credit(other, 1, busy.now)
+    ids.append(busy.offer(source))  # goes to the other at once
+    busy.router.flush()
+    assert [other.given[id_].source_id for id_ in dispatched(other)] == ids[4:]
+    assert (full.blocked, full.credit, len(full.given)) == (True, 4, 0)
+    queue = busy.router.pools["a", "requests"].queue
+    assert [offer.source_id for offer in queue] == ids[:4]
+    busy.router.credit(other, 2, busy.now)
+    busy.router.flush()
+    assert [other.given[id_].source_id for id_ in dispatched(other)] == ids[:2]
+    said_by(full.channel).full = False
+    busy.router.credit(full, 0, busy.now)
+    busy.router.flush()
+    assert [full.given[id_].source_id for id_ in dispatched(full)] == ids[2:4]
+
+
+def test_a_pass_that_cannot_be_sent_is_refused_and_its_worker_keeps_it(busy: World) -> None:
+    supervisor = busy.supervisor()
+    passing, full = busy.worker(supervisor, 1), busy.worker(supervisor, 2, credit=1)
+    said_by(full.channel).full = True
+    id_ = busy.pass_on(passing)
+    assert busy.heard(passing.source) == [Refuse(id_, 503)]
+    assert busy.budget.used == 0
+
+
+@pytest.mark.parametrize("how", ["gone", "buried", "found dead"])
+def test_a_worker_that_goes_before_the_turn_ends_has_had_nothing(busy: World, how: str) -> None:
+    source, supervisor = busy.listener(), busy.supervisor()
+    worker, other = busy.worker(supervisor, 1, credit=2), busy.worker(supervisor, 2)
+    ids = [busy.offer(source) for _ in range(2)]
+    busy.router.credit(other, 2, busy.now)
+    if how == "gone":
+        said_by(worker.channel).end()
+    elif how == "buried":
+        busy.router.buried(supervisor, 1)
+    else:
+        said_by(worker.channel).dead = True
+    assert busy.heard(source) == []
+    assert [other.given[id_].source_id for id_ in dispatched(other)] == ids
+
+
+def test_a_source_that_goes_before_the_turn_ends_leaves_what_was_given(busy: World) -> None:
+    source, worker = busy.listener(), busy.worker(busy.supervisor(), credit=2)
+    ids = [busy.offer(source) for _ in range(3)]
+    busy.router.source_gone(source)
+    assert [worker.given[id_].source_id for id_ in dispatched(worker)] == ids[:2]
+    assert busy.budget.used == 0
+
+
+def test_a_vhost_that_is_removed_before_the_turn_ends_refuses_what_was_given(busy: World) -> None:
+    source, worker = busy.listener(), busy.worker(busy.supervisor(), credit=1)
+    id_ = busy.offer(source)
+    busy.router.configure(share("b"))
+    assert busy.heard(source) == [Refuse(id_, 421)]
+    assert dispatched(worker) == []
+
+
+def test_who_leaves_gives_back_what_could_not_be_sent(busy: World) -> None:
+    source, worker = busy.listener(), busy.worker(busy.supervisor(), credit=1)
+    said_by(worker.channel).full = True
+    id_ = busy.offer(source)
+    busy.router.give_back()
+    assert busy.heard(source) == [Retry(id_)]
+    assert busy.router.travelling == 0
+
+
 class Anything(RuleBasedStateMachine):
     """Offers, credits, takes, passes, deaths found at once or late, in any order."""
 
@@ -906,9 +1039,13 @@ class Anything(RuleBasedStateMachine):
     supervisors = Bundle("supervisors")
     workers = Bundle("workers")
 
+    #: One call is one turn, or several are.
+    kind: type[Router] = OneByOne
+
     def __init__(self) -> None:
         super().__init__()
-        self.world = World(budget=8, limit=6, handovers=3)
+        self.world = World(budget=8, kind=self.kind, limit=6, handovers=3)
+        self.steps, self.turn = 0, 1
         #: What each source was told about each of its offers, over all time.
         self.ends: dict[Source, Counter[int]] = {}
         self.offered: dict[Source, set[int]] = {}
@@ -959,12 +1096,13 @@ class Anything(RuleBasedStateMachine):
 
     @rule(worker=workers, data=st.data())
     def takes(self, worker: WorkerState, data: st.DataObject) -> None:
-        if worker.given and not worker.channel.closed:
-            self.world.router.taken(worker, data.draw(st.sampled_from(sorted(worker.given))), self.world.now)
+        sent = sorted(id_ for id_, offer in worker.given.items() if offer.fd < 0)
+        if sent and not worker.channel.closed:
+            self.world.router.taken(worker, data.draw(st.sampled_from(sent)), self.world.now)
 
     @rule(worker=workers, id_=st.integers(0, 50))
     def forges(self, worker: WorkerState, id_: int) -> None:
-        if id_ not in worker.given:
+        if id_ not in worker.given or worker.given[id_].fd >= 0:
             with fault("forged-id"):
                 self.world.router.taken(worker, id_, self.world.now)
 
@@ -1044,17 +1182,23 @@ class Anything(RuleBasedStateMachine):
                         ends[id_] += 1
 
     @invariant()
+    def all_is_well_between_turns(self) -> None:
+        self.steps += 1
+        if self.steps % self.turn == 0:
+            self._listen()
+            self.every_offer_ends_once()
+            self.the_books_are_right()
+
     def every_offer_ends_once(self) -> None:
-        self._listen()
         for source, ends in self.ends.items():
             assert max(ends.values(), default=1) == 1
             assert set(ends) <= self.offered[source]
             if not source.channel.closed:
                 assert set(source.open) == self.offered[source] - set(ends)
 
-    @invariant()
     def the_books_are_right(self) -> None:
         router = self.world.router
+        assert not router._assigned
         queued = [offer for pool in router.pools.values() for offer in pool.queue]
         assert router._queued == len(queued)
         assert router._queues == {pool for pool in router.pools.values() if pool.queue}
@@ -1085,11 +1229,23 @@ class Anything(RuleBasedStateMachine):
             or router._unsent
             or router.supervisors
             or router._to_tell
+            or router._assigned
         )
 
 
+class SeveralInATurn(Anything):
+    """The same, but what is dispatched and said travels only after several of them."""
+
+    kind = Router
+
+    @initialize(turn=st.integers(2, 8))
+    def turns(self, turn: int) -> None:
+        self.turn = turn
+
+
 TestAnything = Anything.TestCase
-TestAnything.settings = settings(
+TestSeveralInATurn = SeveralInATurn.TestCase
+TestAnything.settings = TestSeveralInATurn.settings = settings(
     max_examples=80,
     stateful_step_count=40,
     deadline=None,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
@@ -107,7 +108,7 @@ def make() -> Iterator[Make]:
 def test_a_connection_travels(make: Make) -> None:
     middle = make()
     listener = middle.listener()
-    assert listener.welcomes == [m.Welcome(1, ROUTE_WINDOW)]
+    assert listener.welcomes == [m.Welcome(m.VERSION, ROUTE_WINDOW)]
     worker, given = middle.worker(middle.supervisor())
     middle.offer(listener, 7)
     middle.on.until(lambda: given.messages)
@@ -125,6 +126,22 @@ def test_a_connection_travels(make: Make) -> None:
     assert samples["pyttpd_umaster_credits", "a"] == 3
     assert samples["pyttpd_umaster_queue_wait_seconds_bucket", "a", "+Inf"] == 1
     assert samples["pyttpd_umaster_generation",] == 1
+
+
+def test_what_this_turn_has_dispatched_goes_before_goodbye(make: Make) -> None:
+    middle = make()
+    listener = middle.listener()
+    _, given = middle.worker(middle.supervisor())
+    take = middle.umaster._router.route
+
+    def leave_at_once(*args: Any, **options: Any) -> None:
+        take(*args, **options)
+        middle.umaster._drain()
+
+    middle.umaster._router.route = leave_at_once  # type: ignore[method-assign]
+    middle.offer(listener, 7)
+    middle.on.until(lambda: len(given.messages) == 2)
+    assert [type(message) for message in given.messages] == [m.Dispatch, m.Goodbye]
 
 
 def test_nobody_comes_in_before_the_configuration(make: Make) -> None:
@@ -159,7 +176,7 @@ def test_who_says_to_be_somebody_else_is_not_let_in(make: Make, hello: m.Hello) 
 
 def test_a_version_that_nobody_speaks_is_refused(make: Make) -> None:
     middle = make()
-    middle.listen(m.Hello("listener", "http", 2, 3))
+    middle.listen(m.Hello("listener", "http", m.VERSION + 1, m.VERSION + 2))
     middle.on.until(lambda: middle.service.faults.counts)
     assert [reason for _, reason in middle.service.faults.counts] == ["bad-version"]
 

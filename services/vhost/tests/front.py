@@ -30,6 +30,7 @@ from pyttpd.config.kinds import AsgiOptions
 from pyttpd.config.shares import HttpSettings, PoolSettings
 from pyttpd.log import Log
 from pyttpd.wire import messages as m
+from pyttpd.wire import packets
 
 from pyttpd_vhost.kinds.wsgi import Application, WsgiKind
 from pyttpd_vhost.scoreboard import Row, Scoreboard
@@ -242,26 +243,31 @@ class Front:
 
     def _from_worker(self, worker: Played) -> bool:
         try:
-            frame, fd = fdpass.recv_fd(worker.channel, m.MAX_FRAME)
+            packet, fds = fdpass.recv_fds(worker.channel, packets.MAX_PACKET, packets.MAX_FRAMES)
         except OSError:
-            frame, fd = b"", None
-        if not frame:
+            packet, fds = b"", []
+        if not packet:
             worker.credit = 0
             for sock, _ in worker.given.values():
                 self._queue.append(sock)
             worker.given.clear()
             self._serve_queue()
             return False
-        match m.decode(frame):
+        for message in packets.unpack(packet, m.VERSION, several=True):
+            self._heard(worker, message, fds)
+        self._serve_queue()
+        return True
+
+    def _heard(self, worker: Played, message: m.Message, fds: list[int]) -> None:
+        match message:
             case m.Credit(more):
                 worker.credit += more
             case m.Taken(id_):
                 worker.taken += 1
                 worker.given.pop(id_)[0].close()
             case m.Pass(id_):
-                assert fd is not None
                 worker.offered += 1
-                sock = socket.socket(fileno=fd)
+                sock = socket.socket(fileno=fds.pop(0))
                 if not self._give(sock, (worker, id_)):
                     sock.close()
                     self.refused += 1
@@ -270,8 +276,6 @@ class Front:
                 worker.credit = -1000
             case other:
                 raise AssertionError(f"from a worker: {other}")
-        self._serve_queue()
-        return True
 
     def _from_control(self, worker: Played) -> bool:
         try:

@@ -1,6 +1,7 @@
 """One class a message, and the codec for all of them.
 
-A frame is one SOCK_SEQPACKET packet: a header of 16 bytes, a body of at most `MAX_BODY` bytes, at most one descriptor.
+A frame is a header of 16 bytes, a body of at most `MAX_BODY` bytes, at most one descriptor. How frames become packets
+is in `packets`.
 
     version u8 | type u8 | flags u8 | reserved u8 (0) | body length u32 | id u64        (network byte order)
 
@@ -13,6 +14,8 @@ message object holds can be put into a log or a metric's label as it is.
 
 In step with: `permits` (who may send what), PROTOCOL.md (made from here), tests/unit/test_wire.py (one case table for
 encoder and decoder).
+
+Versions: 1 had one frame in each packet; 2 has several on some channels (`packets`). Nothing else has changed.
 """
 
 from __future__ import annotations
@@ -27,7 +30,7 @@ from typing import Any, NamedTuple, TypeAlias
 from pyttpd.wire.errors import LocalProtocolError, RemoteProtocolError
 
 #: The newest version that we speak, and the oldest. What a channel speaks is agreed on by its Hello and Welcome.
-VERSION = 1
+VERSION = 2
 OLDEST_VERSION = 1
 #: Hello and Welcome have this form in every version, for ever: two roles without a version in common can still say so.
 GREETING_VERSION = 1
@@ -723,16 +726,19 @@ MESSAGES: tuple[Row, ...] = (
 )
 BY_CODE: dict[int, Row] = {row.code: row for row in MESSAGES}
 BY_CLASS: dict[MessageType, Row] = {row.cls: row for row in MESSAGES}
+_GREETINGS = (BY_CLASS[Hello].code, BY_CLASS[Welcome].code)
 
 
-def encode(message: Message, version: int = VERSION) -> bytes:
-    """Return the frame of `message` (header and body) as `version` has it; the descriptor, if it takes one, travels
-    beside it.
+def encode(message: Message, version: int | None = None) -> bytes:
+    """Return the frame of `message` (header and body) as `version` has it (None: the newest; the greeting's for a
+    greeting); the descriptor, if it takes one, travels beside it.
     """
     row = BY_CLASS[type(message)]
     body = row.pack(message)
     if len(body) > MAX_BODY:
         raise LocalProtocolError(f"{row.cls.__name__} of {len(body)} bytes")
+    if version is None:
+        version = GREETING_VERSION if row.code in _GREETINGS else VERSION
     return (
         HEADER.pack(
             version,
@@ -746,25 +752,40 @@ def encode(message: Message, version: int = VERSION) -> bytes:
     )
 
 
-def decode(frame: bytes, spoken: int = VERSION) -> Message:
-    """Return the message that `frame`, one whole packet of a channel where version `spoken` is spoken, holds.
+def decode(frame: bytes, spoken: int | None = None) -> Message:
+    """Return the message that `frame`, a packet of one frame, holds, where version `spoken` is spoken (None: see
+    `encode`).
 
     Raises RemoteProtocolError for anything else than exactly one well-formed frame. Whether the descriptor that the
     header announces has come is the channel's business.
     """
-    if len(frame) < HEADER.size:
-        raise RemoteProtocolError("truncated", f"{len(frame)} bytes are no header")
-    version, code, flags, reserved, length, id_ = HEADER.unpack_from(frame)
+    if spoken is None:
+        spoken = GREETING_VERSION if frame[1:2] and frame[1] in _GREETINGS else VERSION
+    message, end = decode_from(frame, 0, spoken)
+    if end != len(frame):
+        raise RemoteProtocolError(
+            "bad-length", f"{end - HEADER.size} bytes announced, {len(frame) - HEADER.size} sent"
+        )
+    return message
+
+
+def decode_from(packet: bytes, start: int, spoken: int) -> tuple[Message, int]:
+    """Return the message of the frame that begins at `start`, and where it ends. Raises RemoteProtocolError."""
+    begin = start + HEADER.size
+    if begin > len(packet):
+        raise RemoteProtocolError("truncated", f"{len(packet) - start} bytes are no header")
+    version, code, flags, reserved, length, id_ = HEADER.unpack_from(packet, start)
     if version != spoken:
         raise RemoteProtocolError("bad-version", f"version {version}, {spoken} is spoken here")
     row = BY_CODE.get(code)
     if row is None:
         raise RemoteProtocolError("unknown-type", f"type {code}")
-    if length != len(frame) - HEADER.size:
-        raise RemoteProtocolError("bad-length", f"{length} bytes announced, {len(frame) - HEADER.size} sent")
+    end = begin + length
+    if end > len(packet) or length > MAX_BODY:
+        raise RemoteProtocolError("bad-length", f"{length} bytes announced, {len(packet) - begin} sent")
     if reserved or flags != (HAS_DESCRIPTOR if row.descriptor else 0) or (id_ and not row.about_one):
         raise RemoteProtocolError(
             "bad-field", f"flags {flags}, reserved {reserved}, id {id_} in {row.cls.__name__}"
         )
-    message: Message = row.unpack(id_, frame[HEADER.size :])
-    return message
+    message: Message = row.unpack(id_, packet[begin:end])
+    return message, end

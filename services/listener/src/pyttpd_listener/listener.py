@@ -7,7 +7,7 @@ Theory of operation. A connection is in one of these states, and in one place fo
     PEEKING    its head isn't whole yet. Read only by MSG_PEEK: every byte stays in the kernel for the worker. Waits in
                edge-triggered epoll: each new segment is an event, and EPOLLRDHUP tells of a half-close, after
                which a peek never says "end".
-    WAITING    named, but umaster has no room or is away.
+    WAITING    named: offered at the end of this turn, or later if umaster has no room or is away.
     OFFERED    ROUTE is sent; we keep our copy until SETTLED, REFUSE, RETRY or DROP.
     LINGERING  we have answered by ourselves and shut down our half; what the client still sends is read and
                dropped, since a close with bytes unread would send a reset and destroy the answer.
@@ -39,6 +39,7 @@ import socket
 from collections import deque
 from collections.abc import Iterable
 from functools import partial
+from itertools import islice
 
 from pyttpd import confine, head, metrics, tcp
 from pyttpd.channel import Channel
@@ -50,6 +51,7 @@ from pyttpd.roles import Channel as Directory
 from pyttpd.service import Service
 from pyttpd.wire.errors import RemoteProtocolError
 from pyttpd.wire.messages import Client, Drop, Goodbye, Message, Refuse, Retry, Route, Settled, Welcome
+from pyttpd.wire.packets import MAX_FRAMES
 
 from pyttpd_listener import proxy_protocol
 from pyttpd_listener.answers import answer
@@ -149,6 +151,8 @@ class Listener:
         self._lingering = Deadlines(2.0)
         self._waiting_age = Deadlines(15.0)
         self._waiting: deque[Connection] = deque()
+        # Those that this turn has named: WAITING, without an age yet.
+        self._named: list[Connection] = []
         # The PEEKING and LINGERING connections of each client that has any, oldest first: no more entries than those.
         self._crowds: dict[bytes, dict[Connection, None]] = {}
         self._stressed = False
@@ -173,6 +177,7 @@ class Listener:
         service.on_drain(self._drain)
         service.fetch_sockets(self._collect, self._on_listener, on_withdrawn=self._on_withdrawn)
         service.fetch_shares(self._on_share)
+        self._loop.after_turn.append(self._hand_on)
         self._loop.call_later(SWEEP_INTERVAL, self._sweep)
 
     # ---- what we are given ----
@@ -438,30 +443,43 @@ class Listener:
     # ---- offering ----
 
     def _offer(self, connection: Connection) -> None:
-        if self._waiting or not self._send(connection):
-            connection.state = State.WAITING
+        connection.state = State.WAITING
+        self._named.append(connection)
+
+    def _hand_on(self) -> None:
+        """Offer what this turn has named, all in as few packets as may be; what umaster can't take now waits."""
+        if not self._named:
+            return
+        named, self._named = self._named, []
+        for connection in named[0 if self._waiting else self._send(named) :]:
             self._waiting.append(connection)
             self._waiting_age.start(connection, self._loop.now)
 
-    def _send(self, connection: Connection) -> bool:
-        if self._umaster is None or self._leaving_umaster or len(self._offered) >= self._window:
-            return False
-        if not self._umaster.send(
-            Route(connection.id, connection.client, connection.authority), connection.sock.fileno()
-        ):
-            return False
-        connection.state = State.OFFERED
-        self._offered[connection.id] = connection
-        self.routed += 1
-        return True
+    def _send(self, connections: list[Connection]) -> int:
+        """Offer `connections` to umaster; return how many it has got, the first ones."""
+        room = self._window - len(self._offered)
+        if self._umaster is None or self._leaving_umaster or room <= 0:
+            return 0
+        some = connections if len(connections) <= room else connections[:room]
+        sent = self._umaster.send_all(
+            [Route(one.id, one.client, one.authority) for one in some],
+            [one.sock.fileno() for one in some],
+        )
+        for connection in some[:sent]:
+            connection.state = State.OFFERED
+            self._offered[connection.id] = connection
+        self.routed += sent
+        return sent
 
     def _send_waiting(self) -> None:
         while self._waiting:
-            connection = self._waiting[0]
-            if connection.state is State.WAITING and not self._send(connection):
+            some = list(islice(self._waiting, MAX_FRAMES))
+            sent = self._send(some)
+            for connection in some[:sent]:
+                self._waiting.popleft()
+                self._waiting_age.stop(connection)
+            if sent < len(some):
                 return
-            self._waiting.popleft()
-            self._waiting_age.stop(connection)
 
     def _offer_again(self, connection: Connection, *, last: bool = False) -> None:
         """Offer a connection once more, if nobody has it: otherwise that one has answered, or never will.
@@ -627,7 +645,7 @@ class Listener:
         self._loop.call_later(SWEEP_INTERVAL, self._sweep)
 
     def _open(self) -> int:
-        named = len(self._waiting) + len(self._offered) + len(self._claimed)
+        named = len(self._named) + len(self._waiting) + len(self._offered) + len(self._claimed)
         return len(self._peeking) + len(self._lingering) + named
 
     def _drain(self) -> None:
@@ -653,7 +671,7 @@ class Listener:
         for state, count in (
             # those in PREFACE are among them
             (State.PEEKING, len(self._peeking)),
-            (State.WAITING, len(self._waiting)),
+            (State.WAITING, len(self._named) + len(self._waiting)),
             (State.OFFERED, len(self._offered) + len(self._claimed)),
             (State.LINGERING, len(self._lingering)),
         ):

@@ -28,8 +28,12 @@ A listener that dies leaves its queued offers to us: nobody else has these conne
 ever (*orphans*), and only their Refuse has nobody to go to. Whether it has died can't be told: one that lives, and only
 lost its channel, offers them again. Then the offer that we have is its own again, known by the connection's cookie.
 
+What a turn dispatches to a worker, and what it has to say to each source, goes in few packets at the end of the turn
+(`flush`). Until then a dispatched offer is *assigned*: it has used up credit, and we still have its descriptor.
+Whatever takes its worker or its source away before then sends or takes back what is assigned first.
+
 Between pools nothing is shared but this process's time and descriptors. The caller gives the descriptor with the offer;
-the pool closes it when the offer ends, or has been dispatched.
+the pool closes it when the offer ends, or has been sent to a worker.
 
 In step with: ARCHITECTURE.md (who holds which descriptor), tests/test_router.py.
 """
@@ -39,7 +43,7 @@ from __future__ import annotations
 import heapq
 import os
 from collections import deque
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -98,6 +102,7 @@ class Peer(Protocol):
     closed: bool
 
     def send(self, message: Message, fd: int | None = None) -> bool: ...
+    def send_all(self, messages: Sequence[Message], fds: Sequence[int] | None = None) -> int: ...
     def close(self) -> None: ...
     def fault(self, reason: str, detail: str) -> None: ...
 
@@ -110,6 +115,9 @@ class Nobody:
     def send(self, message: Message, fd: int | None = None) -> bool:
         return False
 
+    def send_all(self, messages: Sequence[Message], fds: Sequence[int] | None = None) -> int:
+        return 0
+
     def close(self) -> None:
         """There is nothing to close."""
 
@@ -121,15 +129,16 @@ class Source:
     """Who has offered connections: a listener's or a worker's channel. `open` is what has not ended, by its id.
 
     `settled` and `answers` are what it is to hear at the end of this turn (`Router.flush`); `room` is how many it may
-    have open before it lets nobody in any more.
+    have open before it lets nobody in any more; `queues`: what it offers may wait for a worker.
     """
 
-    __slots__ = ("answers", "channel", "name", "open", "room", "settled")
+    __slots__ = ("answers", "channel", "name", "open", "queues", "room", "settled")
 
-    def __init__(self, channel: Peer, name: str, room: int = ROUTE_WINDOW) -> None:
+    def __init__(self, channel: Peer, name: str, room: int = ROUTE_WINDOW, *, queues: bool = True) -> None:
         self.channel = channel
         self.name = name
         self.room = min(room, ROUTE_WINDOW)
+        self.queues = queues
         self.open: dict[int, Offer] = {}
         self.settled: list[int] = []
         self.answers: list[Message] = []
@@ -137,7 +146,7 @@ class Source:
 
 @dataclass(slots=True, eq=False)
 class Offer:
-    """A connection on its way. `fd` is ours until it is dispatched, -1 from then on."""
+    """A connection on its way. `fd` is ours until a worker has been sent it, -1 from then on."""
 
     source: Source
     source_id: int
@@ -263,10 +272,14 @@ class Router:
         self._slow: set[WorkerState] = set()
         self._blocked: set[WorkerState] = set()
         self._leaving = False
+        #: The latest time that we were told.
+        self._now = 0.0
         self._next_id = 0
         self._next_supervisor = 0
         self._travelling = 0
         self._unsent: set[Source] = set()
+        # What this turn has given to each worker, by our id.
+        self._assigned: dict[WorkerState, dict[int, Offer]] = {}
         self._sources: set[Source] = set()
         self._orphaned = Source(Nobody(), "")
         # Orphans by cookie, each with when it became one; they stay here for a while when they have ended.
@@ -313,8 +326,10 @@ class Router:
 
     # ---- sources ----
 
-    def add_source(self, channel: Peer, name: str, room: int = ROUTE_WINDOW) -> Source:
-        source = Source(channel, name, room)
+    def add_source(
+        self, channel: Peer, name: str, room: int = ROUTE_WINDOW, *, queues: bool = True
+    ) -> Source:
+        source = Source(channel, name, room, queues=queues)
         self._sources.add(source)
         return source
 
@@ -353,6 +368,7 @@ class Router:
 
     def source_gone(self, source: Source) -> None:
         """The channel of `source` has closed: what it offered and nobody has yet, is closed; it offers again."""
+        self.send_assigned()
         self._sources.discard(source)
         self._unsent.discard(source)
         for offer in list(source.open.values()):
@@ -417,6 +433,7 @@ class Router:
             raise RemoteProtocolError("replayed-id", f"id {id_} is open already")
         if len(source.open) >= ROUTE_WINDOW:
             raise RemoteProtocolError("over-credit", f"more than {ROUTE_WINDOW} open offers")
+        self._now = now
         offer = Offer(source, id_, fd, client, name, now)
         source.open[id_] = offer
         self._budget.take()
@@ -439,31 +456,66 @@ class Router:
             self._unsent.add(source)
 
     def _dispatch(self, pool: Pool, offer: Offer, now: float) -> bool:
-        """Give `offer` to a worker of `pool`; False if none can have it now."""
-        while self._may_travel(pool) and (worker := pool.idlest(offer.source)) is not None:
-            self._next_id += 1
-            if not worker.channel.send(Dispatch(self._next_id, offer.client, offer.authority), offer.fd):
-                if worker.channel.closed:
-                    self.worker_gone(worker)
-                    continue
-                # The kernel has no room for it: as good as no credit, until it may have room again (`credit`, `sweep`).
+        """Assign `offer` to a worker of `pool`; False if none can have it now."""
+        if not self._may_travel(pool) or (worker := pool.idlest(offer.source)) is None:
+            return False
+        self._next_id += 1
+        self._assigned.setdefault(worker, {})[self._next_id] = offer
+        if not worker.given:
+            worker.since = now
+            self._slow.add(worker)
+        worker.given[self._next_id] = offer
+        worker.credit -= 1
+        pool.shelve(worker)
+        pool.handovers += 1
+        self._travelling += 1
+        return True
+
+    def send_assigned(self) -> None:
+        """Send each worker what it was assigned. What can't be sent goes to others, or waits."""
+        while self._assigned:
+            worker, offers = next(iter(self._assigned.items()))
+            pool = worker.pool
+            sent = worker.channel.send_all(
+                [Dispatch(id_, offer.client, offer.authority) for id_, offer in offers.items()],
+                [offer.fd for offer in offers.values()],
+            )
+            pool.dispatched += sent
+            for id_ in list(offers)[:sent]:
+                offer = offers.pop(id_)
+                self._close(offer)
+                pool.waited(self._now - offer.since)
+            if worker.channel.closed:
+                self.worker_gone(worker)
+            elif offers:
+                # The kernel has no room: as good as no credit, until it may have room again (`credit`, `sweep`).
                 worker.blocked = True
                 self._blocked.add(worker)
+                worker.credit += len(offers)
                 pool.shelve(worker)
-                continue
-            self._close(offer)
-            if not worker.given:
-                worker.since = now
-                self._slow.add(worker)
-            worker.given[self._next_id] = offer
-            worker.credit -= 1
-            pool.shelve(worker)
-            pool.handovers += 1
-            self._travelling += 1
-            pool.dispatched += 1
-            pool.waited(now - offer.since)
-            return True
-        return False
+                self._take_back(worker)
+            self._assigned.pop(worker, None)
+
+    def _take_back(self, worker: WorkerState) -> None:
+        """What `worker` was assigned, and won't be sent, goes to others, or is queued in front, where it was."""
+        pool = worker.pool
+        for id_, offer in reversed(self._assigned.pop(worker, {}).items()):
+            del worker.given[id_]
+            pool.handovers -= 1
+            self._travelling -= 1
+            if self._leaving:
+                self._give_back(offer)
+            elif not offer.source.queues:
+                self._refuse(pool, offer, "no-sibling")
+            else:
+                pool.queue.appendleft(offer)
+                self._queues.add(pool)
+                self._queued += 1
+        if not worker.given:
+            self._slow.discard(worker)
+        self._serve_queue(pool, self._now)
+        if pool.failing:
+            self._refuse_all(pool, 503, "failing")
 
     def _over_share(self, used: int, of_pool: int, limit: int) -> bool:
         """Say whether a vhost that has `of_pool` of the `used`, of `limit` in all, may have no more."""
@@ -668,7 +720,7 @@ class Router:
 
     def add_worker(self, supervisor: Supervisor, channel: Peer, number: int, work: str) -> WorkerState:
         pool = self.pools[supervisor.vhost, work]
-        source = self.add_source(channel, supervisor.vhost)
+        source = self.add_source(channel, supervisor.vhost, queues=False)
         worker = WorkerState(channel, number, pool, supervisor, source)
         supervisor.workers[number] = worker
         pool.workers.add(worker)
@@ -678,6 +730,7 @@ class Router:
 
     def credit(self, worker: WorkerState, count: int, now: float) -> None:
         """The worker can take `count` more; with 0, its channel may have room again."""
+        self._now = now
         if worker.credit + count > MAX_CREDIT:
             raise RemoteProtocolError(
                 "over-credit", f"{worker.credit} + {count} credits, {MAX_CREDIT} at most"
@@ -691,10 +744,11 @@ class Router:
 
     def taken(self, worker: WorkerState, id_: int, now: float) -> None:
         """The worker answers for this connection from now on."""
-        offer = worker.given.pop(id_, None)
-        if offer is None:
+        offer = worker.given.get(id_)
+        if offer is None or offer.fd >= 0:  # assigned only: it has guessed the id
             raise RemoteProtocolError("forged-id", f"id {id_} was not given to this worker")
-        worker.since = now
+        del worker.given[id_]
+        worker.since = self._now = now
         if not worker.given:
             self._slow.discard(worker)
         pool = worker.pool
@@ -731,6 +785,7 @@ class Router:
         if worker.supervisor.workers.get(worker.number) is worker:
             del worker.supervisor.workers[worker.number]
         self._chosen_again(worker)
+        self._take_back(worker)
         self._travelling -= len(worker.given)
         for offer in worker.given.values():
             pool.handovers -= 1
@@ -750,6 +805,7 @@ class Router:
 
     def sweep(self, now: float) -> list[WorkerState]:
         """Refuse what has waited too long, and find workers that don't take. Returns those newly found stuck."""
+        self._now = now
         for worker in list(self._blocked):
             self.credit(worker, 0, now)  # ETOOMANYREFS has no event of its own
         for cookie, (since, _) in list(self._orphans.items()):
@@ -780,18 +836,28 @@ class Router:
         return found
 
     def flush(self) -> None:
-        """Send what this turn has settled, one frame for many, and how other offers have ended.
+        """Send what this turn has come to: to workers what they were assigned, and to sources what was settled and how
+        other offers have ended.
 
-        A source that turns out to be gone may add to what others are to hear, so this goes on until there is nothing.
+        A worker or source that turns out to be gone may add to what others are to hear, so this goes on until there is
+        nothing.
         """
-        while self._unsent:
+        while self._assigned or self._unsent:
+            self.send_assigned()
+            if not self._unsent:
+                break
             source = self._unsent.pop()
             settled, source.settled = source.settled, []
             answers, source.answers = source.answers, []
-            for start in range(0, len(settled), MAX_BATCH):
-                source.channel.send(Settled(tuple(settled[start : start + MAX_BATCH])))
-            for message in answers:
-                source.channel.send(message)
+            source.channel.send_all(
+                [
+                    *(
+                        Settled(tuple(settled[start : start + MAX_BATCH]))
+                        for start in range(0, len(settled), MAX_BATCH)
+                    ),
+                    *answers,
+                ]
+            )
         told, self._to_tell = self._to_tell, {}
         for supervisor, demand in told.items():
             supervisor.channel.send(demand)

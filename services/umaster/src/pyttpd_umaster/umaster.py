@@ -202,10 +202,18 @@ class Umaster:
         match message:
             case Route(id_, client, authority):
                 assert fd is not None
+                if channel.paused:
+                    self._send_back(channel, id_, fd)
+                    return
                 self._router.route(source, id_, client, authority, fd, metrics=metrics, now=self._loop.now)
                 self._check_room(channel)
             case Goodbye():
                 pass  # what it has open is settled as ever; then it closes
+
+    def _send_back(self, channel: Channel, id_: int, fd: int) -> None:
+        """What comes in a packet behind the offer for which there was room yet is offered again, and waits then."""
+        os.close(fd)
+        channel.send(Retry(id_))
 
     def _offer_lost(self, channel: Channel, message: Message) -> None:
         """We had no free descriptor for this offer: nobody's fault, so it comes again."""
@@ -224,6 +232,8 @@ class Umaster:
 
     def _check_room(self, channel: Channel) -> None:
         """Below the floor of free descriptors this source waits; what it would send stays with it, unharmed."""
+        if self._service.budget.exhausted:
+            self._router.send_assigned()  # which makes room for as many
         if self._service.budget.exhausted or self._router.crowded:
             channel.pause()
             self._paused.append(channel)
@@ -341,6 +351,9 @@ class Umaster:
                 if channel.backlog > max(MIN_BEHIND, MAX_BEHIND // max(1, len(worker.pool.workers))):
                     os.close(fd)
                     raise RemoteProtocolError("does-not-read", f"{channel.backlog} answers wait")
+                if channel.paused:
+                    self._send_back(channel, id_, fd)
+                    return
                 self._router.pass_on(worker, id_, client, authority, fd, self._loop.now)
                 self._check_room(channel)
             case Goodbye():
@@ -367,6 +380,7 @@ class Umaster:
         """Let nobody in, give the queues back, and leave when nothing travels any more."""
         self._route.close()
         self._vhost.close()
+        self._router.send_assigned()  # nothing may be dispatched after Goodbye
         for channel in list(self._channels):
             channel.send(Goodbye("leaving"))
         self._router.give_back()

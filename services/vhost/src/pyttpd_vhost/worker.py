@@ -49,6 +49,7 @@ from pyttpd.loop import READ, RESERVE, WRITE, Loop, soft_descriptor_limit
 from pyttpd.wire.messages import (
     Attach,
     Beat,
+    Client,
     Credit,
     Detached,
     Dispatch,
@@ -152,6 +153,8 @@ class Worker(Loop):
             self._parking, lambda one: self._settle(None, one, Want.READ), later=self.call_later
         )
         self._fresh: deque[Parked] = deque()
+        # Of the packet that is being looked at: what we have marked as ours, with its mark before, and not yet taken.
+        self._claimed: list[tuple[socket.socket, int, int, Client, str, str]] = []
         self._spent = 0
         # Connections that we may have: what the application opens comes out of the same limit.
         self._room = max(1, (soft_descriptor_limit() - RESERVE) * 3 // 4 - CREDIT)
@@ -528,8 +531,9 @@ class Worker(Loop):
             on_message=self._from_umaster,
             on_close=self._umaster_gone,
         )
-        # One at a time: Taken is said right before the first byte is read, not while another request is being served.
+        # One packet at a time: Taken is said right before they are served, not while another request is.
         channel.frames_a_turn = 1
+        channel.on_packet = self._take
         if self._leaving:
             channel.send(Goodbye("leaving"))
         else:
@@ -550,21 +554,7 @@ class Worker(Loop):
                 host = client.host
                 family = socket.AF_INET6 if ":" in host else socket.AF_INET
                 sock = socket.socket(family, socket.SOCK_STREAM, 0, fileno=fd)
-                before = tcp.claim(sock)
-                if not channel.send(Taken(id_)):
-                    # Nobody hears that we have it: closed unread, so that it can be offered to somebody else.
-                    tcp.put_back(sock, before)
-                    sock.close()
-                    return
-                sock.setblocking(False)
-                self._fresh.append(
-                    Parked(
-                        self._site.connection(sock, (host, client.port), authority, self._site),
-                        client,
-                        authority,
-                        fd,
-                    )
-                )
+                self._claimed.append((sock, tcp.claim(sock), id_, client, host, authority))
             case Settled(ids):
                 for id_ in ids:
                     self._offers.settled(id_)
@@ -576,6 +566,21 @@ class Worker(Loop):
                 self._offers.dropped(id_)
             case Goodbye():
                 pass  # its successor's channel comes from the supervisor
+
+    def _take(self, channel: Channel) -> None:
+        """Say Taken for all that came in one packet, and let them be served."""
+        if not self._claimed:
+            return
+        claimed, self._claimed = self._claimed, []
+        told = channel.send_all([Taken(id_) for _, _, id_, _, _, _ in claimed])
+        for sock, _, _, client, host, authority in claimed[:told]:
+            sock.setblocking(False)
+            connection = self._site.connection(sock, (host, client.port), authority, self._site)
+            self._fresh.append(Parked(connection, client, authority, sock.fileno()))
+        for sock, before, *_ in claimed[told:]:
+            # Nobody hears that we have it: closed unread, so that it can be offered to somebody else.
+            tcp.put_back(sock, before)
+            sock.close()
 
     def _umaster_gone(self, channel: Channel, _: str) -> None:
         if channel is self._channel:
@@ -884,6 +889,8 @@ class Worker(Loop):
         with contextlib.suppress(OSError):
             for one in [*self._parked.values(), *self._offers, *self._fresh]:
                 one.connection.sock.close()
+            for sock, *_ in self._claimed:
+                sock.close()
             for channel in (self._control, self._channel):
                 if channel is not None:
                     channel.closed = True
