@@ -30,7 +30,7 @@ from chaos import clients
 from chaos.clients import Failure, Summary
 from chaos.holdings import Holdings, is_worker, wait_stopped
 from chaos.schedule import KEEPERS, ROLES, Action, Deed, Event
-from support.leaks import descendants, everybody, state
+from support.leaks import arguments, descendants, everybody, state
 from support.tree import Tree
 
 #: After an event the tree is whole again within this (s); what is stopped is found and killed within that.
@@ -151,7 +151,6 @@ class Stage:
         )  # the metrics' listener has a health file, too; supervisors many
         self.wait_whole()
         self.before = self.resources()
-        self.namespaces: set[str] = set()
 
     # ---- looking ----
 
@@ -241,12 +240,12 @@ class Stage:
         ]
 
     def stragglers(self) -> list[str]:
-        """Return processes of this machine that are in a namespace of the tree's, which has ended."""
-        return [
-            f"{pid} {Path(f'/proc/{pid}/comm').read_text().strip()}"
-            for pid in everybody()
-            if {_link(f"/proc/{pid}/ns/{kind}") for kind in ("net", "mnt")} & self.namespaces
-        ]
+        """Return processes of this machine that still are the tree's, which has ended.
+
+        With the last one its namespaces are gone: no descriptor (`resources`) and no mount (leaks.py) holds one.
+        """
+        folder = str(self.tree.folder)
+        return [f"{pid} {words[:4]}" for pid in everybody() if folder in "\0".join(words := arguments(pid))]
 
     def zombies(self) -> list[str]:
         """Return processes below the runner that have ended and that nobody has reaped."""
@@ -277,13 +276,7 @@ class Stage:
             time.sleep(0.02)
         for one in done:
             one.whole_after = time.monotonic() - began
-        self._note_namespaces()
         return done
-
-    def _note_namespaces(self) -> None:
-        ours = {_link(f"/proc/self/ns/{kind}") for kind in ("net", "mnt")}
-        for pid in self.processes().names:
-            self.namespaces |= {_link(f"/proc/{pid}/ns/{kind}") for kind in ("net", "mnt")} - ours - {""}
 
     def _begin(self, event: Event) -> list[Done]:
         """Stop all who are to die of it, look at what they have, and do it."""
@@ -324,6 +317,10 @@ class Stage:
         ]:
             for one in more:
                 stopped.append(one)
+                with contextlib.suppress(OSError):
+                    # Threads that wait for a processor stop when they get one.
+                    for task in os.listdir(f"/proc/{one}/task"):
+                        os.setpriority(os.PRIO_PROCESS, int(task), URGENT)
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(one, signal.SIGSTOP)
             wait_stopped(more)

@@ -21,7 +21,7 @@ from chaos import clients, schedule
 from chaos.content import files
 from chaos.schedule import Action
 from chaos.stage import Stage
-from chaos.test_chaos_plain import EXPECTED, HOSTS, SETTLED_WITHIN, TENANTS
+from chaos.test_chaos_plain import EXPECTED, GRACE, HOSTS, SETTLED_WITHIN, TENANTS
 from support.tree import Tree
 
 CI_SECONDS = 30.0
@@ -86,7 +86,7 @@ class Uploads(threading.Thread):
 @pytest.mark.program("slowhttptest")
 @pytest.mark.timeout(SECONDS + 200)
 def test_others_notice_nothing(plant: Callable[..., Tree], tmp_path: Path) -> None:
-    tree = plant(tenants=TENANTS, files=files(), hosts=(), extra="", listen="")
+    tree = plant(tenants=TENANTS, files=files(), hosts=(), grace=GRACE)
     tree.expect(*EXPECTED)
     stage = Stage(tree, HOSTS, tenants=2)
     seconds, url = str(int(SECONDS) + 2), f"http://127.0.0.1:{tree.port}{PATH}"

@@ -31,6 +31,9 @@ ONLY = os.environ.get("PYTTPD_CHAOS_ONLY", "")
 #: What has no successor any more is gone, and pools have as many workers as in the beginning, within this (s).
 SETTLED_WITHIN = 30.0
 
+#: Who leaves has half of it for its idle connections; that is to be enough on a busy machine as well.
+GRACE = 20.0
+
 HOSTS = ("wsgi.localhost", "static.localhost")
 TENANTS = """
 [vhost.static]
@@ -79,7 +82,7 @@ def retired(tree: Tree) -> int:
 @pytest.mark.timeout(SECONDS + 300)
 def test_nothing_is_lost(plant: Callable[..., Tree]) -> None:
     memory = set(os.listdir("/dev/shm"))
-    tree = plant(tenants=TENANTS, files=files(), hosts=(), extra="", listen="")
+    tree = plant(tenants=TENANTS, files=files(), hosts=(), grace=GRACE)
     tree.expect(*EXPECTED)
     stage = Stage(tree, HOSTS, tenants=2)
     assert tree.table in tables()

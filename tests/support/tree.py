@@ -290,6 +290,7 @@ def start(
     ordinary: bool = False,
     files: dict[str, str | bytes] | None = None,
     python: str = sys.executable,
+    grace: float = 5.0,
 ) -> Tree:
     """Start a tree and wait until each of `hosts` is answered for by its tenant.
 
@@ -301,7 +302,7 @@ def start(
     contents: dict[str, str | bytes] = {
         "pyttpd.toml": f"""
             runtime_dir = "run"
-            grace = 5.0
+            grace = {grace}
             {extra}
             [metrics]
             base_port = {metrics_port}
