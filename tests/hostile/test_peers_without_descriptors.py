@@ -84,6 +84,29 @@ def test_a_long_queue_makes_room_for_a_short_one(stage: Stage) -> None:
         worker.send(Taken(worker.expect(Dispatch).id))
 
 
+def test_a_tenant_that_was_prompt_and_hangs(stage: Stage) -> None:
+    """It may have all there is while it is prompt. When it no longer is, it stands in others' way for a moment."""
+    umaster = stage.roles[0]
+    quick = stage.worker(stage.supervisor("a"), "a").send(Credit(1))
+    worker = stage.worker(stage.supervisor("b"), "b").send(Credit(1))
+    listener, other = stage.listener("http"), stage.listener("other")
+    listener.send(Route(1, CLIENT, "a.test"), stage.connection())
+    quick.send(Taken(quick.expect(Dispatch).id))
+    assert listener.expect(Settled) == Settled((1,))
+    with stage.connection() as one:
+        for number in range(1000, 1060):
+            listener.raw(with_header(Route(0, CLIENT, "a.test"), id=number), one.fileno())
+    wait_for(lambda: umaster.sample("waits_total") > 0, "its listener to be kept waiting")
+    for id_ in range(10):
+        served(stage, other, worker, id_)
+    assert umaster.sample("refusals_total", vhost="a", reason="over-share") > 0
+    assert umaster.sample("refusals_total", vhost="b", reason="over-share") == 0
+    umaster.wait_sample(0, "queue_depth", vhost="a")
+    answered = umaster.sample("refusals_total", vhost="a", reason="over-share")
+    answered += umaster.sample("refusals_total", vhost="a", reason="queue-timeout")
+    assert answered == 60
+
+
 def test_workers_that_are_none(stage: Stage) -> None:
     """A tenant announces more workers than there are descriptors: it keeps its share, the other tenant gets in."""
     umaster = stage.roles[0]
