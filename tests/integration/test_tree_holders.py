@@ -15,6 +15,7 @@ from support.tree import ANSWER_WITHIN, Tree
 
 REQUEST = b"GET /x HTTP/1.1\r\nHost: wsgi.localhost\r\nConnection: close\r\n\r\n"
 CLIENTS = 20
+ROLES = (("init", ""), ("listener", "http"))
 #: What the log says of it.
 WORDS = (
     "died",
@@ -36,10 +37,18 @@ def read_all(client: socket.socket) -> bytes:
     return answer
 
 
+def are_there(tree: Tree, but: set[int]) -> bool:
+    """Say whether both roles have a keeper and a process, none of them in `but`: a health file outlives its keeper."""
+    try:
+        return not but & {pid for role in ROLES for pid in role_process(tree, *role)}
+    except AssertionError:
+        return False
+
+
 def kill_both(tree: Tree, first: str, second: str) -> list[bytes]:
     """Kill two, each a role's process or "keeper ROLE", while clients wait in the queue; return the answers."""
     found = {}
-    for role, name in (("init", ""), ("listener", "http")):
+    for role, name in ROLES:
         found[f"keeper {role}"], found[role] = role_process(tree, role, name)
     everybody = list(found.values())
     with contextlib.ExitStack() as stack:
@@ -55,13 +64,17 @@ def kill_both(tree: Tree, first: str, second: str) -> list[bytes]:
             clients.append(client)
         for victim in (first, second):
             os.kill(found[victim], signal.SIGKILL)
+        # A role dies with its keeper; continued before that, it would accept who waits, and take them with it.
+        dead = {
+            found[victim.removeprefix(prefix)] for victim in (first, second) for prefix in ("", "keeper ")
+        }
+        tree.wait_for(lambda: all(state(pid) in "XZ" for pid in dead), 30.0)
         for pid in everybody:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGCONT)
         answers = [read_all(client) for client in clients]
-    for victim in (first, second):
-        tree.wait_for(lambda victim=victim: state(found[victim]) in "XZ", 20.0)  # type: ignore[misc]
-    tree.wait_for(lambda: all_ready(tree), 20.0)
+    tree.wait_for(lambda: are_there(tree, dead), 30.0)
+    tree.wait_for(lambda: all_ready(tree), 30.0)
     return answers
 
 
