@@ -416,8 +416,12 @@ def operator(one: House, *commands: m.Command) -> list[Any]:
     heard: list[Any] = []
     ends: list[str] = []
 
-    def on_message(_: Channel, message: m.Message, fd: int | None) -> None:
+    def on_message(channel: Channel, message: m.Message, fd: int | None) -> None:
         match message:
+            case m.Welcome(version):
+                channel.version = version
+                for command in commands:
+                    channel.send(command)
             case m.Answer(outcome, size, digest):
                 assert fd is not None
                 heard.append((outcome, memfd.read(fd, size, digest).decode()))
@@ -438,8 +442,6 @@ def operator(one: House, *commands: m.Command) -> list[Any]:
     )
     one.master._admin._entrance._greet(theirs, Caller(0, None))
     channel.send(m.Hello("operator", "operator"))
-    for command in commands:
-        channel.send(command)
     one.on.until(lambda: ends or sum(type(each) is tuple for each in heard) == len(commands))
     channel.close()
     one.on.until(lambda: not one.master._admin._channels)
