@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -124,15 +124,16 @@ def test_each_gets_its_own_sockets(bank: Bank) -> None:
 
 def test_what_has_no_room_in_flight_follows(bank: Bank, monkeypatch: pytest.MonkeyPatch) -> None:
     """Descriptors in flight count by uid, and other programs are root, too."""
-    real, refused = fdpass.send_fd, []
+    real = fdpass.send_fds
+    refused: list[int] = []
 
-    def full(sock: socket.socket, data: bytes, fd: int) -> None:
+    def full(sock: socket.socket, data: bytes, fds: Sequence[int]) -> None:
         if len(refused) < 3:
-            refused.append(fd)
+            refused.extend(fds)
             raise OSError(errno.ETOOMANYREFS, "too many references")
-        real(sock, data, fd)
+        real(sock, data, fds)
 
-    monkeypatch.setattr(fdpass, "send_fd", full)
+    monkeypatch.setattr(fdpass, "send_fds", full)
     listener = bank.asked(bank.come("listener", "http"))
     assert listener.record.messages == [
         m.Socket("listen", "http"),
