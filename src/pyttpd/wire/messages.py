@@ -15,7 +15,8 @@ message object holds can be put into a log or a metric's label as it is.
 In step with: `permits` (who may send what), PROTOCOL.md (made from here), tests/unit/test_wire.py (one case table for
 encoder and decoder).
 
-Versions: 1 had one frame in each packet; 2 has several on some channels (`packets`). Nothing else has changed.
+Versions: 1 had one frame in each packet; 2 has several on some channels (`packets`), and in it umaster answers
+Standing(open).
 """
 
 from __future__ import annotations

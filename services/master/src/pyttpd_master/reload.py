@@ -338,13 +338,14 @@ class Progress:
     def _told(self, key: Key, problem: str) -> None:
         name = f"{key[0]} {key[1]}" if key != UMASTER else "umaster"
         self._open.discard(key)
-        if problem == AWAY and not self._plain:
+        if problem == AWAY:
             self._away.append(f"{name} {AWAY}")
         elif problem:
             then = "it is tried again" if key in self._new else "what served before goes on"
             self._problems.append(f"{name}: {problem}; {then}")
         self._said += 1
-        if self._said <= MAX_TOLD or self._said % (10 * MAX_TOLD) == 0 or problem:
+        # Thousands may be away at once: more than there is room for on the operator's channel.
+        if self._said <= MAX_TOLD or self._said % (10 * MAX_TOLD) == 0 or (problem and problem != AWAY):
             self._teller.say(
                 f"{name}: {problem or 'in force'}{f' ({len(self._open)} to go)' if self._open else ''}"
             )
@@ -358,4 +359,5 @@ class Progress:
             away.append(f"... and {len(self._away) - MAX_TOLD} more are not there")
         text = [*lines(self._plan, plain=self._plain), *away, *self._problems]
         text.append(f"generation {self._generation} is in force ({seconds:.1f} s)")
-        self._teller.end(text, well=not self._problems)
+        # A container may be down because somebody wants it; what the runner starts has to be there.
+        self._teller.end(text, well=not self._problems and not (self._plain and self._away))
