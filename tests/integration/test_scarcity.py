@@ -67,6 +67,14 @@ def enough_for_us() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (1024, hard))
 
 
+def nobody_is_closed(tree: Tree) -> None:
+    """Who had to wait may have been offered again: of a packet of many offers umaster gives back what it can't hold."""
+    listener = tree.samples("listener")
+    assert not listener["pyttpd_listener_dropped_total",]
+    assert not [value for (name, *_), value in listener.items() if "evicted_total" in name and value]
+    tree.expect("offered again")
+
+
 def ask(tree: Tree, host: str, times: int, within: float = 60.0) -> Counter[int]:
     """Ask so often, on a connection each; return how often each status came. Whatever isn't an answer raises."""
     seen: Counter[int] = Counter()
@@ -95,6 +103,7 @@ def test_with_few_descriptors_clients_wait_and_none_is_refused(plant: Plant, few
     assert crowd(tree, "static.localhost", 20, 20) == {200: 400}
     assert crowd(tree, "wsgi.localhost", 400, 2) == {200: 800}
     assert tree.samples("listener")["pyttpd_listener_full_total",] > 0
+    nobody_is_closed(tree)
     assert [found for found in tree.faults() if "_reoffered_" not in found] == []
 
 
@@ -118,6 +127,7 @@ def test_with_few_descriptors_kept_connections_take_turns(plant: Plant, few_desc
     with ThreadPoolExecutor(80) as pool:
         seen = sum(pool.map(lambda _: converse(tree, "wsgi.localhost", 20), range(80)), Counter[int]())
     assert seen == {200: 1600}
+    nobody_is_closed(tree)
     # That is over with the rush: the next ones keep theirs.
     tree.wait_for(
         lambda: "connection" not in tree.request("GET", "wsgi.localhost", "/", headers=KEPT).headers
