@@ -43,20 +43,20 @@ class Cast:
         pid = os.fork()
         if pid == 0:
             try:
-                with select.epoll() as epoll:
-                    for number, sock in enumerate(self.served):
-                        if number not in (*has, *polls):
-                            sock.close()
-                        elif number in polls:
-                            epoll.register(sock.fileno(), select.EPOLLIN)
-                    tell.send(b"!")
-                    signal.pause()
+                epoll = select.epoll()
+                for number, sock in enumerate(self.served):
+                    if number not in (*has, *polls):
+                        sock.close()
+                    elif number in polls:
+                        epoll.register(sock.fileno(), select.EPOLLIN)
+                tell.send(b"!")
+                signal.pause()
             finally:
                 os._exit(0)
-        told.recv(1)
-        told.close()
-        tell.close()
         self.names[pid] = name
+        tell.close()
+        with told:
+            assert told.recv(1)
         return pid
 
     def look(self) -> Holdings:
