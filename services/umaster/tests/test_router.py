@@ -1217,13 +1217,13 @@ class Anything(RuleBasedStateMachine):
             for worker in pool.workers:
                 assert 0 <= worker.credit <= MAX_CREDIT
                 assert not worker.channel.closed
-                assert (worker in router._slow) == bool(worker.given)
+                assert (worker in router._untaken) == bool(worker.given)
 
     def teardown(self) -> None:
         self.world.end()
         router = self.world.router
         assert not (
-            router._slow
+            router._untaken
             or router._blocked
             or router._sources
             or router._unsent

@@ -529,7 +529,6 @@ _U16 = struct.Struct("!H")
 _U32 = struct.Struct("!I")
 _U64 = struct.Struct("!Q")
 _MOST = 2**32 - 1
-_EMPTY = struct.Struct("!")
 _VERSION = struct.Struct("!B3x")
 
 

@@ -269,7 +269,8 @@ class Router:
         self.unnamed_refusals = 0
         self._queued = 0
         self._queues: set[Pool] = set()
-        self._slow: set[WorkerState] = set()
+        # Workers that haven't taken all that they were given.
+        self._untaken: set[WorkerState] = set()
         self._blocked: set[WorkerState] = set()
         self._leaving = False
         #: The latest time that we were told.
@@ -463,7 +464,7 @@ class Router:
         self._assigned.setdefault(worker, {})[self._next_id] = offer
         if not worker.given:
             worker.since = now
-            self._slow.add(worker)
+            self._untaken.add(worker)
         worker.given[self._next_id] = offer
         worker.credit -= 1
         pool.shelve(worker)
@@ -512,7 +513,7 @@ class Router:
                 self._queues.add(pool)
                 self._queued += 1
         if not worker.given:
-            self._slow.discard(worker)
+            self._untaken.discard(worker)
         self._serve_queue(pool, self._now)
         if pool.failing:
             self._refuse_all(pool, 503, "failing")
@@ -750,7 +751,7 @@ class Router:
         del worker.given[id_]
         worker.since = self._now = now
         if not worker.given:
-            self._slow.discard(worker)
+            self._untaken.discard(worker)
         pool = worker.pool
         pool.taken += 1
         source = offer.source
@@ -780,7 +781,7 @@ class Router:
         pool.workers.discard(worker)
         worker.credit = 0
         pool.shelve(worker)
-        self._slow.discard(worker)
+        self._untaken.discard(worker)
         self._blocked.discard(worker)
         if worker.supervisor.workers.get(worker.number) is worker:
             del worker.supervisor.workers[worker.number]
@@ -823,7 +824,7 @@ class Router:
             if pool.queue or pool.told:
                 self._tell_demand(pool, now)
         found = []
-        for worker in list(self._slow):
+        for worker in list(self._untaken):
             if not worker.stuck_at:
                 if now - worker.since > TAKE_TIMEOUT:
                     worker.stuck_at = now
