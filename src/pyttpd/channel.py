@@ -418,14 +418,20 @@ class Channel:
         """Sending has found out that the peer is gone.
 
         What it has said before still counts: who said Taken has read from that connection. And nobody who sends has to
-        reckon with what on_close does.
+        reckon with what on_close does. It is heard in portions: one that has only shut its ear may go on talking.
         """
+        left = MAX_OUTBOX
 
         def end() -> None:
-            self._ending = False
+            nonlocal left
             if not self._paused:
-                self.receive(MAX_OUTBOX)
+                taken = self.receive(self.frames_a_turn)
+                left -= taken
+                if taken >= self.frames_a_turn and left > 0:
+                    self._loop.call_later(0.0, end)
+                    return
                 self._end(GONE, detail)
+            self._ending = False
 
         if not self._ending:
             self._ending = True

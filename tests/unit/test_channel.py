@@ -267,6 +267,34 @@ def test_what_a_peer_said_before_it_was_found_gone_still_counts(on: Stage) -> No
     assert record.messages == [m.Taken(1)]
 
 
+def test_a_peer_that_has_shut_its_ear_and_talks_on_is_heard_in_portions_and_to_an_end(
+    on: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing can be said to it, which we find out at once; that mustn't be a way to talk as long as it likes."""
+    monkeypatch.setattr(channel_module, "MAX_OUTBOX", 500)
+    ours, theirs = pair()
+    channel, record = on.channel(ours, Kind.WORKER, Side.BINDER)
+    portions: list[int] = []
+    on.loop.after_turn.append(lambda: portions.append(len(record.messages)))
+    theirs.setblocking(False)
+    theirs.shutdown(socket.SHUT_RD)
+
+    def flood() -> bool:
+        with contextlib.suppress(OSError):
+            while True:
+                send_raw(theirs, m.encode(m.Credit(1)))
+        return bool(record.ends)
+
+    with theirs:
+        flood()
+        assert not channel.send(m.Settled((1,)))
+        on.until(flood)
+    steps = [after - before for before, after in zip([0, *portions], portions, strict=False)]
+    assert 1 <= max(steps) <= 2 * MAX_FRAMES_A_TURN  # as one that floods, and once more
+    assert 500 <= len(record.messages) <= 1000 + MAX_FRAMES_A_TURN
+    assert record.ends == ["peer-gone"]
+
+
 def test_a_closed_channel_gives_its_place_in_the_budget_back_once(on: Stage) -> None:
     ours, theirs = pair()
     channel, _ = on.channel(ours, Kind.WORKER, Side.BINDER)

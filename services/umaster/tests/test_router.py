@@ -704,6 +704,31 @@ def test_all_queues_together_leave_a_listener_a_part_of_what_it_may_hold() -> No
     world.end()
 
 
+def test_what_waits_for_one_listener_costs_another_none_of_its_room() -> None:
+    """A hostile tenant keeps clients of a large listener waiting; the small one's aren't refused for that."""
+    world = World(limit=100)
+    large, small = world.listener(), world.listener(room=16)  # of which slow ones may have ten
+    for _ in range(40):
+        world.offer(large, "a.example")
+    ids = [world.offer(small, "b.example") for _ in range(5)]
+    own = [world.offer(small, "a.example") for _ in range(5)]  # the last in a long queue, but it is no matter
+    world.now += module.PROMPT
+    world.router.sweep(world.now)
+    assert world.heard(small) == world.heard(large) == []
+    assert sorted(small.open) == sorted(ids + own)
+    over = world.offer(
+        small, "b.example"
+    )  # what its own have waiting does count; the longest queue makes room
+    assert world.heard(small) == [Refuse(own[-1], 503)]
+    assert over in small.open
+    small.room = 8  # configured anew
+    world.router.sweep(world.now)
+    assert [type(message) for message in world.heard(small)] == [Refuse] * 5
+    assert len(small.open) == 5
+    assert world.heard(large) == []
+    world.end()
+
+
 def promptly_served(world: World, source: Source, worker: WorkerState) -> None:
     """Let somebody come to the vhost of `worker`, and be taken at once."""
     world.router.credit(worker, 1, world.now)

@@ -143,6 +143,11 @@ class Source:
         self.settled: list[int] = []
         self.answers: list[Message] = []
 
+    @property
+    def slow_bound(self) -> int:
+        """How many of what it has open may wait for tenants that aren't prompt."""
+        return max(1, int(self.room * SLOW_SHARE))
+
 
 @dataclass(slots=True, eq=False)
 class Offer:
@@ -563,24 +568,27 @@ class Router:
         """Whether queues have all that they may: who offers has to wait."""
         return self._queued >= max(1, int(self._free * QUEUE_SHARE))
 
-    def _slow_bound(self, source: Source) -> int:
-        """Return how many of all may wait for tenants that aren't prompt, before no more come from `source`."""
-        return max(1, int(min(self._free, source.room) * SLOW_SHARE))
+    @property
+    def _slow_bound(self) -> int:
+        """How many of all may wait for tenants that aren't prompt."""
+        return max(1, int(self._free * SLOW_SHARE))
 
     def _make_room(self, pool: Pool, offer: Offer) -> bool:
         """Say whether `offer`, which has just come, may queue for `pool`. Where there is no room for more who aren't
         prompt, the longest of their queues makes some.
         """
-        bound = self._slow_bound(offer.source)
-        if self._queued < bound or pool.prompt(offer.since):
+        source, bound = offer.source, self._slow_bound
+        opened = len(source.open) - 1  # without this one
+        if (self._queued < bound and opened < source.slow_bound) or pool.prompt(offer.since):
             return True
         slow = self._slow_queues(offer.since)
         waiting = sum(len(other.queue) for other in slow)
-        if waiting < bound:
+        full = min(waiting, opened) >= source.slow_bound
+        if waiting < bound and not full:
             return True
         longest = max(slow, key=lambda other: len(other.queue))
         # Another listener's connection that goes makes room among our descriptors, but none in this listener.
-        helps = longest.queue[-1].source is offer.source or waiting >= int(self._free * SLOW_SHARE)
+        helps = not full or longest.queue[-1].source is source
         if not helps or len(pool.queue) + 1 >= len(longest.queue):
             return False
         self._give_way(longest)
@@ -594,8 +602,10 @@ class Router:
         heapq.heapify(longest)
         while longest:
             pool = slow[longest[0][1]]
-            if waiting <= self._slow_bound(pool.queue[-1].source):
-                return
+            source = pool.queue[-1].source
+            if waiting <= self._slow_bound and min(waiting, len(source.open)) <= source.slow_bound:
+                heapq.heappop(longest)  # a shorter one may be of a listener that has less room
+                continue
             self._give_way(pool)
             waiting -= 1
             if pool.queue:
