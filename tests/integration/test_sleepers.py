@@ -10,6 +10,7 @@ import os
 import re
 import signal
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -133,7 +134,7 @@ def test_keepers_outlive_their_seed_and_get_another(plant: Plant, number: signal
     assert told(tree, "one")["hash"]
     assert keeper in named(tree, "v:one")
     os.kill(keeper, signal.SIGKILL)
-    tree.wait_for(lambda: len(named(tree, "v:one")) == 2 and keeper not in named(tree, "v:one"), 40.0)
+    tree.wait_for(lambda: len(pids := named(tree, "v:one")) == 2 and keeper not in pids, 40.0)
     assert supervisor not in named(tree, "v:one")
     assert named(tree, "pyttpd-seed") not in ([], [seed])
     assert told(tree, "one")["hash"]
@@ -169,3 +170,63 @@ def test_a_killed_supervisor_that_slept_is_there_again(plant: Plant) -> None:
     tree.wait_for(lambda: named(tree, "v:one")[1:] not in ([], [supervisor]))
     assert keeper in named(tree, "v:one")
     assert told(tree, "one")["hash"]
+
+
+#: Tenants that import until somebody lets them go on, by a FIFO.
+HELD = "".join(
+    f"""
+[vhost.{name}]
+hosts = ["{name}.localhost"]
+uid = {uid}
+kind = "wsgi"
+root = "application"
+application = "app:application"
+env = {{ GATE = "{name}.gate" }}
+queue = {{ timeout = 120.0 }}
+pool = {{ mode = "ondemand", max_workers = 1 }}
+"""
+    for uid, name in enumerate(("one", "two", "three"), 20001)
+)
+GATE = """
+import os
+with open(os.environ["GATE"]) as gate:
+    gate.read()
+"""
+
+
+@pytest.mark.root
+def test_who_waits_for_a_tenant_that_wakes_is_answered_whoever_is_killed(plant: Plant) -> None:
+    names = ("one", "two", "three")
+    tree = plant(tenants=HELD, hosts=(), files={"application/app.py": GATE + APPLICATION})
+    tree.wait_for(lambda: all(health(tree, name) == "ready" for name in names), 30.0)
+    gates = {name: tree.folder / f"application/{name}.gate" for name in names}
+    for gate in gates.values():
+        os.mkfifo(gate, 0o644)
+        gate.chmod(0o644)
+
+    def visit(name: str) -> bytes:
+        with tree.connect(timeout=120.0) as sock:
+            sock.sendall(f"GET / HTTP/1.1\r\nHost: {name}.localhost\r\nConnection: close\r\n\r\n".encode())
+            with sock.makefile("rb") as answer:
+                return answer.read()
+
+    def let_go(name: str) -> bool:
+        os.close(os.open(gates[name], os.O_WRONLY | os.O_NONBLOCK))  # an error, as long as nobody reads
+        return True
+
+    with ThreadPoolExecutor(len(names)) as visitors:
+        answers = [visitors.submit(visit, name) for name in names]
+        tree.wait_for(lambda: all(named(tree, f"p:{name}") for name in names), 40.0)
+        first = {name: named(tree, f"p:{name}") for name in names}
+        os.kill(named(tree, "v:one")[0], signal.SIGKILL)  # the keeper
+        os.kill(named(tree, "v:two")[1], signal.SIGKILL)  # the supervisor that was woken
+        os.kill(first["three"][0], signal.SIGKILL)
+        # What a killed supervisor leaves behind has some time, and must not be who is let go.
+        tree.wait_for(
+            lambda: all((pids := named(tree, f"p:{name}")) and first[name][0] not in pids for name in names),
+            60.0,
+        )
+        for name in names:
+            tree.wait_for(lambda name=name: let_go(name), 40.0)  # type: ignore[misc]
+        for answer in answers:
+            assert answer.result().startswith(b"HTTP/1.1 200 "), answer.result()
