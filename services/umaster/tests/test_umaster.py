@@ -18,7 +18,7 @@ from pyttpd.wire import messages as m
 from pyttpd.wire.permits import Kind, Side
 
 from pyttpd_umaster import umaster as module
-from pyttpd_umaster.router import ROUTE_WINDOW
+from pyttpd_umaster.router import ROUTE_WINDOW, Router
 from pyttpd_umaster.umaster import Umaster
 from support.wired import CLIENT, Recorder, Stage, Visitor, connection, descriptor, pair, stage
 
@@ -317,6 +317,32 @@ def test_below_the_floor_of_descriptors_sources_wait_unharmed(make: Make) -> Non
     assert middle.service.budget.used <= 5
     assert not listener.lost
     assert not middle.service.faults.counts
+
+
+def test_full_queues_keep_listeners_waiting_and_not_those_who_make_room(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full = True
+    monkeypatch.setattr(Router, "crowded", property(lambda _: full))
+    middle = make()
+    listener, supervisor = middle.listener(), middle.supervisor()
+    worker, given = middle.worker(supervisor, 1)
+    middle.worker(supervisor, 2, credit=1)
+    for id_ in (1, 2):
+        with connection() as (server, _):
+            assert worker.send(m.Pass(id_, CLIENT, "a.example"), server.fileno())
+    middle.on.until(lambda: m.Refuse(2, 503) in given.messages)  # the sibling had credit for one
+    middle.offer(listener, 1)
+    middle.on.until(lambda: given.of(m.Dispatch))
+    middle.offer(listener, 2)
+    worker.send(m.Taken(given.of(m.Dispatch)[0].id))
+    middle.on.until(lambda: listener.record.messages)
+    assert listener.record.messages == [m.Settled((1,))]
+    assert len(given.of(m.Dispatch)) == 1
+    assert middle.samples()["pyttpd_umaster_waits_total",] == 1
+    full = False
+    middle.offer(listener, 3)
+    middle.on.until(lambda: len(given.of(m.Dispatch)) == 3)
 
 
 def test_a_stuck_worker_is_told_of(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ A packet is taken whole or not at all: one frame that isn't well-formed, one too
 descriptors that don't match, and nobody sees any of it. (What only its receiver can judge, that a message isn't its
 sender's to say now or that a descriptor is of the wrong kind, is found out frame by frame: those before it count.)
 
-In step with: PROTOCOL.md section 2, `pyttpd.channel`, `pyttpd.loop.RESERVE`.
+In step with: PROTOCOL.md section 1, `pyttpd.channel`, `pyttpd.loop.RESERVE`.
 """
 
 from __future__ import annotations

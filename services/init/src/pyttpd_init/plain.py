@@ -2,8 +2,9 @@
 
 Theory of operation. This process, the *runner*, stands where Docker stands otherwise: it prepares the
 directories, starts one keeper per role and tenant, starts again what ends, and takes everything down in
-order. It reads no peer and holds no listening socket: copies of them lie in a pair that it has for init's keepers
-(deposit.py). What it can give a role depends on who runs it:
+order. Keepers of tenants that may sleep are forked for it by a seed (seedbed.py), whose answers are all that it reads.
+It has no peer, and holds no listening socket: copies of them lie in a pair that it has for init's keepers (deposit.py).
+What it can give a role depends on who runs it:
 
     as root             each role its uid, a network namespace with only `lo` (all but init), a mount namespace of
                         its own, and the egress rule for all uids of the tree. A tenant that is allowed addresses has a

@@ -231,20 +231,33 @@ class Umaster:
         self._log.info("listener is gone", name=channel.peer_name, reason=reason)
 
     def _check_room(self, channel: Channel) -> None:
-        """Below the floor of free descriptors this source waits; what it would send stays with it, unharmed."""
+        """Whoever has sent us a descriptor waits if there is no room for another; what it would send stays with it,
+        unharmed.
+        """
         if self._service.budget.exhausted:
             self._router.send_assigned()  # which makes room for as many
-        if self._service.budget.exhausted or self._router.crowded:
+        if not self._has_room(channel):
             channel.pause()
             self._paused.append(channel)
             self._waits += 1
 
+    def _has_room(self, channel: Channel) -> bool:
+        """Whether the next descriptor of `channel` may come: there is a free one, and for a listener's a place to wait.
+
+        A worker and a supervisor are heard when queues are full: what they say makes room in these, and what a worker
+        passes on never queues.
+        """
+        return not (self._service.budget.exhausted or (channel.peer == "listener" and self._router.crowded))
+
     def _resume(self) -> None:
         """Whoever waits may go on, if there is room."""
-        if self._paused and not self._service.budget.exhausted and not self._router.crowded:
+        if self._paused and not self._service.budget.exhausted:
             paused, self._paused = self._paused, []
             for channel in paused:
-                channel.resume()
+                if self._has_room(channel):
+                    channel.resume()
+                else:
+                    self._paused.append(channel)
 
     # ---- supervisors ----
 
