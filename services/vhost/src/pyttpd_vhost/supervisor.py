@@ -426,8 +426,8 @@ class Supervisor:
         assert self._share is not None
         entries = self._logs.entries
         equipment = self._programs.equipment
-        wanted = (control.fileno(), self._logs.printed, entries, self._inquest.fd, *equipment.fds)
-        keep_only(*(fd for fd in wanted if fd >= 0))
+        kept = (control.fileno(), self._logs.printed, entries, self._inquest.fd, *equipment.fds)
+        keep_only(*(fd for fd in kept if fd >= 0))
         options = self._service.options
         prototype.main(
             self._share,
