@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from pyttpd import channel as channel_module
 from pyttpd import memfd
 from pyttpd.channel import Channel
 from pyttpd.config.shares import HostMap, ListenerPeer, LogSettings, UmasterShare, VhostPeer
@@ -142,6 +143,37 @@ def test_what_this_turn_has_dispatched_goes_before_goodbye(make: Make) -> None:
     middle.offer(listener, 7)
     middle.on.until(lambda: len(given.messages) == 2)
     assert [type(message) for message in given.messages] == [m.Dispatch, m.Goodbye]
+
+
+def test_a_worker_that_is_cut_off_by_our_goodbye_gives_nobody_anything_to_do(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It reads nothing and was its vhost's newest: its predecessors' turn would come, who have heard Goodbye."""
+    middle = make()
+    listener = middle.listener()
+    _, before = middle.worker(old := middle.supervisor(), 1)
+    old.send(m.Standing("open"))
+    middle.offer(listener, 6)  # travels, so we don't leave at once
+    middle.on.until(lambda: before.messages)
+    new = middle.supervisor()
+    ours, theirs = pair()
+    new.send(m.Worker(2, "requests"), theirs.fileno())
+    theirs.close()
+    new.send(m.Standing("open"))
+    middle.on.until(lambda: m.Standing("open") in new.record.messages)
+    middle.offer(listener, 7)
+    middle.on.until(lambda: middle.samples()["pyttpd_umaster_queue_depth", "a"] == 1)
+    (deaf,) = (each for each in middle.umaster._channels if each.peer_name == "a/2")
+    with ours:
+        while not deaf.backlog:
+            deaf.send(m.Settled((1,)))
+        monkeypatch.setattr(channel_module, "MAX_OUTBOX", deaf.backlog)
+        middle.umaster._drain()
+        middle.on.until(lambda: len(listener.record.messages) == 2)
+        middle.on.until(lambda: len(before.messages) == 2)
+    assert deaf.closed
+    assert listener.record.messages == [m.Goodbye("leaving"), m.Retry(7)]
+    assert before.messages[1:] == [m.Goodbye("leaving")]
 
 
 def test_nobody_comes_in_before_the_configuration(make: Make) -> None:
@@ -389,6 +421,20 @@ def test_leaving_says_goodbye_gives_back_and_waits_for_what_travels(make: Make) 
     worker.send(m.Taken(given.of(m.Dispatch)[0].id))
     middle.on.loop.run()  # ends by itself
     assert middle.umaster._router.travelling == 0
+
+
+def test_who_opens_while_we_leave_is_answered_by_our_successor(make: Make) -> None:
+    middle = make()
+    listener, supervisor = middle.listener(), middle.supervisor()
+    worker, given = middle.worker(supervisor, 1, credit=1)
+    middle.offer(listener, 1)
+    middle.on.until(lambda: given.messages)
+    middle.service._leave()
+    middle.on.until(lambda: m.Goodbye("leaving") in supervisor.record.messages)
+    supervisor.send(m.Standing("open"))
+    worker.send(m.Taken(given.of(m.Dispatch)[0].id))
+    middle.on.loop.run()  # ends by itself
+    assert m.Standing("open") not in supervisor.record.messages
 
 
 def test_leaving_does_not_wait_for_ever(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -293,7 +293,8 @@ class Umaster:
         self._router.standing(supervisor, failing=failing)
         own = supervisor.channel
         assert isinstance(own, Channel)
-        if not failing and own.version >= STANDING_IS_ANSWERED:
+        # After our Goodbye it is our successor's to say.
+        if not failing and own.version >= STANDING_IS_ANSWERED and not self._service.draining:
             own.send(Standing("open"))
 
     def _supervisor_gone(self, channel: Channel, reason: str) -> None:
@@ -394,9 +395,9 @@ class Umaster:
         self._route.close()
         self._vhost.close()
         self._router.send_assigned()  # nothing may be dispatched after Goodbye
+        self._router.give_back()  # ... whoever goes while it is said; they hear of it at the end of this turn
         for channel in list(self._channels):
             channel.send(Goodbye("leaving"))
-        self._router.give_back()
         self._loop.after_turn.append(self._leave_when_empty)
         self._loop.call_later(LEAVE_TIMEOUT, self._service.leave)
 
