@@ -20,20 +20,9 @@ import tempfile
 from pathlib import Path
 
 from spine import CONFIG, HERE, SERVER_CORE, measure, wait_for
-from suite.machine import free_ports
+from suite.machine import free_ports, processor_time
 
 FORMS = ("off", "combined", "json")
-TICKS = os.sysconf("SC_CLK_TCK")
-
-
-def processor_time(pid: int) -> float:
-    """Return the seconds that `pid` and all below it have used."""
-    pids = [pid]
-    for each in pids:
-        for thread in Path(f"/proc/{each}/task").iterdir():
-            pids += map(int, (thread / "children").read_text().split())
-    stats = [Path(f"/proc/{each}/stat").read_text().rpartition(")")[2].split() for each in pids]
-    return sum(int(stat[11]) + int(stat[12]) for stat in stats) / TICKS
 
 
 def main() -> None:

@@ -7,6 +7,10 @@
     5. ready; serve; lame duck; exit
 
 A role supplies `prepare` and `serve` and gets a `Service`, which knows how to meet the others.
+
+A keeper that a seed has forked (seed.py, `--asleep`) forks a role that meets no stranger. When one comes, that one leaves
+(`Service.wake`), and its keeper starts the next one by exec (`become`): an interpreter of its own, which goes on with 4
+(`awake`, `--beat`).
 """
 
 from __future__ import annotations
@@ -61,14 +65,11 @@ OWN_DIRECTORY = "own"
 DEFAULT_GRACE = 30.0
 #: A role process lives so long (s) until its keeper replaces it; 0 is for ever. init's default is 0.
 DEFAULT_MAX_AGE = 86_400.0
-
-
 #: Who sleeps says seldomer that it is alive, by this factor: thousands may sleep, and BEAT_LIMIT is ten beats.
 ASLEEP_BEATS = 3
 
 #: Listening sockets that a role takes from init; it has two.
 MAX_SOCKETS = 8
-
 
 #: Whoever has less than this for its peers is told so: it works, but with few clients at a time.
 FEW_DESCRIPTORS = 128
