@@ -8,9 +8,9 @@
 
 A role supplies `prepare` and `serve` and gets a `Service`, which knows how to meet the others.
 
-A keeper that a seed has forked (seed.py, `--asleep`) forks a role that meets no stranger. When one comes, that one leaves
-(`Service.wake`), and its keeper starts the next one by exec (`become`): an interpreter of its own, which goes on with 4
-(`awake`, `--beat`).
+A keeper that a seed has forked (seed.py, `--asleep`) forks a role that meets no stranger. When one comes, that
+role leaves (`Service.wake`), and its keeper starts the next one by exec (`become`): an interpreter of its own, which
+goes on with 4 (`awake`, `--beat`).
 """
 
 from __future__ import annotations
