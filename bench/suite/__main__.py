@@ -15,13 +15,12 @@ that was stopped leaves what it has. `make bench-docs` puts it into docs/benchma
 from __future__ import annotations
 
 import argparse
-import signal
 import subprocess
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from suite import machine, report
+from suite import household, machine, report
 from suite.cases import CASES, Case, measure
 from suite.figures import Options, Row, Study
 from suite.peers import HERE
@@ -75,7 +74,12 @@ def main() -> None:
     parser.add_argument("--setting", nargs="+", choices=list(settings), default=list(settings))
     parser.add_argument("--into", type=Path, default=HERE.parent / "build" / "bench")
     asked = parser.parse_args()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that no server is left
+    with household.kept():
+        run(asked, cases, settings)
+
+
+def run(asked: argparse.Namespace, cases: dict[str, Case | Study], settings: dict[str, Setting]) -> None:
+    """Measure what is asked for."""
     began = time.monotonic()
     results = report.Results(machine.describe() | SOURCE | {"client": machine.version(["wrk", "-v"])}, {})
     results.about |= {"rounds": str(asked.rounds), "seconds of a peer in a round": f"{asked.seconds:g}"}

@@ -16,11 +16,11 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from suite import household
 from suite.machine import SERVER_CORE, free_ports, wait_for_port
 
 HERE = Path(__file__).resolve().parent.parent
@@ -51,8 +51,7 @@ class Peer:
 @contextlib.contextmanager
 def running(peer: Peer, *, log: bool, pin: bool = True) -> Iterator[tuple[int, list[int]]]:
     """Run `peer`; yield its port and the pids of what was started."""
-    folder = Path(tempfile.mkdtemp(prefix="pyttpd-bench-"))
-    folder.chmod(0o755)
+    folder = household.new_folder()
     port = free_ports(24)
     setting = Setting(folder, port, log, port + 1, 1 if pin else os.cpu_count() or 1)
     servers: list[subprocess.Popen[bytes]] = []
@@ -81,8 +80,12 @@ def running(peer: Peer, *, log: bool, pin: bool = True) -> Iterator[tuple[int, l
             try:
                 server.wait(40)
             except subprocess.TimeoutExpired:
-                os.killpg(server.pid, signal.SIGKILL)
+                server.kill()
                 server.wait()
+            with contextlib.suppress(
+                ProcessLookupError
+            ):  # Apache's processes outlive the one that was started
+                os.killpg(server.pid, signal.SIGKILL)
         shutil.rmtree(folder, ignore_errors=True)
 
 

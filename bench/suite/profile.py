@@ -27,6 +27,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from suite import household
 from suite.cases import CASES, Case
 from suite.clients import Target, pinned, wrk
 from suite.figures import OURS
@@ -203,14 +204,20 @@ def main() -> None:
     parser.add_argument("--native", action="store_true", help="C functions and system calls by name")
     parser.add_argument("--into", type=Path, default=HERE.parent / "build" / "profile")
     options = parser.parse_args()
-    for name in options.case:
-        print(f"profile: {cases[name].title}", flush=True)
-        ours = next(peer for peer in cases[name].peers if peer.name == OURS)
-        folder = options.into / name
-        text = profile(
-            cases[name], ours, folder, seconds=options.seconds, log=not options.no_logs, native=options.native
-        )
-        print(f"\n{text}\nwritten to {folder}")
+    with household.kept():
+        for name in options.case:
+            print(f"profile: {cases[name].title}", flush=True)
+            ours = next(peer for peer in cases[name].peers if peer.name == OURS)
+            folder = options.into / name
+            text = profile(
+                cases[name],
+                ours,
+                folder,
+                seconds=options.seconds,
+                log=not options.no_logs,
+                native=options.native,
+            )
+            print(f"\n{text}\nwritten to {folder}")
 
 
 if __name__ == "__main__":

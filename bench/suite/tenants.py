@@ -16,12 +16,11 @@ import signal
 import socket
 import statistics
 import subprocess
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from suite import peers
+from suite import household, peers
 from suite.clients import WrongAnswer
 from suite.figures import OURS, Limit, Options, Row, Study
 from suite.machine import children, family, free_ports, private_memory, processor_time
@@ -90,8 +89,7 @@ def tree(count: int, options: Options) -> Iterator[tuple[int, int, float, float]
     """Run a tree of `count` sleeping tenants; yield its port, its runner's pid, how long it took until all were ready,
     and the processor time of that (s).
     """
-    folder = Path(tempfile.mkdtemp(prefix="pyttpd-bench-"))
-    folder.chmod(0o755)
+    folder = household.new_folder()
     port = free_ports(24)
     words = command(peers.Setting(folder, port, options.log, port + 1), count)
     health = folder / "run" / "health"
@@ -121,8 +119,7 @@ def cheap(count: int, options: Options) -> Iterator[dict[int, int]]:
     """Run an uWSGI for each of `count` tenants, with the tenant's uid, that has no worker until somebody comes; yield
     the pid of each, by port.
     """
-    folder = Path(tempfile.mkdtemp(prefix="pyttpd-bench-"))
-    folder.chmod(0o755)
+    folder = household.new_folder()
     first = free_ports(count)
     applications = peers.applications(peers.Setting(folder, first, options.log, first))
     servers: dict[int, subprocess.Popen[bytes]] = {}
