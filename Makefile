@@ -76,7 +76,8 @@ soak: ## 60 seconds (SOAK=60) of load on workers that die all the time: no reque
 chaos: ## 600 seconds (SECONDS=600 SEED=1) of kills, stops, replacements, reloads under load, plain and in containers
 	@PYTTPD_CHAOS_SECONDS=$(or $(SECONDS),600) PYTTPD_CHAOS_SEED=$(or $(SEED),1) scripts/test tests/chaos -q -s
 
-chaos-sum: ## all runs of `make chaos` in build/chaos added up: a loss, or fewer than 200 events of a kind, is an error
+chaos-sum: ## all runs of `make chaos` in build/chaos added up: a violation, or fewer than 200 events of a kind, is an error
+	@scripts/venv test
 	@PYTHONPATH=tests:src:services/init/src .venv-test/bin/python -m chaos.sums
 
 clean: ## remove what was made here (not the images)

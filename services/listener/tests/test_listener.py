@@ -469,7 +469,7 @@ def test_nobody_makes_room_before_it_had_a_chance_to_say_something(
     front.offered(3)
     front.connect(HEAD)
     front.on.until(lambda: not front.listener._accepting)
-    assert front.listener.full >= 3
+    assert front.listener.times_full >= 3
     monkeypatch.setattr(module, "PATIENCE", 0.0)
     front.offered(4)  # time makes it, too
     assert front.listener.evicted == {"full": 1, "client": 0}

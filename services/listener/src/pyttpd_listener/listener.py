@@ -163,7 +163,7 @@ class Listener:
         self._leaving_umaster = False
         # Counters, for the metrics.
         self.accepted = self.routed = self.settled = self.reoffered = self.dropped = self.stress_episodes = 0
-        self.full = 0
+        self.times_full = 0
         self.answers: dict[int, int] = {}
         self.evicted = {"full": 0, "client": 0}
         self.proxy_refused = dict.fromkeys(("untrusted", "missing", "malformed", "timeout"), 0)
@@ -256,7 +256,7 @@ class Listener:
             full = self._full
             oldest = self._dispensable() if full else None
             if full and oldest is None:
-                self.full += 1
+                self.times_full += 1
                 self._stop_accepting()
                 return
             try:
@@ -692,7 +692,7 @@ class Listener:
         yield counter(
             "pyttpd_listener_full",
             "Times that nobody was accepted any more, for want of descriptors or by max_connections.",
-            self.full,
+            self.times_full,
         )
         refused = counter(
             "pyttpd_listener_proxy_refused",
