@@ -7,7 +7,7 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pyttpd.head import Refused
+from pyttpd.head import FIELDS_LIMIT, REQUEST_LINE_LIMIT, Bounds, Refused
 
 from conformance.heads import likely_heads, valid_heads
 from pyttpd_vhost.http.engine import Request
@@ -44,8 +44,32 @@ def test_other_lines_before_the_same_fields(first: bytes, second: bytes, shifted
         assert said(reader, data) == said(HeadReader(LlhttpEngine(), LIMIT), data)
 
 
+@settings(max_examples=200, deadline=None)
+@given(
+    valid_heads(),
+    st.integers(2, 60),
+    st.sampled_from((b"1.1", b"1.1", b"1.0")),
+    st.sampled_from(("head", "line", "fields")),
+    st.integers(-1, 1),
+)
+def test_limits_before_the_same_fields(first: bytes, size: int, version: bytes, what: str, more: int) -> None:
+    """What is known of fields from behind a short line is no way past a limit that a longer one exceeds."""
+    fields = behind_the_line(first)
+    line = b"GET /%b HTTP/%b\r\n" % (b"a" * size, version)
+    limit = len(line + fields) + more if what == "head" else LIMIT
+    bounds = Bounds(
+        len(line) + more if what == "line" else REQUEST_LINE_LIMIT,
+        max(2, fields.count(b"\n") - 1 + more) if what == "fields" else FIELDS_LIMIT,
+    )
+    reader = HeadReader(LlhttpEngine(), limit, bounds)
+    for _ in range(3):
+        said(reader, b"GET / HTTP/%b\r\n" % version + fields)
+    for data in (line + fields, line + fields + b"x", line + fields):
+        assert said(reader, data) == said(HeadReader(LlhttpEngine(), limit, bounds), data)
+
+
 def test_the_memory_is_used() -> None:
-    """Else the test above would show nothing."""
+    """Else the tests above would show nothing."""
     reader = HeadReader(LlhttpEngine(), LIMIT)
     requests = [
         reader.read(b"GET %b HTTP/1.1\r\nHost: a\r\n\r\n" % target) for target in (b"/a", b"/b", b"/c")
