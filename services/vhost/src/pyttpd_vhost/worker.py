@@ -49,7 +49,6 @@ from pyttpd.loop import READ, RESERVE, WRITE, Loop, soft_descriptor_limit
 from pyttpd.wire.messages import (
     Attach,
     Beat,
-    Client,
     Credit,
     Detached,
     Dispatch,
@@ -153,8 +152,9 @@ class Worker(Loop):
             self._parking, lambda one: self._settle(None, one, Want.READ), later=self.call_later
         )
         self._fresh: deque[Parked] = deque()
-        # Of the packet that is being looked at: what we have marked as ours, with its mark before, and not yet taken.
-        self._claimed: list[tuple[socket.socket, int, int, Client, str, str]] = []
+        # Of the packet that is being looked at: what we have marked as ours and not yet taken, with its mark before
+        # and its client's host, which is made anew each time that it is asked for.
+        self._claimed: list[tuple[socket.socket, int, str, Dispatch]] = []
         self._spent = 0
         # Connections that we may have: what the application opens comes out of the same limit.
         self._room = max(1, (soft_descriptor_limit() - RESERVE) * 3 // 4 - CREDIT)
@@ -541,7 +541,7 @@ class Worker(Loop):
 
     def _from_umaster(self, channel: Channel, message: Message, fd: int | None) -> None:
         match message:
-            case Dispatch(id_, client, authority):
+            case Dispatch(client=client):
                 assert fd is not None
                 if not self._running:
                     os.close(fd)  # unread: with our channel's end it is offered to somebody else
@@ -554,7 +554,7 @@ class Worker(Loop):
                 host = client.host
                 family = socket.AF_INET6 if ":" in host else socket.AF_INET
                 sock = socket.socket(family, socket.SOCK_STREAM, 0, fileno=fd)
-                self._claimed.append((sock, tcp.claim(sock), id_, client, host, authority))
+                self._claimed.append((sock, tcp.claim(sock), host, message))
             case Settled(ids):
                 for id_ in ids:
                     self._offers.settled(id_)
@@ -572,8 +572,9 @@ class Worker(Loop):
         if not self._claimed:
             return
         claimed, self._claimed = self._claimed, []
-        told = channel.send_all([Taken(id_) for _, _, id_, _, _, _ in claimed])
-        for sock, _, _, client, host, authority in claimed[:told]:
+        told = channel.send_all([Taken(given.id) for *_, given in claimed])
+        for sock, _, host, given in claimed[:told]:
+            client, authority = given.client, given.authority
             sock.setblocking(False)
             connection = self._site.connection(sock, (host, client.port), authority, self._site)
             self._fresh.append(Parked(connection, client, authority, sock.fileno()))
