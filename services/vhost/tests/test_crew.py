@@ -14,11 +14,11 @@ from typing import Any
 
 import pytest
 
-from pyttpd import tcp
+from pyttpd import fdpass, tcp
 from pyttpd.config.shares import PoolSettings
 from pyttpd.log import Log
+from pyttpd.wire.messages import MAX_FRAME, VERSION, Dispatch, Taken, decode, encode
 from pyttpd.wire.messages import Client as Address
-from pyttpd.wire.messages import Dispatch
 
 from pyttpd_vhost.audit import Audit, stack, tracebacks
 from pyttpd_vhost.crew import Crew, Server
@@ -282,6 +282,53 @@ def test_what_comes_after_the_end_is_closed_unclaimed() -> None:
         with pytest.raises(OSError, match="Bad file"):
             os.fstat(given)
     assert not worker._has_connections()
+    worker._control.close()
+    worker.close()
+
+
+@pytest.mark.parametrize("hears", [True, False])
+def test_what_it_cannot_say_taken_of_a_worker_closes_unread_and_unclaimed(hears: bool) -> None:
+    """umaster has died with the packet on its way: whoever has a copy offers these connections again."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    umaster, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    worker = Worker(Site(make_share(), ListLog()), theirs, Scoreboard(1), 0, 1, Log("vhost", "test"))
+    worker._running = True
+    worker._attach(its.detach(), VERSION)
+    channel = worker._channel
+    assert channel is not None
+    with (
+        ours,
+        umaster,
+        socket.create_server(("127.0.0.1", 0)) as server,
+        socket.create_connection(server.getsockname()) as one,
+        socket.create_connection(server.getsockname()) as two,
+        server.accept()[0] as first,
+        server.accept()[0] as second,
+    ):
+        umaster.recv(MAX_FRAME)  # its credit; unread, it would end the channel before the packet is seen
+        copies = (first, second)
+        before = [tcp.mark(each) for each in copies]
+        for client in (one, two):
+            client.sendall(b"GET / HTTP/1.1\r\n")
+        frames = [encode(Dispatch(id_, Address("127.0.0.1", 1), HOST), VERSION) for id_ in (7, 8)]
+        fdpass.send_fds(umaster, b"".join(frames), [each.fileno() for each in copies])
+        if not hears:
+            umaster.close()
+        channel.receive(1)
+        assert [tcp.consumed(each) for each in copies] == [0, 0]
+        after = [tcp.mark(each) for each in copies]
+        if hears:
+            said = umaster.recv(4 * MAX_FRAME)
+            half = len(said) // 2
+            assert [decode(said[:half], VERSION), decode(said[half:], VERSION)] == [Taken(7), Taken(8)]
+            assert all(mark != old for mark, old in zip(after, before, strict=True))
+            assert len(worker._fresh) == 2
+        else:
+            assert after == before
+            assert not worker._has_connections()
+        while worker._fresh:
+            worker._fresh.pop().connection.sock.close()
+    channel.close()
     worker._control.close()
     worker.close()
 
