@@ -1,7 +1,7 @@
 """Roles of two releases in one tree: one wire version apart works in both directions, two apart is refused and told.
 
-"One role at a time" is how docs/upgrading.md replaces a tree. The other release is made (support/versions.py): there is
-only one version yet.
+"One role at a time" is how docs/upgrading.md replaces a tree. The other release is made (support/versions.py), as
+none has been published yet.
 """
 
 from __future__ import annotations
