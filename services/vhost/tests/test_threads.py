@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import random
+import signal
 import socket
 import threading
 import time
@@ -306,6 +308,21 @@ def test_a_worker_that_retires_finishes_what_its_threads_have(front: Fronts, thr
             assert client.at_end()
     assert ours.wait_ended() == 0
     assert "error" not in ours.log()
+
+
+def test_a_worker_that_leaves_serves_what_it_was_given_before_anybody_knew(front: Fronts) -> None:
+    """It was chosen before umaster heard of it: that lies in its channel, and is offered to nobody else."""
+    ours = front(application)
+    worker = ours.workers[0]
+    ours.wait_for(lambda: worker.credit)
+    os.kill(worker.pid, signal.SIGSTOP)
+    ours.tell(m.Goodbye("replaced"))
+    socks = [ours.ask() for _ in range(4)]
+    ours.wait_for(lambda: len(worker.given) == len(socks))
+    os.kill(worker.pid, signal.SIGCONT)
+    answers(socks)
+    assert ours.wait_ended() == 0
+    assert worker.taken == len(socks)
 
 
 def test_an_error_of_ours_in_any_thread_ends_the_worker(

@@ -295,6 +295,8 @@ class Umaster:
         assert isinstance(own, Channel)
         # After our Goodbye it is our successor's to say.
         if not failing and own.version >= STANDING_IS_ANSWERED and not self._service.draining:
+            # Its predecessor's workers leave when it has heard that: what they are still to have goes first.
+            self._router.send_assigned()
             own.send(Standing("open"))
 
     def _supervisor_gone(self, channel: Channel, reason: str) -> None:

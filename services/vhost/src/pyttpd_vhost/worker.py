@@ -668,7 +668,18 @@ class Worker(Loop):
             if self._audit.timed_out:
                 # Whoever is stuck doesn't hear of the end: the process has to end without it.
                 self._end()
+            if self._is_given():
+                return
             self.stop()
+
+    def _is_given(self) -> bool:
+        """Whether umaster has sent something before it heard that we leave: that is served yet."""
+        try:
+            return self._channel is not None and bool(
+                self._channel.sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+            )
+        except OSError:
+            return False
 
     def _has_connections(self) -> bool:
         """There are some that no thread is serving."""
