@@ -16,10 +16,9 @@ import signal
 import statistics
 import subprocess
 import sys
-import tempfile
-from pathlib import Path
 
 from spine import CONFIG, HERE, SERVER_CORE, measure, wait_for
+from suite import household
 from suite.machine import free_ports, processor_time
 
 FORMS = ("off", "combined", "json")
@@ -35,8 +34,7 @@ def main() -> None:
     options = parser.parse_args()
     first = free_ports(16 * len(FORMS))
     ports = {form: first + 16 * number for number, form in enumerate(FORMS)}
-    folder = Path(tempfile.mkdtemp(prefix="pyttpd-bench-"))
-    folder.chmod(0o755)
+    folder = household.new_folder()
     (folder / "application").mkdir()
     shutil.copy(HERE / "hello.py", folder / "application")
     trees: list[subprocess.Popen[bytes]] = []
@@ -85,4 +83,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with household.kept():
+        main()

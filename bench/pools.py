@@ -11,13 +11,11 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import os
 import shutil
 import signal
 import statistics
 import subprocess
 import sys
-import tempfile
 import threading
 import urllib.error
 import urllib.request
@@ -25,6 +23,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from spine import HERE, SERVER_CORE, measure, wait_for
+from suite import household
 from suite.machine import free_ports
 
 CONFIG = """
@@ -164,8 +163,7 @@ def main() -> None:
     parser.add_argument("--max-requests", type=int, default=500)
     parser.add_argument("--max-age", type=float, default=5.0)
     options = parser.parse_args()
-    folder = tempfile.mkdtemp(prefix="pyttpd-bench-")
-    os.chmod(folder, 0o755)
+    folder = str(household.new_folder())
     shutil.copy(HERE / "hello.py", folder)
     try:
         mortality(options, folder)
@@ -175,4 +173,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with household.kept():
+        main()

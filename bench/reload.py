@@ -19,11 +19,11 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from pathlib import Path
 
+from suite import household
 from suite.machine import free_ports
 
 from pyttpd.config.loader import load
@@ -200,7 +200,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=6.0)
     parser.add_argument("--clients", type=int, default=4)
     options = parser.parse_args()
-    folder = Path(tempfile.mkdtemp(prefix="pyttpd-reload-", dir="/tmp"))
+    folder = household.new_folder()
     try:
         return measure(folder, options)
     finally:
@@ -208,4 +208,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with household.kept():
+        sys.exit(main())

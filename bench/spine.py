@@ -11,18 +11,17 @@ makes a new connection for each request. Prints medians and the tree's ratio to 
 from __future__ import annotations
 
 import argparse
-import os
 import re
 import shutil
 import signal
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 import urllib.request
 from pathlib import Path
 
+from suite import household
 from suite.machine import free_ports
 
 HERE = Path(__file__).resolve().parent
@@ -94,8 +93,7 @@ def main() -> None:
     options = parser.parse_args()
     first = free_ports(16)
     tree, alone, granian = first, first + 1, first + 2
-    folder = tempfile.mkdtemp(prefix="pyttpd-bench-")
-    os.chmod(folder, 0o755)
+    folder = str(household.new_folder())
     shutil.copy(HERE / "hello.py", folder)
     Path(folder, "bench.toml").write_text(
         CONFIG.format(folder=folder, port=tree, metrics=first + 4, root=folder, access_log="off")
@@ -132,4 +130,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with household.kept():
+        main()

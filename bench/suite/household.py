@@ -65,7 +65,7 @@ def kept() -> Iterator[None]:
     before = [signal.signal(each, end) for each in ours]
     try:
         yield
-    except KeyboardInterrupt:
+    except BaseException:  # or whatever came of it that all servers ended at once
         if not came:
             raise
         raise SystemExit(128 + came[0]) from None
