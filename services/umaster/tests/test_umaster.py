@@ -377,6 +377,26 @@ def test_full_queues_keep_listeners_waiting_and_not_those_who_make_room(
     middle.on.until(lambda: len(given.of(m.Dispatch)) == 3)
 
 
+@pytest.mark.parametrize(("budget", "room"), [(1000, 8), (5, 4)])
+def test_of_a_packet_only_what_finds_no_descriptor_comes_again(
+    make: Make, monkeypatch: pytest.MonkeyPatch, budget: int, room: int
+) -> None:
+    """Where only the queues are full it stays: who went back would be behind those who have come later."""
+    monkeypatch.setattr(Router, "crowded", property(lambda _: True))
+    monkeypatch.setattr(Router, "_make_room", lambda *_: True)
+    middle = make(budget=budget)
+    listener = middle.listener()
+    channel = listener.link.channel
+    assert channel is not None
+    with connection() as (server, _):
+        routes = [m.Route(id_, CLIENT, "a.example") for id_ in range(1, 9)]
+        assert channel.send_all(routes, [server.fileno()] * 8) == 8
+        middle.on.until(lambda: middle.samples()["pyttpd_umaster_queue_depth", "a"] == room)
+        middle.on.until(lambda: len(listener.record.messages) == 8 - room)
+    assert listener.record.messages == [m.Retry(id_) for id_ in range(room + 1, 9)]
+    assert middle.samples()["pyttpd_umaster_waits_total",] == 1
+
+
 def test_a_stuck_worker_is_told_of(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     from pyttpd_umaster import router
 

@@ -202,7 +202,7 @@ class Umaster:
         match message:
             case Route(id_, client, authority):
                 assert fd is not None
-                if channel.paused:
+                if channel.paused and self._service.budget.exhausted:
                     self._send_back(channel, id_, fd)
                     return
                 self._router.route(source, id_, client, authority, fd, metrics=metrics, now=self._loop.now)
@@ -211,7 +211,9 @@ class Umaster:
                 pass  # what it has open is settled as ever; then it closes
 
     def _send_back(self, channel: Channel, id_: int, fd: int) -> None:
-        """What comes in a packet behind the offer for which there was room yet is offered again, and waits then."""
+        """What comes in a packet behind the offer that took our last descriptor is offered again, and waits then. Where
+        only the queues are full it is taken: given back, it would be behind those who have come later.
+        """
         os.close(fd)
         channel.send(Retry(id_))
 
@@ -236,7 +238,7 @@ class Umaster:
         """
         if self._service.budget.exhausted:
             self._router.send_assigned()  # which makes room for as many
-        if not self._has_room(channel):
+        if not channel.paused and not self._has_room(channel):
             channel.pause()
             self._paused.append(channel)
             self._waits += 1
@@ -367,7 +369,7 @@ class Umaster:
                 if channel.backlog > max(MIN_BEHIND, MAX_BEHIND // max(1, len(worker.pool.workers))):
                     os.close(fd)
                     raise RemoteProtocolError("does-not-read", f"{channel.backlog} answers wait")
-                if channel.paused:
+                if channel.paused and self._service.budget.exhausted:
                     self._send_back(channel, id_, fd)
                     return
                 self._router.pass_on(worker, id_, client, authority, fd, self._loop.now)
