@@ -85,7 +85,7 @@ def measure(options: Options) -> list[Row]:
         for kind in KINDS
         for figure, unit, bars in (
             ("worker ready, median", "ms", (READY,)),
-            (P99, "ms", ()),
+            (P99, "ms", (READY,)),
             ("first answer of a worker", "ms", ()),
             ("a worker that has answered, private", "MB", ()),
         )
