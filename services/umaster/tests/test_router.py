@@ -424,6 +424,35 @@ def test_a_listener_that_lives_has_its_connection_again_and_only_once(
     world.router.taken(worker, only(worker), world.now)
 
 
+def test_an_orphan_whose_worker_has_died_is_nobodys_and_may_be_offered_anew(
+    world: World, client: socket.socket
+) -> None:
+    source, supervisor = world.listener(), world.supervisor()
+    offered(world, source, client)
+    world.router.listener_gone(source, world.now)
+    worker = world.worker(supervisor, credit=1)
+    only(worker)
+    world.router.worker_gone(worker)
+    again = world.listener()
+    id_ = offered(world, again, client)
+    assert world.heard(again) == []  # not Settled, upon which its last copy would be closed
+    successor = world.worker(supervisor, 2, credit=1)
+    world.router.taken(successor, only(successor), world.now)
+    assert world.heard(again) == [Settled((id_,))]
+
+
+def test_who_is_an_orphan_for_too_long_ends_like_any_other(world: World, client: socket.socket) -> None:
+    source = world.listener()
+    offered(world, source, client)
+    world.router.listener_gone(source, world.now)
+    worker = world.worker(world.supervisor(), credit=1)
+    only(worker)
+    world.now += module.ORPHAN_TIMEOUT + 1
+    world.router.sweep(world.now)
+    world.router.worker_gone(worker)
+    assert not world.router._orphans
+
+
 # ---- who gets it ----
 
 

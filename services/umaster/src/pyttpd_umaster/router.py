@@ -460,6 +460,9 @@ class Router:
         if source.open.pop(offer.source_id, None) is not None:
             source.answers.append(message)
             self._unsent.add(source)
+            if source is self._orphaned and isinstance(message, Retry):
+                # Nobody has it: should its listener live, it is offered anew. (Or it has been here for too long.)
+                self._orphans.pop(offer.source_id, None)
 
     def _dispatch(self, pool: Pool, offer: Offer, now: float) -> bool:
         """Assign `offer` to a worker of `pool`; False if none can have it now."""
