@@ -198,7 +198,7 @@ def counted(tree: Tree, name: str, **labels: str) -> float:
     return tree.samples("vhost", "tools").get((name, *sorted({"vhost": "tools", **labels}.items())), 0)
 
 
-@pytest.mark.program("perl", "/usr/share/gitweb/gitweb.cgi")
+@pytest.mark.program("perl", "/usr/share/gitweb/gitweb.cgi", "/usr/share/perl5/CGI.pm")
 def test_perl_with_its_cgi_module(tools: Tools) -> None:
     tree = tools.tree
     answer = tree.get(HOST, "/cgi-bin/form.pl/a/b?name=caf%C3%A9")
@@ -242,7 +242,7 @@ def test_refused_with_its_reason(tools: Tools) -> None:
     )
 
 
-@pytest.mark.program("git", "/usr/share/gitweb/gitweb.cgi")
+@pytest.mark.program("git", "/usr/share/gitweb/gitweb.cgi", "/usr/share/perl5/CGI.pm")
 def test_git_over_http_and_gitweb(tools: Tools, tmp_path: Path) -> None:
     work = tmp_path / "work"
     tools.git("clone", "-q", tools.url("/git/project.git"), str(work), cwd=tmp_path)

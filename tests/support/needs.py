@@ -10,6 +10,7 @@ import functools
 import os
 import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -33,7 +34,7 @@ def missing(item: pytest.Item) -> str | None:
         return "needs a Docker engine (scripts/docker-engine)"
     for marker in item.iter_markers("program"):
         for name in marker.args:
-            if shutil.which(name) is None:
+            if not (Path(name).is_file() if name.startswith("/") else shutil.which(name)):
                 return f"needs the program {name}"
     return None
 
