@@ -122,7 +122,9 @@ def test_a_profile_has_a_graph_of_each_role(tmp_path: Path) -> None:
     for name, frame in OURS.items():
         assert frame in (folder / f"{name}.svg").read_text(), name
         assert f"\n{name}: " in summary
-    assert "  ready = poll(" in summary, "who waits is seen there, with what stands in the line"
+    # Where coverage measures, what waits is the line of its own that it puts between (tests/support/measure.py).
+    waits = ("  ready = poll(", "  return self._real.poll(")
+    assert any(line in summary for line in waits), "who waits is seen there, with what stands in the line"
 
 
 def test_the_micro_benchmarks_run() -> None:
