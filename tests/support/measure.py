@@ -143,6 +143,12 @@ def _save_at_the_end(measured: Coverage) -> None:
         def __getattr__(self, name: str) -> Any:
             return getattr(self._real, name)
 
+        def __enter__(self) -> Any:  # which Python looks for in the class only
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            self._real.close()
+
         def poll(self, *args: Any, **options: Any) -> Any:
             nonlocal next_save
             now = time.monotonic()
