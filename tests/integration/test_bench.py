@@ -39,7 +39,7 @@ def run(*arguments: str) -> str:
 @pytest.mark.program("wrk", "taskset", "nginx")
 def test_a_case_has_figures_of_each_peer(tmp_path: Path) -> None:
     said = run(
-        *("suite", "--case", "static-1k", "--peer", "pyttpd", "nginx", "--rounds", "1", "--seconds", "0.3"),
+        *("suite", "--case", "static-1k", "--peer", "pyttpd", "nginx", "--rounds", "1", "--seconds", "1"),
         *("--setting", "one core, access logs", "--into", str(tmp_path)),
     )
     results = json.loads((tmp_path / "results.json").read_text())
@@ -108,7 +108,9 @@ def test_who_does_not_start_answers_wrongly_or_dies_is_out_and_the_others_are_me
     assert found["dies"].failed
     good = found["good"]
     assert not good.failed
-    assert len(good.rate) == len(good.cost) == 2
+    assert len(good.rate) == 2
+    # on a busy machine a short round may be over before the first answer: such a one has no cost for each
+    assert len(good.cost) == sum(rate > 0 for rate in good.rate)
     assert all(len(good.latency[key]) == 2 for key in ("p50", "p99", "p99.9"))
     assert good.common == max(good.rate) / 2
 
