@@ -299,8 +299,9 @@ def refuses(one: House) -> str:
 
 
 def leaves(one: House) -> str:
+    one.master.reload._begun -= registry.COMES_WITHIN  # and it isn't the first
     one.init.channel.close()
-    return "init has gone away"
+    return "init is away"
 
 
 def is_silent(one: House) -> str:
@@ -330,6 +331,39 @@ def test_an_init_that_does_not_bind_stops_it(house: Open, fault: Callable[[House
     one.on.until(lambda: len(one.init.record.of(m.Prepare)) == (1 if fault is leaves else 2))
     one.agree()
     assert one.ended(asked)
+
+
+@pytest.mark.parametrize("asked_before", [True, False])
+def test_an_init_that_is_away_is_waited_for(house: Open, asked_before: bool) -> None:
+    one = house()
+    one.write("a")
+    if asked_before:
+        asked = one.ask()
+        one.prepared()
+        one.init.channel.close()
+    else:
+        one.init.channel.close()
+        one.on.until(lambda: one.master.reload._init is None)
+        asked = one.ask()
+    one.on.until(lambda: one.master.reload._phase is reload.Phase.AWAITING)
+    one.on.until(lambda: len(one.init.channels) == 2)
+    one.holds(one.master.config.digest)
+    one.on.until(lambda: len(one.init.record.of(m.Prepare)) == 1)  # of the one that has come
+    one.agree()
+    assert one.ended(asked)
+    assert one.master.config.generation == 2
+
+
+def test_an_init_that_does_not_come_is_told_of(house: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reload, "COMES_WITHIN", 0.1)
+    one = house()
+    one.write("a")
+    one.init.channel.close()
+    one.on.until(lambda: one.master.reload._init is None)
+    asked = one.ask()
+    assert one.ended(asked) is False
+    assert asked.lines[-2:] == ["init is away, which binds what is new", "nothing has changed; try again"]
+    assert one.master.config.generation == one.kept.config.generation == 1
 
 
 def test_two_at_once(house: Open) -> None:

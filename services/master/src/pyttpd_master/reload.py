@@ -1,8 +1,10 @@
 """One reload after the other: read, validated, bound, put in force; or nothing of it.
 
     IDLE ── asked ──> READING ── errors, nothing new, or only a plan ──────────────────────> IDLE
-                         └── valid ──> BINDING ── init can't, or is gone, or is silent ────> IDLE
-                                          └── Prepared ──> in force: told to keeper, peers, init ──> IDLE
+                         ├── valid, init is away ──> AWAITING ── it doesn't come ──────────> IDLE
+                         │                             │  ^ it dies meanwhile
+                         └── valid, init is there ──> BINDING ── init can't, or is silent ─> IDLE
+                                                       └── Prepared ──> in force: told to keeper, peers, init ──> IDLE
     IDLE ── init holds another configuration than we ──> AGREEING ── it has read ours, or can't ──> IDLE
 
 Rules
@@ -30,7 +32,7 @@ from pyttpd.office import Outcome
 from pyttpd.service import Service
 from pyttpd.wire.messages import Abort, Commit, Holds, Message, Prepare, Prepared, Unprepared
 
-from pyttpd_master.registry import AWAY, UMASTER, Key, Registry
+from pyttpd_master.registry import AWAY, COMES_WITHIN, UMASTER, Key, Registry
 
 #: init reads the configuration as long as we do, and binds in no time.
 INIT_TIMEOUT = 130.0
@@ -47,6 +49,7 @@ class Phase(enum.Enum):
 
     IDLE = "idle"
     READING = "reading"
+    AWAITING = "waiting for init"
     BINDING = "binding"
     AGREEING = "agreeing"
 
@@ -72,7 +75,7 @@ class Reload:
         self._config = config
         self._in_force = in_force
         self._phase = Phase.IDLE
-        self._since = 0.0
+        self._since = self._begun = 0.0
         self._teller = Teller()
         self._dry = False
         self._again = False
@@ -108,6 +111,7 @@ class Reload:
             )
             return
         self._enter(Phase.READING)
+        self._begun = self._since
         self._teller, self._dry = teller, dry
         teller.say("reading the configuration")
         counter.prepare(self._on_outcome)
@@ -132,16 +136,29 @@ class Reload:
         elif config.digest == self._config.digest:
             self._drop()
             self._end([f"nothing has changed: generation {self._config.generation} is in force"], well=True)
-        elif self._init is None:
-            self._fail(["init is away, which binds what is new"], "nothing has changed; try again")
         else:
             self._outcome = outcome
-            self._enter(Phase.BINDING)
-            self._teller.say("init reads it, too, and binds what is new")
-            self._timer = self._service.loop.call_later(INIT_TIMEOUT, self._init_silent)
-            self._init.send(Prepare(bytes.fromhex(config.digest)))
+            if self._init is None:
+                self._await_init()
+            else:
+                self._ask(self._init)
 
     # ---- init ----
+
+    def _await_init(self) -> None:
+        """One that has died has a successor in a moment."""
+        self._enter(Phase.AWAITING)
+        self._teller.say("init is away, which binds what is new: it is waited for")
+        self._timer = self._service.loop.call_later(COMES_WITHIN, self._init_away)
+
+    def _init_away(self) -> None:
+        self._fail(["init is away, which binds what is new"], "nothing has changed; try again")
+
+    def _ask(self, init: Channel) -> None:
+        self._enter(Phase.BINDING)
+        self._teller.say("init reads it, too, and binds what is new")
+        self._timer = self._service.loop.call_later(INIT_TIMEOUT, self._init_silent)
+        init.send(Prepare(bytes.fromhex(self._digest)))
 
     def on_init(self, channel: Channel, message: Message) -> None:
         """Init has said something to us."""
@@ -150,6 +167,8 @@ class Reload:
                 self._init = channel
                 if self._phase is Phase.IDLE:
                     self._agree(digest)
+                elif self._phase is Phase.AWAITING:
+                    self._ask(channel)
             case Prepared(digest) if self._phase is Phase.BINDING and digest.hex() == self._digest:
                 self._commit()
             case Prepared(digest) if self._phase is Phase.AGREEING and digest.hex() == self._config.digest:
@@ -171,7 +190,11 @@ class Reload:
     def init_lost(self, _: str) -> None:
         self._init = None
         if self._phase is Phase.BINDING:
-            self._fail(["init has gone away"], "nothing has changed; try again")
+            # Not for ever: one that dies of what it is to bind would be asked again and again.
+            if self._service.loop.now - self._begun < COMES_WITHIN:
+                self._await_init()
+            else:
+                self._init_away()
         elif self._phase is Phase.AGREEING:
             self._enter(Phase.IDLE)  # the next one says what it holds
             self._next()
