@@ -131,10 +131,8 @@ def test_the_second_signal_ends_a_busy_tree_at_once(plant: Callable[..., Tree]) 
         tree.end(signal.SIGINT, GONE_WITHIN)
 
 
-def test_nothing_survives_a_killed_runner(plant: Callable[..., Tree]) -> None:
-    tree = plant(ordinary=True)
-    below = list(descendants(tree.process.pid))
-    tree.process.kill()
+def runner_was_killed(tree: Tree, below: list[int]) -> None:
+    """Wait until all that was below it has ended, and remove the sockets that it can't any more."""
     tree.process.wait()
     deadline = time.monotonic() + GONE_WITHIN
     while any(state(pid) not in "XZ" for pid in below):
@@ -143,6 +141,13 @@ def test_nothing_survives_a_killed_runner(plant: Callable[..., Tree]) -> None:
     for path in list(tree.folder.rglob("*")):
         if stat.S_ISSOCK(path.lstat().st_mode):
             path.unlink()
+
+
+def test_nothing_survives_a_killed_runner(plant: Callable[..., Tree]) -> None:
+    tree = plant(ordinary=True)
+    below = list(descendants(tree.process.pid))
+    tree.process.kill()
+    runner_was_killed(tree, below)
 
 
 WATCHED = """#!/bin/sh
@@ -178,14 +183,7 @@ def test_systemd_hears_from_a_runner_until_it_is_stopped(plant: Callable[..., Tr
             systemd.recv(64)
         assert tree.get("static.localhost").status == 200  # which needs no runner
         tree.process.kill()
-    tree.process.wait()
-    deadline = time.monotonic() + GONE_WITHIN
-    while any(state(pid) not in "XZ" for pid in below):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    for path in list(tree.folder.rglob("*")):
-        if stat.S_ISSOCK(path.lstat().st_mode):
-            path.unlink()
+    runner_was_killed(tree, below)
 
 
 @pytest.mark.parametrize("role", ["init", "master", "umaster", "listener", "vhost"])
