@@ -1,11 +1,13 @@
 """The third lock: init's network namespace lets nothing out that was not asked for from outside (nftables).
 
 Theory of operation. A connection that is handed from process to process still belongs to this namespace, and
-could be turned round and used to call out. Every packet that would *open* something (conntrack's state "new",
-seen on its way out) is dropped; answers to those who came in are not. Two forms:
+could be turned round and used to call out. Every packet that would *open* something is dropped on its way out; answers
+to those who came in are not. What opens a connection is TCP's first segment, SYN without ACK, and no other; what a
+process sends that isn't TCP opens something always. What nobody's process sends (the kernel's own: answers to a ping,
+"unreachable", neighbour discovery) goes out. Two forms:
 
-- the namespace holder's: the namespace is ours alone, the rule is for everybody in it;
-- plain mode as root: the namespace is the machine's, the rule is for sockets that were made by our uids. A
+- the namespace holder's: the namespace is ours alone, the rules are for everybody in it;
+- plain mode as root: the namespace is the machine's, the rules are for sockets that were made by our uids. A
   socket's maker is what counts (`meta skuid`), not who holds it: a connection belongs to the listener that
   accepted it, and so that a listening socket belongs to its listener as well, init makes it under that uid
   (`socket_made_by`).
@@ -15,11 +17,15 @@ is let through before anything is dropped. In plain mode an exception is one uid
 for; a connection that was handed over counts as its listener's there, so whoever turns it round has no exception. A
 holder's exceptions are everybody's in its namespace; init's holder has none.
 
+Nothing is remembered of a connection (no conntrack, whose state "new" would mean the same). Each packet of every
+connection would pay for it, a twelfth of what a small request costs; and it remembers closed ones for two minutes, so
+some 2,000 new ones a second fill its table, the machine's, after which it drops who comes.
+
 We speak nfnetlink ourselves: a few messages in one transaction that stands or falls as a whole, no `nft`
 program, and nothing that would start an event loop in a process that sleeps for the rest of its life. What
 was set is read back.
 
-In step with it: DESIGN section 6; ARCHITECTURE.md's picture of the ruleset (`nft list ruleset` prints it).
+In step with it: DESIGN section 6, SECURITY.md. `nft list ruleset` prints what is set.
 Source: linux/netfilter/nf_tables.h, linux/netfilter/nfnetlink.h, netlink(7).
 """
 
@@ -86,10 +92,10 @@ _PAYLOAD_TRANSPORT: Final = 2
 _NFPROTO: Final = {socket.AF_INET: 2, socket.AF_INET6: 10}
 _DESTINATION: Final = {socket.AF_INET: (16, 4), socket.AF_INET6: (24, 16)}
 _DESTINATION_PORT: Final = (2, 2)
+#: Where a TCP header has its flags (RFC 9293 section 3.1), and two of them.
+_TCP_FLAGS: Final = (13, 1)
+_SYN, _ACK = 0x02, 0x10
 _CMP_EQ: Final = 0
-_CT_STATE: Final = 0
-#: NF_CT_STATE_BIT(IP_CT_NEW).
-_STATE_NEW: Final = 8
 _CMP_NEQ: Final = 1
 _BYTEORDER_HTON: Final = 1
 _SET_INTERVAL: Final = 4
@@ -110,7 +116,7 @@ _MAX_UID: Final = 2**32 - 2
 
 
 class EgressError(Exception):
-    """The rule can't be set, or does not stand as it was set."""
+    """The rules can't be set, or don't stand as they were set."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,14 +229,15 @@ def verify_egress(*, by_uid: bool = False, allowed: Iterable[Allowed] = (), tabl
     if len(rules) < len(expected):
         raise EgressError(f"a rule is missing in table inet {table}")
     # What somebody put behind ours does no harm: ours have decided by then.
-    dropped = [
+    counted = [
         _compare(list(_read_expressions(rule[4])), ours_rule, table)
         for rule, ours_rule in zip(rules, expected, strict=False)
     ]
     for family, elements in keys.items():
         if sorted(standing[family]) != elements:
             raise EgressError(f"the set {ALLOWED_SETS[family]} of table inet {table} is not ours")
-    return dropped[-1]
+    dropped = counted[-len(_drops(by_uid=by_uid)) :]
+    return Dropped(sum(each.packets for each in dropped), sum(each.bytes for each in dropped))
 
 
 def _compare(standing: list[tuple[str, bytes]], expected: list[tuple[str, bytes]], table: str) -> Dropped:
@@ -357,8 +364,26 @@ def _allowed_elements(table: str, family: socket.AddressFamily, keys: Iterable[b
 
 
 def _rules(families: Iterable[socket.AddressFamily], *, by_uid: bool) -> list[list[tuple[str, bytes]]]:
-    """Return all rules in order: what is let through, then what is dropped."""
-    return [*(_accept(family, by_uid=by_uid) for family in families), _drop(by_uid=by_uid)]
+    """Return all rules in order: what is let through, then what is dropped.
+
+    The first one decides about nearly every packet; what comes to the last ones opens something, or is the kernel's.
+    """
+    exceptions = [_accept(family, by_uid=by_uid) for family in families]
+    return [_accept_segments(), *exceptions, *_drops(by_uid=by_uid)]
+
+
+def _accept_segments() -> list[tuple[str, bytes]]:
+    """Return the rule of what belongs to a connection: meta l4proto tcp tcp flags & (syn | ack) != syn accept."""
+    offset, length = _TCP_FLAGS
+    where = _be32(2, _PAYLOAD_TRANSPORT) + _be32(3, offset) + _be32(4, length)
+    mask = _nested(4, _attr(1, bytes([_SYN | _ACK]))) + _nested(5, _attr(1, bytes(1)))
+    return [
+        *_is(_META_L4PROTO, socket.IPPROTO_TCP),
+        ("payload", _be32(1, _REGISTER) + where),
+        ("bitwise", _be32(1, _REGISTER) + _be32(2, _REGISTER) + _be32(3, length) + mask),
+        ("cmp", _be32(1, _REGISTER) + _be32(2, _CMP_NEQ) + _nested(3, _attr(1, bytes([_SYN])))),
+        _verdict(_VERDICT_ACCEPT),
+    ]
 
 
 def _accept(family: socket.AddressFamily, *, by_uid: bool) -> list[tuple[str, bytes]]:
@@ -407,27 +432,25 @@ def _verdict(code: int) -> tuple[str, bytes]:
     return "immediate", _be32(1, _REGISTER_VERDICT) + _nested(2, _nested(2, _be32(1, code)))
 
 
-def _drop(*, by_uid: bool) -> list[tuple[str, bytes]]:
-    """Return the rule: [meta skuid @uids] ct state new counter drop."""
-    load_state = _be32(1, _REGISTER) + _be32(2, _CT_STATE)
-    mask = _nested(4, _attr(1, struct.pack("<I", _STATE_NEW))) + _nested(5, _attr(1, bytes(4)))
-    only_new = _be32(1, _REGISTER) + _be32(2, _REGISTER) + _be32(3, 4) + mask
-    is_set = _be32(1, _REGISTER) + _be32(2, _CMP_NEQ) + _nested(3, _attr(1, bytes(4)))
-    rule = [
-        ("ct", load_state),
-        ("bitwise", only_new),
-        ("cmp", is_set),
-        _COUNTER,
-        _verdict(_VERDICT_DROP),
-    ]
+_DROP: Final = (_COUNTER, _verdict(_VERDICT_DROP))
+
+
+def _drops(*, by_uid: bool) -> list[list[tuple[str, bytes]]]:
+    """Return the rules for the rest: meta skuid @uids counter drop; or meta l4proto tcp counter drop, and meta skuid !=
+    4294967295 counter drop. That uid is nobody's: what a process has sent is dropped, whoever's it is.
+    """
+    load_uid = ("meta", _be32(1, _REGISTER) + _be32(2, _META_SKUID))
     if not by_uid:
-        return rule
-    load_uid = _be32(1, _REGISTER) + _be32(2, _META_SKUID)
+        anybody = _be32(1, _REGISTER) + _be32(2, _CMP_NEQ) + _nested(3, _attr(1, b"\xff" * 4))
+        return [
+            [*_is(_META_L4PROTO, socket.IPPROTO_TCP), *_DROP],
+            [load_uid, ("cmp", anybody), *_DROP],
+        ]
     to_network = (
         _be32(1, _REGISTER) + _be32(2, _REGISTER) + _be32(3, _BYTEORDER_HTON) + _be32(4, 4) + _be32(5, 4)
     )
     look_up = _attr(1, _text(SET)) + _be32(2, _REGISTER)
-    return [("meta", load_uid), ("byteorder", to_network), ("lookup", look_up), *rule]
+    return [[load_uid, ("byteorder", to_network), ("lookup", look_up), *_DROP]]
 
 
 def _rule(table: str, expressions: list[tuple[str, bytes]]) -> bytes:
@@ -538,7 +561,7 @@ def _raise_for(body: bytes, failure: str) -> None:
     if -code == errno.EPERM:
         why += ": it takes CAP_NET_ADMIN in the network namespace (compose: cap_add: [NET_ADMIN])"
     elif -code in (errno.ENOENT, errno.EOPNOTSUPP):
-        why += ": the kernel lacks nf_tables, its inet family, or connection tracking (nft_ct)"
+        why += ": the kernel lacks nf_tables, or its inet family"
     raise EgressError(f"{failure}: {why}")
 
 
