@@ -57,9 +57,9 @@ bench: ## measure pyttpd beside what people would use instead (BENCH=case: one o
 	@scripts/venv bench
 	@scripts/bench
 
-bench-docs: ## put a run of `make bench` into docs/benchmarks.md (FROM=build/bench/results.json; without: the one that is in it)
+bench-docs: ## put a run of `make bench` into docs/benchmarks.md and README (FROM=build/bench/results.json; without: the last one)
 	@scripts/venv test
-	@cd bench && ../.venv-test/bin/python -m suite.report $(if $(FROM),$(abspath $(FROM)))
+	@cd bench && ../.venv-test/bin/python -m suite.report $(if $(FROM),$(abspath $(FROM))) $(if $(INCOMPLETE),--incomplete)
 
 bench-micro: ## measure the parts of the hot path by themselves: scanner, codec, routing, responses (ONLY="-k scan")
 	@scripts/venv bench

@@ -11,31 +11,17 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import shutil
-import signal
 import statistics
-import subprocess
-import sys
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
-from pathlib import Path
+from dataclasses import asdict, dataclass
 
-from spine import HERE, SERVER_CORE, measure, wait_for
-from suite import household
-from suite.machine import free_ports
+from suite import household, peers
+from suite.clients import Target, wrk
+from suite.peers import Peer, Setting, running
 
-CONFIG = """
-runtime_dir = "{folder}/run"
-grace = 1.0
-[log]
-level = "error"
-[listen.http]
-address = "127.0.0.1:{port}"
-[metrics]
-base_port = {metrics}
-"""
+CONNECTIONS = 32
 TENANT = """
 [vhost.{name}]
 hosts = ["{host}"]
@@ -71,20 +57,44 @@ def app(environ, start_response):
 """
 
 
-@contextlib.contextmanager
-def tree(config: str, folder: str) -> Iterator[None]:
-    """Run a tree with this configuration."""
-    Path(folder, "bench.toml").write_text(config)
-    command = ["taskset", "-c", SERVER_CORE, sys.executable, "-I", "-m", "pyttpd_init", "--plain"]
-    server = subprocess.Popen([*command, "--config", f"{folder}/bench.toml"], cwd=folder)
-    try:
-        yield
-    finally:
-        server.send_signal(signal.SIGTERM)
-        server.wait(60)
+@dataclass(frozen=True)
+class Tenant:
+    """What stands in its table."""
+
+    name: str
+    host: str
+    uid: int
+    application: str
+    pool: str
 
 
-def mortality(options: argparse.Namespace, folder: str) -> None:
+def tree(*tenants: Tenant) -> Peer:
+    """A tree with these tenants."""
+
+    def start(setting: Setting) -> list[list[str]]:
+        folder = peers.applications(setting)
+        (folder / "evil.py").write_text(EVIL)
+        commands = peers.tree(
+            setting, "".join(TENANT.format(folder=folder, **asdict(each)) for each in tenants)
+        )
+        path = setting.folder / "pyttpd.toml"
+        path.write_text("grace = 1.0\n" + path.read_text())  # what hangs is killed soon
+        return commands
+
+    return Peer("pyttpd", start, peers.OUR_VERSION)
+
+
+def measure(port: int, seconds: float) -> float:
+    """Return requests per second of the tenant that is measured."""
+    target = Target(port, "/", {"127.0.0.1": b"Hello, world!"})
+    target.wait()
+    load = wrk(target, seconds, CONNECTIONS, close=False)
+    if load.errors:
+        print(f"{load.errors} wrong answers", flush=True)
+    return load.rate
+
+
+def mortality(options: argparse.Namespace) -> None:
     """Print the throughput with mortal workers as a share of that with immortal ones."""
     pools = {
         "immortal": "max_age = 0",
@@ -93,13 +103,9 @@ def mortality(options: argparse.Namespace, folder: str) -> None:
     results: dict[str, list[float]] = {name: [] for name in pools}
     for _ in range(options.rounds):
         for name, pool in pools.items():
-            port = free_ports(16)
-            config = CONFIG.format(folder=folder, port=port, metrics=port + 4) + TENANT.format(
-                name=name, host="127.0.0.1", uid=20001, folder=folder, application="hello:app", pool=pool
-            )
-            with tree(config, folder):
-                wait_for(port)
-                results[name].append(measure(port, options.seconds, close=False))
+            tenant = Tenant(name, "127.0.0.1", 20001, "hello:app", pool)
+            with running(tree(tenant), log=False) as (port, _):
+                results[name].append(measure(port, options.seconds))
         print("requests/s:", *(f"{name} {values[-1]:.0f}" for name, values in results.items()), flush=True)
     medians = {name: statistics.median(values) for name, values in results.items()}
     print(f"mortal / immortal: {medians['mortal'] / medians['immortal']:.2f}")
@@ -119,31 +125,20 @@ class Nuisance(threading.Thread):
                 urllib.request.urlopen(self.request, timeout=1).close()
 
 
-def neighbours(options: argparse.Namespace, folder: str) -> None:
+def neighbours(options: argparse.Namespace) -> None:
     """Print a neighbour's throughput beside each kind of evil, as a share of that beside a busy loop."""
-    Path(folder, "evil.py").write_text(EVIL)
     results: dict[str, list[float]] = {}
     for _ in range(options.rounds):
         for path in ("/loop", "/leak", "/die", "/lose", "/deadlock"):
-            port = free_ports(16)
-            config = CONFIG.format(folder=folder, port=port, metrics=port + 4)
-            for name, host, uid, application, pool in (
-                ("good", "127.0.0.1", 20001, "hello:app", ""),
-                ("evil", "evil", 20002, "evil:app", "max_memory = 67_108_864\nrequest_timeout = 2.0"),
-            ):
-                config += TENANT.format(
-                    name=name,
-                    host=host,
-                    uid=uid,
-                    folder=folder,
-                    application=application,
-                    pool=pool if path != "/loop" else "max_age = 0\nrequest_timeout = 0",
-                )
-            with tree(config, folder):
-                wait_for(port)
+            limits = "max_memory = 67_108_864\nrequest_timeout = 2.0"
+            if path == "/loop":
+                limits = "max_age = 0\nrequest_timeout = 0"
+            good = Tenant("good", "127.0.0.1", 20001, "hello:app", "")
+            evil = Tenant("evil", "evil", 20002, "evil:app", limits)
+            with running(tree(good, evil), log=False) as (port, _):
                 nuisance = Nuisance(port, path)
                 nuisance.start()
-                results.setdefault(path, []).append(measure(port, options.seconds, close=False))
+                results.setdefault(path, []).append(measure(port, options.seconds))
                 nuisance.over.set()
                 nuisance.join()
     loop = statistics.median(results["/loop"])
@@ -163,13 +158,8 @@ def main() -> None:
     parser.add_argument("--max-requests", type=int, default=500)
     parser.add_argument("--max-age", type=float, default=5.0)
     options = parser.parse_args()
-    folder = str(household.new_folder())
-    shutil.copy(HERE / "hello.py", folder)
-    try:
-        mortality(options, folder)
-        neighbours(options, folder)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    mortality(options)
+    neighbours(options)
 
 
 if __name__ == "__main__":

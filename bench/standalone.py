@@ -3,8 +3,8 @@ loop.
 
     python bench/standalone.py [--kind wsgi] [--app hello:app] [--path bench] [--root .] [--port 8000] [--engine h11]
 
-What the tree is compared with (bench/compare_wsgi), and a quick way to look at an application. Not for
-production: no confinement, one process.
+What the tree is compared with (suite/peers.py), and a quick way to look at an application. Not for production: no
+confinement, one process, no access log.
 """
 
 from __future__ import annotations

@@ -1,15 +1,15 @@
 """Measure pyttpd and its peers: `make bench`, or one case: `make bench BENCH=wsgi-close`.
 
-    .venv-bench/bin/python -m suite [--case NAME ...] [--peer NAME ...] [--rounds 5] [--seconds 0.5]
+    .venv-bench/bin/python -m suite [--case NAME ...] [--peer NAME ...] [--rounds 5] [--seconds 0.4]
 
 All peers of a case run at the same time and are measured in turns. In the first table servers have one core and the
 client another, and all write access logs; in the second nobody writes them, in the third both cores are free. All
 cases and peers are in the first one. The others have those cases that a bar is about, and the peers that it names:
-all of everything takes three quarters of an hour. What is asked for by its name is measured in every table, with all
-of its peers.
+all of everything takes half an hour. What is asked for by its name is measured in every table, with all of its peers.
 
 What comes out is in build/bench: results.json, tables.md, a plot of each case. It is written after each case, so a run
-that was stopped leaves what it has. `make bench-docs` puts it into docs/benchmarks.md.
+that was stopped leaves what it has, and says what is missing. `make bench-docs` puts it into docs/benchmarks.md and
+README.md.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from suite import household, machine, report
-from suite.cases import CASES, Case, measure
-from suite.figures import Options, Row, Study
-from suite.peers import HERE
+from suite.cases import CASES, Case, measured
+from suite.figures import Figures, Options, Row, Study
+from suite.peers import HERE, Peer
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,12 +35,33 @@ class Setting:
     log: bool
     cases: tuple[str, ...] | None = None
 
+    def peers(self, case: Case) -> tuple[Peer, ...]:
+        """Who of `case` is in it."""
+        if self.cases is None:
+            return case.peers
+        return case.among(case.in_bars) if case.name in self.cases else ()
+
 
 SETTINGS = (
     Setting("one core, access logs", pin=True, log=True),
     Setting("one core, no logs", pin=True, log=False, cases=("wsgi", "wsgi-close", "asgi", "static-1k")),
     Setting("all cores, access logs", pin=False, log=True, cases=("wsgi", "wsgi-close")),
 )
+
+
+def everything() -> list[str]:
+    """All that `make bench` measures: where each part of it is found in the results. Studies are in the first table."""
+    return [
+        place(setting.name, case.name)
+        for setting in SETTINGS
+        for case in CASES
+        if (setting.peers(case) if isinstance(case, Case) else setting is SETTINGS[0])
+    ]
+
+
+def place(setting: str, case: str) -> str:
+    """A part of the results, in words."""
+    return f"{case} ({setting})"
 
 
 def versions(case: Case | Study) -> tuple[tuple[str, tuple[str, ...]], ...]:
@@ -70,7 +91,7 @@ def main() -> None:
     parser.add_argument("--case", nargs="+", choices=list(cases), help="only these, in every table")
     parser.add_argument("--peer", nargs="+", choices=peers, help="only these, of wrk's cases")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=0.5, help="of a peer in a round")
+    parser.add_argument("--seconds", type=float, default=0.4, help="of a peer in a round")
     parser.add_argument("--setting", nargs="+", choices=list(settings), default=list(settings))
     parser.add_argument("--into", type=Path, default=HERE.parent / "build" / "bench")
     asked = parser.parse_args()
@@ -83,29 +104,41 @@ def run(asked: argparse.Namespace, cases: dict[str, Case | Study], settings: dic
     began = time.monotonic()
     results = report.Results(machine.describe() | SOURCE | {"client": machine.version(["wrk", "-v"])}, {})
     results.about |= {"rounds": str(asked.rounds), "seconds of a peer in a round": f"{asked.seconds:g}"}
+    results.missing = everything()
+    others = machine.Others()
     names = asked.case or list(cases)
     for name in names:
         for what, command in versions(cases[name]):
             results.about.setdefault(what, machine.version(list(command)))
+
+    def announce(what: Case | Study) -> None:
+        print(f"{time.monotonic() - began:.0f} s: {setting.name}: {what.title}", flush=True)
+
+    def keep(name: str, figures: dict[str, Figures] | list[Row]) -> None:
+        results.runs.setdefault(setting.name, {})[name] = figures
+        part = place(setting.name, name)
+        results.missing = [each for each in results.missing if each != part or asked.peer]
+        results.about |= {
+            "took": f"{time.monotonic() - began:.0f} s",
+            "used by others meanwhile": f"{others.share():.1%} of all cores",
+        }
+        report.write(asked.into, results)
+
     for setting in map(settings.__getitem__, asked.setting):
         options = Options(asked.rounds, asked.seconds, pin=setting.pin, log=setting.log)
-        found = results.runs.setdefault(setting.name, {})
-        for name in names:
-            case = cases[name]
-            first = setting.name == asked.setting[0]
-            if isinstance(case, Study):
-                if first:
-                    print(f"{time.monotonic() - began:.0f} s: {case.title}", flush=True)
-                    found[name] = study(case, options)
-            elif asked.case or setting.cases is None or name in setting.cases:
-                print(f"{time.monotonic() - began:.0f} s: {setting.name}: {case.title}", flush=True)
-                whole = asked.case or setting.cases is None
-                chosen = case.peers if whole else case.among(case.in_bars)
-                if asked.peer:
-                    chosen = tuple(peer for peer in chosen if peer.name in asked.peer)
-                found[name] = measure(case, options, chosen, common_rate=case.common_rate and first)
-            results.about["took"] = f"{time.monotonic() - began:.0f} s"
-            report.write(asked.into, results)
+        first = setting.name == asked.setting[0]
+        chosen = []
+        for case in (cases[name] for name in names):
+            if isinstance(case, Case):
+                of_it = case.peers if asked.case else setting.peers(case)
+                of_it = tuple(peer for peer in of_it if not asked.peer or peer.name in asked.peer)
+                chosen += [(case, of_it)] if of_it else []
+        for case, figures in measured(chosen, options, announce, common_rate=first):
+            keep(case.name, figures)
+        for case in (cases[name] for name in names):
+            if isinstance(case, Study) and first:
+                announce(case)
+                keep(case.name, study(case, options))
     print((asked.into / "tables.md").read_text())
     print(f"written to {asked.into} after {results.about['took']}")
 

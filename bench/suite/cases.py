@@ -1,23 +1,25 @@
 """The cases: who is measured with what, in turns, and by which figure the bars are read.
 
-All peers of a case run at the same time. Within a round each has its turn; the order is turned by one from round to
-round, so that nobody is always after the heaviest. Before the first round and after each, every byte of an answer is
-looked at; within, whatever isn't a whole 200 is an error, and stands in the table. A peer that doesn't start, ends or
-answers wrongly is out of its case, and its row says why.
+All peers of a case run at the same time; those of neighbouring cases with the same servers are started once. Within a
+round each has its turn; the order is turned by one from round to round, so that nobody is always after the heaviest.
+Before the first round and after each, every byte of an answer is looked at; within, whatever isn't a whole 200 is an
+error, and stands in the table. A peer that doesn't start, ends or answers wrongly is out of its case, and its row says
+why; in the next case it is tried again.
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from http.client import HTTPException
 
-from suite import handover, idle, locks, names, peers, spawn, tenants, uids
-from suite.clients import BROWSERS, Target, WrongAnswer, constant_rate, wrk
+from suite import handover, idle, locks, logs, names, peers, spawn, tenants, uids
+from suite.clients import BROWSERS, Target, WrongAnswer, constant_rate, quantiles, wrk
 from suite.figures import OURS, Bar, Figures, Options, Study
 from suite.machine import processor_time
 from suite.peers import SIZES, Peer, content, running
@@ -27,19 +29,22 @@ HELLO = {"127.0.0.1": b"Hello, world!"}
 #: All peers of a case have load at the same time for so long first (s): those that start processes as they need them
 #: have them then.
 WARM_UP = 2.0
-#: A round at the common rate lasts so long (s), and longer where it is so low that fewer than so many are asked.
-AT_COMMON_RATE, ASKED = 0.6, 200
-_FAULTS = (SystemExit, OSError, WrongAnswer, HTTPException, subprocess.SubprocessError)
+#: A round at the common rate lasts so long (s), and longer where it is so low that fewer than so many are asked: of
+#: all rounds' answers together ten or more are beyond p99 then.
+AT_COMMON_RATE, ASKED = 0.5, 220
+FAULTS = (SystemExit, OSError, WrongAnswer, HTTPException, subprocess.SubprocessError)
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One row of the table of benchmarks, measured by wrk. `common_rate`: how long answers take when all peers are
-    asked at one rate, too.
+    """One row of the table of benchmarks, measured by wrk. `servers`: neighbours with the same word here have the same
+    servers, which are started once for all of them. `common_rate`: how long answers take when all peers are asked at
+    one rate, too.
     """
 
     name: str
     title: str
+    servers: str
     peers: tuple[Peer, ...]
     path: str = "/"
     bodies: Mapping[str, bytes] = field(default_factory=lambda: HELLO)
@@ -59,108 +64,157 @@ class Case:
         return {OURS, *(name for bar in self.bars for name in (bar.of, bar.against))}
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Server:
     """A peer that runs."""
 
-    target: Target
+    port: int
     pids: list[int]
+
+
+class Servers:
+    """The peers of neighbouring cases: those that run, and what the others died of."""
+
+    def __init__(self) -> None:
+        self.there: dict[str, Server] = {}
+        self.failed: dict[str, str] = {}
+
+
+@contextlib.contextmanager
+def all_running(chosen: Iterable[Peer], options: Options) -> Iterator[Servers]:
+    """Start every peer of `chosen`."""
+    servers = Servers()
+    with contextlib.ExitStack() as stack:
+        for peer in chosen:
+            try:
+                found = stack.enter_context(running(peer, log=options.log, pin=options.pin))
+                servers.there[peer.name] = Server(*found)
+            except FAULTS as error:
+                servers.failed[peer.name] = said(error)
+        yield servers
+
+
+def said(error: BaseException) -> str:
+    """What stands in a table of why somebody wasn't measured."""
+    return str(error) or type(error).__name__
+
+
+@dataclass(frozen=True, slots=True)
+class One:
+    """A server in a case: what it is asked for, and what was found; `took` has the seconds that each answer of each
+    round at the common rate took.
+    """
+
+    server: Server
+    target: Target
     figures: Figures
+    took: list[list[float]] = field(default_factory=list)
 
 
 class Turns:
     """The peers of a case that are still in it."""
 
-    def __init__(self, results: dict[str, Figures]) -> None:
-        self.results = results
-        self.servers: dict[str, Server] = {}
+    def __init__(self, case: Case, chosen: tuple[Peer, ...], servers: Servers) -> None:
+        self.results = {peer.name: Figures() for peer in chosen}
+        self.there: dict[str, One] = {}
+        for name, figures in self.results.items():
+            if name in servers.there:
+                server = servers.there[name]
+                self.there[name] = One(server, Target(server.port, case.path, case.bodies), figures)
+            else:
+                self.out(name, servers.failed[name])
 
-    def out(self, name: str, error: BaseException) -> None:
+    def out(self, name: str, why: str) -> None:
         """`name` isn't measured any more."""
-        self.servers.pop(name, None)
-        self.results[name] = Figures(failed=str(error) or type(error).__name__)
-        print(f"    {name}: not measured: {error}", file=sys.stderr, flush=True)
+        self.there.pop(name, None)
+        self.results[name] = Figures(failed=why)
+        print(f"    {name}: not measured: {why}", file=sys.stderr, flush=True)
 
-    def each(self, number: int, do: Callable[[Server], None]) -> None:
+    def each(self, number: int, do: Callable[[One], None]) -> None:
         """One round: `do` it with each, the first one being another each time."""
-        order = list(self.servers)
+        order = list(self.there)
         turn = number % len(order) if order else 0
         for name in order[turn:] + order[:turn]:
             try:
-                do(self.servers[name])
-            except _FAULTS as error:
-                self.out(name, error)
+                do(self.there[name])
+            except FAULTS as error:
+                self.out(name, said(error))
 
 
-@contextlib.contextmanager
-def all_running(case: Case, chosen: tuple[Peer, ...], options: Options) -> Iterator[Turns]:
-    """Start every peer of `chosen`."""
-    turns = Turns({peer.name: Figures() for peer in chosen})
-    with contextlib.ExitStack() as stack:
-        for peer in chosen:
-            try:
-                port, pids = stack.enter_context(running(peer, log=options.log, pin=options.pin))
-                target = Target(port, case.path, case.bodies)
-                target.wait()
-                turns.servers[peer.name] = Server(target, pids, turns.results[peer.name])
-            except _FAULTS as error:
-                turns.out(peer.name, error)
-        yield turns
+def measured(
+    cases: Iterable[tuple[Case, tuple[Peer, ...]]],
+    options: Options,
+    announce: Callable[[Case], None] = lambda _: None,
+    *,
+    common_rate: bool,
+) -> Iterator[tuple[Case, dict[str, Figures]]]:
+    """Measure these peers of each case; neighbours share their servers. `announce` is called before each."""
+    for _, each in itertools.groupby(cases, lambda pair: pair[0].servers):
+        together = list(each)
+        announce(together[0][0])
+        with all_running(
+            dict.fromkeys(peer for _, chosen in together for peer in chosen), options
+        ) as servers:
+            for case, chosen in together:
+                if case is not together[0][0]:
+                    announce(case)
+                turns = Turns(case, chosen, servers)
+                yield case, measure(case, options, turns, common_rate=common_rate and case.common_rate)
 
 
-def measure(
-    case: Case, options: Options, chosen: tuple[Peer, ...], *, common_rate: bool
-) -> dict[str, Figures]:
-    """Measure `chosen` of `case`'s peers."""
+def measure(case: Case, options: Options, turns: Turns, *, common_rate: bool) -> dict[str, Figures]:
+    """Measure those that are in `turns`."""
 
-    def loaded(server: Server) -> None:
-        before = processor_time(*server.pids)
+    def loaded(one: One) -> None:
+        before = processor_time(*one.server.pids)
         load = wrk(
-            server.target,
+            one.target,
             options.seconds,
             case.connections,
             close=case.close,
             pin=options.pin,
             script=case.script,
         )
-        used = processor_time(*server.pids) - before
-        server.figures.rate.append(load.rate)
+        used = processor_time(*one.server.pids) - before
+        one.figures.rate.append(load.rate)
         if load.requests:
-            server.figures.cost.append(1000 * used / load.requests)
-        server.figures.errors += load.errors
-        server.target.check()
+            one.figures.cost.append(1000 * used / load.requests)
+        one.figures.errors += load.errors
+        one.target.check()
 
-    def answered(server: Server) -> None:
-        if not any(server.figures.rate):
+    def answered(one: One) -> None:
+        if not any(one.figures.rate):
             raise WrongAnswer("not one answer in any round")
 
-    def timed(server: Server) -> None:
+    def timed(one: One) -> None:
         seconds = max(AT_COMMON_RATE, ASKED / rate)
-        found = constant_rate(server.target, rate, seconds, case.connections, close=case.close)
-        server.figures.common = rate
-        for key, value in (("p50", found.p50), ("p99", found.p99), ("p99.9", found.p999)):
-            server.figures.latency.setdefault(key, []).append(value)
-        server.figures.errors += found.errors
+        found = constant_rate(one.target, rate, seconds, case.connections, close=case.close)
+        one.figures.common = rate
+        one.figures.errors += found.errors
+        one.took.append(found.took)
 
-    with all_running(case, chosen, options) as turns:
-        warm_up(case, turns, options)
+    turns.each(0, lambda one: one.target.wait())
+    warm_up(case, turns, options)
+    for number in range(options.rounds):
+        turns.each(number, loaded)
+        told = (f"{name} {one.figures.rate[-1]:,.0f}" for name, one in turns.there.items())
+        print(f"    round {number + 1}: {', '.join(told)}", flush=True)
+    turns.each(0, answered)
+    if common_rate and turns.there:
+        rate = min(max(one.figures.rate) for one in turns.there.values()) / 2
         for number in range(options.rounds):
-            turns.each(number, loaded)
-            told = (f"{name} {server.figures.rate[-1]:,.0f}" for name, server in turns.servers.items())
-            print(f"    round {number + 1}: {', '.join(told)}", flush=True)
-        turns.each(0, answered)
-        if common_rate and turns.servers:
-            rate = min(max(server.figures.rate) for server in turns.servers.values()) / 2
-            for number in range(options.rounds):
-                turns.each(number, timed)
+            turns.each(number, timed)
+        for one in turns.there.values():
+            one.figures.p99 = [quantiles(took)["p99"] for took in one.took]
+            one.figures.latency = quantiles([took for each in one.took for took in each])
     return turns.results
 
 
 def warm_up(case: Case, turns: Turns, options: Options) -> None:
     """Load on all at once."""
-    with ThreadPoolExecutor(max(1, len(turns.servers))) as pool:
-        for server in turns.servers.values():
-            pool.submit(wrk, server.target, WARM_UP, case.connections, close=case.close, pin=options.pin)
+    with ThreadPoolExecutor(max(1, len(turns.there))) as pool:
+        for one in turns.there.values():
+            pool.submit(wrk, one.target, WARM_UP, case.connections, close=case.close, pin=options.pin)
 
 
 WSGI = (
@@ -193,6 +247,7 @@ CASES: tuple[Case | Study, ...] = (
     Case(
         "wsgi",
         "WSGI, kept connections",
+        "wsgi",
         WSGI,
         bars=(
             Bar("granian", 1.0, logs=False),
@@ -210,6 +265,7 @@ CASES: tuple[Case | Study, ...] = (
     Case(
         "wsgi-browsers",
         "WSGI, kept connections of browsers: long heads, another path each time",
+        "wsgi",
         BROWSED,
         script=BROWSERS % "false",
         bars=BROWSED_BARS,
@@ -217,14 +273,16 @@ CASES: tuple[Case | Study, ...] = (
     Case(
         "wsgi-new-heads",
         "WSGI, kept connections, long heads of which none comes twice",
+        "wsgi",
         BROWSED,
         script=BROWSERS % "true",
         bars=BROWSED_BARS,
     ),
-    Case("wsgi-512", "WSGI, 512 kept connections", WSGI, connections=512),
+    Case("wsgi-512", "WSGI, 512 kept connections", "wsgi", WSGI, connections=512),
     Case(
         "wsgi-close",
         "WSGI, a connection for each request",
+        "wsgi",
         (*WSGI, peers.MPM_ITK_WSGI),
         close=True,
         bars=(
@@ -238,6 +296,7 @@ CASES: tuple[Case | Study, ...] = (
     Case(
         "asgi",
         "ASGI, kept connections",
+        "asgi",
         (
             peers.PYTTPD_ASGI,
             peers.PYTTPD_ASGI_UVLOOP,
@@ -256,6 +315,7 @@ CASES: tuple[Case | Study, ...] = (
     Case(
         "static-1k",
         "A file of 1 KB",
+        "static",
         STATIC,
         "/1k.bin",
         static("1k.bin"),
@@ -265,16 +325,20 @@ CASES: tuple[Case | Study, ...] = (
     Case(
         "static-1k-browsers",
         "A file of 1 KB, for browsers",
+        "static",
         STATIC,
         "/1k.bin",
         static("1k.bin"),
         script=BROWSERS % "false",
         bars=(Bar("nginx", 0.9),),
     ),
-    Case("static-100k", "A file of 100 KB", STATIC, "/100k.bin", static("100k.bin"), bars=FILES_BARS),
+    Case(
+        "static-100k", "A file of 100 KB", "static", STATIC, "/100k.bin", static("100k.bin"), bars=FILES_BARS
+    ),
     Case(
         "static-10m",
         "A file of 10 MB",
+        "static",
         STATIC,
         "/10m.bin",
         static("10m.bin"),
@@ -284,6 +348,7 @@ CASES: tuple[Case | Study, ...] = (
     Case(
         "uids-wsgi",
         "Ten tenants, each its uid: WSGI, kept connections",
+        "uids-wsgi",
         uids.WSGI,
         bodies=uids.HOSTS,
         connections=40,
@@ -291,6 +356,7 @@ CASES: tuple[Case | Study, ...] = (
     Case(
         "uids-wsgi-close",
         "Ten tenants, each its uid: WSGI, a connection for each request",
+        "uids-wsgi",
         uids.WSGI,
         bodies=uids.HOSTS,
         connections=40,
@@ -300,6 +366,7 @@ CASES: tuple[Case | Study, ...] = (
     Case(
         "uids-php",
         "Ten tenants, each its uid: PHP, kept connections",
+        "uids-php",
         uids.PHP_PEERS,
         path="/index.php",
         bodies=uids.HOSTS,
@@ -308,6 +375,7 @@ CASES: tuple[Case | Study, ...] = (
     Case(
         "uids-php-close",
         "Ten tenants, each its uid: PHP, a connection for each request",
+        "uids-php",
         uids.PHP_PEERS,
         path="/index.php",
         bodies=uids.HOSTS,
@@ -321,4 +389,5 @@ CASES: tuple[Case | Study, ...] = (
     names.STUDY,
     locks.STUDY,
     handover.STUDY,
+    logs.STUDY,
 )

@@ -46,14 +46,15 @@ class Limit:
 class Figures:
     """What wrk's cases have of a peer, one a round: requests/s, seconds of processor time per 1,000 requests (of all
     its processes); errors in all. `common` is the rate at which all were asked for `latency`: p50, p99, p99.9 in
-    seconds.
+    seconds, of all rounds' answers together, as a round has too few beyond p99; `p99` has each round's.
     """
 
     rate: list[float] = field(default_factory=list)
     cost: list[float] = field(default_factory=list)
     errors: int = 0
     common: float = 0.0
-    latency: dict[str, list[float]] = field(default_factory=dict)
+    latency: dict[str, float] = field(default_factory=dict)
+    p99: list[float] = field(default_factory=list)
     failed: str = ""
 
 

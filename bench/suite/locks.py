@@ -3,7 +3,7 @@
 All serve "Hello, world!" by WSGI and are measured in turns, on kept connections and on new ones. Nobody writes an
 access log, since a worker by itself has nobody to write it. Each has a network namespace of the machine's to itself,
 made for this: a rule of nftables holds for all packets of a namespace, so that trees side by side would pay for each
-other's. A tree without a lock is the same program in an environment that takes it away (bench/unlocked.py); the egress
+other's. A tree without a lock is the same program in an environment that takes it away (unlocked.py); the egress
 rule is deleted when the tree stands. That a lock is there, or isn't, is looked at before anything is measured.
 """
 
@@ -17,16 +17,14 @@ import venv
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import unlocked
-
 from pyttpd import namespaces
 
 from pyttpd_init import egress
-from suite import peers
+from suite import peers, unlocked
 from suite.clients import Target, WrongAnswer, wrk
 from suite.figures import OURS, Limit, Options, Row, Study
 from suite.machine import named, processor_time
-from suite.peers import HERE, Peer, Setting, running
+from suite.peers import Peer, Setting, running
 
 ALONE = "the same worker by itself"
 CONNECTIONS = 32
@@ -54,7 +52,7 @@ def environment(folder: Path, lock: str) -> Path:
     venv.EnvBuilder(symlinks=True).create(where)
     (packages,) = (where / "lib").glob("python*/site-packages")
     ours = Path(next(path for path in sys.path if path.endswith("site-packages")))
-    shutil.copy(HERE / "unlocked.py", packages / "pyttpd_unlocked.py")
+    shutil.copy(unlocked.__file__, packages / "pyttpd_unlocked.py")
     (packages / unlocked.NAME).write_text(lock)
     line = f"import site; site.addsitedir({str(ours)!r}); import pyttpd_unlocked"
     (packages / "pyttpd_unlocked.pth").write_text(line + "\n")

@@ -49,6 +49,25 @@ def processor_time(*pids: int) -> float:
     return sum(own_time(each, dead_children=True) for each in family(*pids))
 
 
+class Others:
+    """What everybody else used of the machine's processors since this was made: how quiet it was."""
+
+    def __init__(self) -> None:
+        self._before = self._now()
+
+    def share(self) -> float:
+        """Of all cores' time; what was stolen from a virtual machine is in it."""
+        whole, busy, ours = (now - before for now, before in zip(self._now(), self._before, strict=True))
+        return max(0.0, busy - ours) / whole if whole else 0.0
+
+    @staticmethod
+    def _now() -> tuple[float, float, float]:
+        """Seconds of all cores, of those the busy ones, and of the busy ones our family's (proc(5), stat)."""
+        ticks = [int(each) for each in Path("/proc/stat").read_text().split(maxsplit=9)[1:9]]
+        idle = sum(ticks[3:5])
+        return sum(ticks) / TICKS, (sum(ticks) - idle) / TICKS, processor_time(os.getpid())
+
+
 def named(pids: list[int]) -> dict[str, list[int]]:
     """`pids` and all below them, by the name that they have in `ps`."""
     found: dict[str, list[int]] = {}
@@ -118,6 +137,7 @@ def describe() -> dict[str, str]:
                 model = line.partition(":")[2].strip()
                 break
     return {
+        "day": time.strftime("%d %B %Y, %H:%M UTC", time.gmtime()),
         "processor": model,
         "cores": str(os.cpu_count()),
         "kernel": platform.release(),

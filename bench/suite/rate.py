@@ -58,7 +58,8 @@ class Client:
             if asked == total and not due and not self._asking:
                 break
             wait = began + asked / rate - now if asked < total else PATIENCE
-            for fd, _ in self._epoll.poll(max(0.0, wait)):
+            # epoll waits for whole milliseconds, rounded up: as that would be in each figure, the last one is spun
+            for fd, _ in self._epoll.poll(max(0, int(1000 * wait)) / 1000):
                 self._receive(self._asking[fd])
         self.errors += len(due) + len(self._asking)
         for sock in [*self._free, *(one.sock for one in self._asking.values())]:

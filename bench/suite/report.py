@@ -1,11 +1,13 @@
 """What `make bench` leaves: results.json, and everything that is made from it: tables in Markdown, a plot of each
-case, and the generated part of docs/benchmarks.md.
+case, and the generated parts of docs/benchmarks.md and README.md.
 
-    .venv-bench/bin/python -m suite.report [build/bench/results.json]     make bench-docs
+    .venv-bench/bin/python -m suite.report [build/bench/results.json] [--incomplete]     make bench-docs
 
-puts results into the documents: docs/benchmarks/results.json, the part of docs/benchmarks.md between two marks, and
-the plots beside it. Without an argument it writes them anew from docs/benchmarks/results.json. What a person writes
-stands around the marks and is left alone. `--check` says whether the documents are what this makes of that.
+puts results into the documents: docs/benchmarks/results.json, the parts of docs/benchmarks.md and of README.md between
+two marks, and the plots. Without an argument it writes them anew from docs/benchmarks/results.json. What a person
+writes stands around the marks and is left alone. Results in which something is missing, as their run was stopped or
+was asked for a part only, are refused without `--incomplete`. `--check` says whether the documents are what this makes
+of docs/benchmarks/results.json.
 """
 
 from __future__ import annotations
@@ -17,13 +19,15 @@ import statistics
 import sys
 import tempfile
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from suite.cases import CASES, Case
-from suite.figures import OURS, Bar, Figures, Limit, Row, Study
+from suite.figures import OURS, Figures, Limit, Row, Study
 
-DOCS = Path(__file__).resolve().parents[2] / "docs"
+TOP = Path(__file__).resolve().parents[2]
+#: In the repository: what is generated in part, and the folder that has the results and the plots.
+PAGE, README, FOLDER = "docs/benchmarks.md", "README.md", "docs/benchmarks"
 BEGIN = "<!-- From here to the next mark it is written by `make bench-docs`. -->"
 END = "<!-- The end of what `make bench-docs` writes. -->"
 
@@ -35,10 +39,13 @@ _INK = "#333333"
 
 @dataclass(slots=True)
 class Results:
-    """What was found: by setting and case, of each peer, or a study's rows; and on what."""
+    """What was found: by setting and case, of each peer, or a study's rows; on what; and what is missing of all that
+    `make bench` measures.
+    """
 
     about: dict[str, str]
     runs: dict[str, dict[str, dict[str, Figures] | list[Row]]]
+    missing: list[str] = field(default_factory=list)
 
     def to_json(self) -> str:
         runs = {
@@ -50,7 +57,7 @@ class Results:
             }
             for setting, by_case in self.runs.items()
         }
-        return json.dumps({"about": self.about, "results": runs}, indent=1) + "\n"
+        return json.dumps({"about": self.about, "missing": self.missing, "results": runs}, indent=1) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> Results:
@@ -65,7 +72,7 @@ class Results:
                 runs[setting][name] = [
                     Row(**{**row, "bars": tuple(Limit(**bar) for bar in row["bars"])}) for row in found
                 ]
-        return cls(plain["about"], runs)
+        return cls(plain["about"], runs, plain["missing"])
 
     def cases(self) -> Iterator[tuple[str, Case, dict[str, Figures]]]:
         """Setting, case and figures of wrk's cases."""
@@ -109,27 +116,30 @@ def shown(value: float) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """One bar, and what became of it. `measured` is None where one of the two wasn't."""
+    """One bar, and what became of it. `ours` and `theirs` are what it compares, `measured` their ratio, or our figure
+    if the bar names nobody; None where one of them wasn't measured. `slack` orders a case's bars: above 1 it is met.
+    """
 
     what: str
     wanted: str
     setting: str
+    ours: str
+    theirs: str
     measured: float | None
     met: bool
+    slack: float = 0.0
+
+    @property
+    def said(self) -> str:
+        return "not measured" if self.measured is None else "met" if self.met else "**missed**"
+
+    @property
+    def ratio(self) -> str:
+        return f"{self.measured:.3g}" if self.measured is not None and self.theirs else ""
 
     def row(self) -> str:
-        found = "not measured" if self.measured is None else f"{self.measured:.4g}"
-        said = "" if self.measured is None else "met" if self.met else "**missed**"
-        return f"| {self.what} | {self.wanted} | {self.setting} | {found} | {said} |"
-
-
-def measured(bar: Bar, figures: dict[str, Figures]) -> float | None:
-    """The ratio that `bar` is of."""
-    ours, theirs = figures.get(bar.of), figures.get(bar.against)
-    if ours is None or theirs is None or ours.failed or theirs.failed:
-        return None
-    values = [median(each.latency.get("p99", []) if bar.p99 else each.rate) for each in (ours, theirs)]
-    return values[0] / values[1] if all(values) else None
+        cells = (self.what, self.wanted, self.setting, self.ours, self.theirs, self.ratio, self.said)
+        return f"| {' | '.join(cells)} |"
 
 
 def case_verdicts(setting: str, case: Case, figures: dict[str, Figures]) -> Iterator[Verdict]:
@@ -140,9 +150,22 @@ def case_verdicts(setting: str, case: Case, figures: dict[str, Figures]) -> Iter
     for bar in case.bars:
         if bar.logs not in (None, logs) or (bar.p99 and not any(each.common for each in figures.values())):
             continue
-        found = measured(bar, figures)
-        what = case.title + ("" if bar.of == OURS else f" ({bar.of})")
-        yield Verdict(what, str(bar), setting, found, found is not None and bar.met(found))
+        values = []
+        for name in (bar.of, bar.against):
+            one = figures.get(name, Figures(failed="it isn't there"))
+            values.append(0.0 if one.failed else one.latency.get("p99", 0.0) if bar.p99 else median(one.rate))
+        ratio = values[0] / values[1] if all(values) else None
+        ours, theirs = (f"{1000 * value:.3g} ms" if bar.p99 else f"{value:,.0f}/s" for value in values)
+        yield Verdict(
+            case.title + ("" if bar.of == OURS else f" ({bar.of})"),
+            str(bar),
+            setting,
+            ours if values[0] else "",
+            theirs if values[1] else "",
+            ratio,
+            met=ratio is not None and bar.met(ratio),
+            slack=0.0 if ratio is None else bar.ratio / ratio if bar.p99 else ratio / bar.ratio,
+        )
 
 
 def study_verdicts(setting: str, study: Study, rows: list[Row]) -> Iterator[Verdict]:
@@ -150,28 +173,74 @@ def study_verdicts(setting: str, study: Study, rows: list[Row]) -> Iterator[Verd
     found = {(row.figure, row.server): median(row.values) for row in rows if row.values and not row.failed}
     for row in rows:
         for bar in row.bars:
-            value = found.get((row.figure, row.server))
-            base = found.get((row.figure, bar.against)) if bar.against else 1.0
-            ratio = value / base if value is not None and base else None
-            what = f"{study.title}: {row.figure}{'' if row.server == OURS else f' ({row.server})'}"
-            unit = "" if bar.against else f" {row.unit}"
-            yield Verdict(what, f"{bar}{unit}", setting, ratio, ratio is not None and bar.met(ratio))
+            value, base = found.get((row.figure, row.server)), found.get((row.figure, bar.against))
+            ratio = value if not bar.against else value / base if value is not None and base else None
+            yield Verdict(
+                f"{study.title}: {row.figure}{'' if row.server == OURS else f' ({row.server})'}",
+                f"{bar}{'' if bar.against else f' {row.unit}'}",
+                setting,
+                "" if value is None else f"{shown(value)} {row.unit}",
+                "" if base is None else f"{shown(base)} {row.unit}",
+                ratio,
+                met=ratio is not None and bar.met(ratio),
+            )
+
+
+def verdicts(results: Results) -> list[Verdict]:
+    """All bars, in the order of the cases."""
+    found = [each for one in results.cases() for each in case_verdicts(*one)]
+    return found + [each for one in results.studies() for each in study_verdicts(*one)]
+
+
+def counted(all_of_them: list[Verdict]) -> str:
+    """How many are met."""
+    missed = sum(each.measured is not None and not each.met for each in all_of_them)
+    unknown = sum(each.measured is None for each in all_of_them)
+    end = f", {unknown} not measured" if unknown else ""
+    return f"{sum(each.met for each in all_of_them)} met, {missed} missed{end}"
 
 
 def bars_table(results: Results) -> list[str]:
-    """All bars."""
-    verdicts = [each for one in results.cases() for each in case_verdicts(*one)]
-    verdicts += [each for one in results.studies() for each in study_verdicts(*one)]
-    verdicts.sort(key=lambda each: each.what)
-    missed = sum(each.measured is not None and not each.met for each in verdicts)
+    """All bars, by what they are of."""
+    found = sorted(verdicts(results), key=lambda each: each.what)
     return [
-        f"{sum(each.met for each in verdicts)} met, {missed} missed.",
+        f"{counted(found)}.",
         "",
-        "| what | wanted | setting | measured | |",
-        "| --- | --- | --- | ---: | --- |",
-        *(each.row() for each in verdicts),
+        "| what | wanted | setting | pyttpd | the peer | measured | |",
+        "| --- | --- | --- | ---: | ---: | ---: | --- |",
+        *(each.row() for each in found),
         "",
     ]
+
+
+def whence(results: Results) -> str:
+    """Of which commit, machine and load the figures are."""
+    about = results.about
+    text = (
+        f"Measured at commit {about['commit']} on {about['day']}: {about['processor']}, {about['cores']} cores, Linux "
+        f"{about['kernel']}, Python {about['python']}; the load before was {about['load before']}, and others used "
+        f"{about['used by others meanwhile']} meanwhile."
+    )
+    if results.missing:
+        count = len(results.missing)
+        text += f" **The run is incomplete:** {count} part{'s' * (count > 1)} of `make bench` missing."
+    return text
+
+
+def readme(results: Results) -> str:
+    """The bars alone, each once: where it is read with access logs and without, the worse of both."""
+    shortest: dict[tuple[str, str], Verdict] = {}
+    for each in verdicts(results):
+        kept = shortest.setdefault((each.what, each.wanted), each)
+        if each.slack < kept.slack:
+            shortest[each.what, each.wanted] = each
+    lines = [whence(results), "", f"{counted([*shortest.values()])}:", ""]
+    lines += ["| what | pyttpd | the peer | ratio | wanted | |", "| --- | ---: | ---: | ---: | --- | --- |"]
+    for each in shortest.values():
+        where = ", no logs" if each.setting.endswith("no logs") else ""
+        cells = (each.what + where, each.ours, each.theirs, each.ratio, each.wanted, each.said)
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
 
 
 # ---- tables -----------------------------------------------------------------------------------------------------
@@ -200,17 +269,14 @@ def case_table(figures: dict[str, Figures]) -> list[str]:
             "",
             f"At {rate:,.0f} requests/s for all (half of the slowest one's most), milliseconds:",
             "",
-            "| server | p50 | p99 | spread | pyttpd has | p99.9 |",
+            "| server | p50 | p99 | spread of the rounds | pyttpd has | p99.9 |",
             "| --- | ---: | ---: | ---: | ---: | ---: |",
         ]
-        base = median(timed[OURS].latency["p99"]) if OURS in timed else 0.0
-        for name, each in sorted(timed.items(), key=lambda item: median(item[1].latency["p99"])):
-            p50, p99, p999 = (median(each.latency[key]) for key in ("p50", "p99", "p99.9"))
-            ratio = f"{base / p99:.2f} x" if base and name != OURS else ""
-            lines.append(
-                f"| {name} | {1000 * p50:.2f} | {1000 * p99:.2f} | {spread(each.latency['p99'])} | {ratio} "
-                f"| {1000 * p999:.2f} |"
-            )
+        base = timed[OURS].latency["p99"] if OURS in timed else 0.0
+        for name, each in sorted(timed.items(), key=lambda item: item[1].latency["p99"]):
+            p50, p99, p999 = (1000 * each.latency[key] for key in ("p50", "p99", "p99.9"))
+            ratio = f"{1000 * base / p99:.2f} x" if base and name != OURS else ""
+            lines.append(f"| {name} | {p50:.2f} | {p99:.2f} | {spread(each.p99)} | {ratio} | {p999:.2f} |")
     return [*lines, ""]
 
 
@@ -237,8 +303,9 @@ def study_table(rows: list[Row]) -> list[str]:
 
 def markdown(results: Results, folder: str) -> str:
     """All of it; plots are in `folder`."""
-    lines = ["## The bars", "", *bars_table(results), "## What was found", ""]
-    lines += ["| | |", "| --- | --- |", *(f"| {key} | {value} |" for key, value in results.about.items()), ""]
+    lines = ["## The bars", "", whence(results), "", *bars_table(results), "## What was found", ""]
+    lines += ["| | |", "| --- | --- |", *(f"| {key} | {value} |" for key, value in results.about.items())]
+    lines += [*(f"| missing | {part} |" for part in results.missing), ""]
     drawn = set()
     for setting in results.runs:
         lines += [f"### {setting[0].upper()}{setting[1:]}", ""]
@@ -347,15 +414,21 @@ def write(folder: Path, results: Results) -> None:
         (folder / name).write_text(text)
 
 
-def publish(text: str, docs: Path) -> None:
-    """Put results.json's `text` into the documents in `docs`; plots of cases that are gone go."""
-    results = Results.from_json(text)
-    page, folder = docs / "benchmarks.md", docs / "benchmarks"
-    before, begin, rest = page.read_text().partition(BEGIN)
+def filled(path: Path, text: str) -> str:
+    """The document at `path`, with `text` between its marks."""
+    before, begin, rest = path.read_text().partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:
-        raise SystemExit(f"{page}: the marks of its generated part are missing: {BEGIN} and {END}")
-    page.write_text(f"{before}{BEGIN}\n\n{markdown(results, 'benchmarks/')}\n{END}{after}")
+        raise SystemExit(f"{path}: the marks of its generated part are missing: {BEGIN} and {END}")
+    return f"{before}{BEGIN}\n\n{text}\n{END}{after}"
+
+
+def publish(text: str, top: Path) -> None:
+    """Put results.json's `text` into the documents of the repository at `top`; plots of cases that are gone go."""
+    results, folder = Results.from_json(text), top / FOLDER
+    page, start = filled(top / PAGE, markdown(results, "benchmarks/")), filled(top / README, readme(results))
+    (top / PAGE).write_text(page)
+    (top / README).write_text(start)
     folder.mkdir(exist_ok=True)
     for old in folder.glob("*.svg"):
         old.unlink()
@@ -364,20 +437,22 @@ def publish(text: str, docs: Path) -> None:
     (folder / "results.json").write_text(results.to_json())
 
 
-def contents(docs: Path) -> dict[str, str]:
+def contents(top: Path) -> dict[str, str]:
     """What `publish` writes, as it is."""
-    files = [docs / "benchmarks.md", *sorted((docs / "benchmarks").glob("*"))]
-    return {str(path.relative_to(docs)): path.read_text() for path in files if path.is_file()}
+    files = [top / PAGE, top / README, *sorted((top / FOLDER).glob("*"))]
+    return {str(path.relative_to(top)): path.read_text() for path in files if path.is_file()}
 
 
-def differing(docs: Path) -> list[str]:
+def differing(top: Path) -> list[str]:
     """Which documents aren't what `publish` makes of their results."""
-    there = contents(docs)
+    there = contents(top)
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        (folder / "benchmarks.md").write_text(there["benchmarks.md"])
-        publish(there["benchmarks/results.json"], folder)
-        made = contents(folder)
+        other = Path(name)
+        (other / FOLDER).mkdir(parents=True)
+        for each in (PAGE, README):
+            (other / each).write_text(there[each])
+        publish(there[f"{FOLDER}/results.json"], other)
+        made = contents(other)
     return sorted(path for path in {*there, *made} if there.get(path) != made.get(path))
 
 
@@ -386,16 +461,22 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("results", nargs="?", type=Path, default=DOCS / "benchmarks" / "results.json")
-    parser.add_argument("--docs", type=Path, default=DOCS)
+    parser.add_argument("results", nargs="?", type=Path)
+    parser.add_argument("--top", type=Path, default=TOP, help="the repository")
+    parser.add_argument("--incomplete", action="store_true")
     parser.add_argument("--check", action="store_true")
     options = parser.parse_args()
     if options.check:
-        wrong = differing(options.docs)
+        wrong = differing(options.top)
         if wrong:
             print(f"not what their results make: {', '.join(wrong)}: run make bench-docs", file=sys.stderr)
         return bool(wrong)
-    publish(options.results.read_text(), options.docs)
+    text = (options.results or options.top / FOLDER / "results.json").read_text()
+    if options.results and not options.incomplete and (missing := Results.from_json(text).missing):
+        told = "the run is incomplete (`make bench-docs INCOMPLETE=1` takes it even so); it lacks:"
+        print(f"{options.results}: {told}", *missing, sep="\n    ", file=sys.stderr)
+        return 1
+    publish(text, options.top)
     return 0
 
 

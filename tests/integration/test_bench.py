@@ -51,8 +51,9 @@ def test_a_case_has_figures_of_each_peer(tmp_path: Path) -> None:
     for name, figures in found.items():
         assert not figures["failed"], figures
         assert figures["errors"] == 0, name
-        assert all(len(figures[key]) == 1 and figures[key][0] > 0 for key in ("rate", "cost")), figures
-        assert all(figures["latency"][key][0] > 0 for key in ("p50", "p99", "p99.9")), figures
+        assert all(len(figures[key]) == 1 and figures[key][0] > 0 for key in ("rate", "cost", "p99")), figures
+        assert all(figures["latency"][key] > 0 for key in ("p50", "p99", "p99.9")), figures
+    assert "static-1k (one core, access logs)" in results["missing"], "not all of its peers were asked for"
     assert (tmp_path / "tables.md").read_text() in said
     assert ">nginx</text>" in (tmp_path / "static-1k.svg").read_text()
 
@@ -92,6 +93,7 @@ def test_who_does_not_start_answers_wrongly_or_dies_is_out_and_the_others_are_me
     case = cases.Case(
         "it",
         "A case",
+        "it",
         (
             played("good", "Hello, world!"),
             peers.Peer("ends", lambda _: [["false"]], ("true",)),
@@ -101,7 +103,7 @@ def test_who_does_not_start_answers_wrongly_or_dies_is_out_and_the_others_are_me
         close=True,
         common_rate=True,
     )
-    found = cases.measure(case, Options(2, 0.3), case.peers, common_rate=True)
+    ((_, found),) = cases.measured([(case, case.peers)], Options(2, 0.3), common_rate=True)
     assert list(found) == ["good", "ends", "wrong", "dies"]
     assert "ended with 1" in found["ends"].failed
     assert "Hello, World!" in found["wrong"].failed
@@ -111,8 +113,64 @@ def test_who_does_not_start_answers_wrongly_or_dies_is_out_and_the_others_are_me
     assert len(good.rate) == 2
     # on a busy machine a short round may be over before the first answer: such a one has no cost for each
     assert len(good.cost) == sum(rate > 0 for rate in good.rate)
-    assert all(len(good.latency[key]) == 2 for key in ("p50", "p99", "p99.9"))
+    assert len(good.p99) == 2
+    assert 0 < good.latency["p50"] <= good.latency["p99"] <= good.latency["p99.9"]
     assert good.common == max(good.rate) / 2
+
+
+@pytest.mark.program("wrk", "taskset", "timeout")
+def test_neighbours_share_their_servers_and_who_fails_in_one_case_is_tried_in_the_next(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(clients, "READY_WITHIN", 1.0)
+    ports: list[int] = []
+
+    def start(setting: peers.Setting) -> list[list[str]]:
+        ports.append(setting.port)
+        return played("good", "Hello, world!").start(setting)
+
+    both = (peers.Peer("good", start, ("true",)), peers.Peer("ends", lambda _: [["false"]], ("true",)))
+    wrong = {"127.0.0.1": b"something else"}
+    these = [
+        cases.Case("first", "", "it", both, close=True, bodies=wrong),
+        cases.Case("second", "", "it", both[:1], close=True),
+        cases.Case("third", "", "it", both, close=True),
+        cases.Case("fourth", "", "not it", both[:1], close=True),
+    ]
+    announced: list[cases.Case] = []
+    found = {}
+    chosen = [(case, case.peers) for case in these]
+    for case, figures in cases.measured(chosen, Options(1, 0.2), announced.append, common_rate=False):
+        assert case is announced[-1]
+        found[case.name] = figures
+    assert announced == these
+    assert len(ports) == 2
+    assert "Hello, world!" in found["first"]["good"].failed
+    assert all("ended with 1" in found[name]["ends"].failed for name in ("first", "third"))
+    assert [list(found[name]) for name in ("second", "fourth")] == [["good"], ["good"]]
+    assert all(not found[name]["good"].failed for name in ("second", "third", "fourth"))
+
+
+@pytest.mark.program("wrk")
+def test_a_run_that_is_interrupted_leaves_what_it_has_and_says_what_is_missing(tmp_path: Path) -> None:
+    """A played suite whose second study never ends."""
+    code = (
+        "import time; from suite import __main__ as it; from suite.figures import Row, Study\n"
+        "it.CASES = tuple(Study(name, name, run) for name, run in (\n"
+        "    ('first', lambda _: [Row('it', 'pyttpd', 's', [1.0])]), ('second', lambda _: time.sleep(1000))))\n"
+        "it.main()"
+    )
+    command = [sys.executable, "-c", code, "--setting", "one core, access logs", "--into", str(tmp_path)]
+    with subprocess.Popen(command, cwd=BENCH, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.rstrip().endswith(": second"):
+                break
+        process.terminate()
+        assert process.wait(30) == 128 + 15
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert list(results["results"]["one core, access logs"]) == ["first"]
+    assert results["missing"] == ["second (one core, access logs)"]
 
 
 @pytest.mark.root

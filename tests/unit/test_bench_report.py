@@ -11,12 +11,19 @@ from suite.figures import Bar, Figures, Limit, Row, Study
 from suite.report import (
     BEGIN,
     END,
+    FOLDER,
+    PAGE,
+    README,
+    TOP,
     Results,
     case_verdicts,
+    contents,
     differing,
+    main,
     markdown,
     plots,
     publish,
+    readme,
     study_verdicts,
 )
 
@@ -24,12 +31,25 @@ LOGS, NO_LOGS, ALL_CORES = "one core, access logs", "one core, no logs", "all co
 
 
 def figures(*rate: float, p99: float = 0.0, failed: str = "") -> Figures:
-    latency = {"p50": [p99 / 2], "p99": [p99], "p99.9": [2 * p99]} if p99 else {}
-    return Figures([*rate], [0.01 for _ in rate], 0, 100.0 if p99 else 0.0, latency, failed)
+    latency = {"p50": p99 / 2, "p99": p99, "p99.9": 2 * p99} if p99 else {}
+    rounds = [p99] if p99 else []
+    return Figures([*rate], [0.01 for _ in rate], 0, 100.0 if p99 else 0.0, latency, rounds, failed)
 
 
 def case(*bars: Bar) -> Case:
-    return Case("it", "A case", (), bars=bars)
+    return Case("it", "A case", "it", (), bars=bars)
+
+
+ABOUT = {
+    "commit": "0123456789ab",
+    "day": "1 May 2026",
+    "processor": "one",
+    "cores": "2",
+    "kernel": "6.1",
+    "python": "3.11.2",
+    "load before": "0.10",
+    "used by others meanwhile": "1.0%",
+}
 
 
 def results() -> Results:
@@ -47,7 +67,7 @@ def results() -> Results:
     wsgi = first["wsgi"]
     assert isinstance(wsgi, dict)
     wsgi["waitress"] = figures(failed="waitress ended with 1")
-    return Results({"processor": "one"}, {LOGS: first, NO_LOGS: {"wsgi": wsgi}, ALL_CORES: {"wsgi": wsgi}})
+    return Results(ABOUT, {LOGS: first, NO_LOGS: {"wsgi": wsgi}, ALL_CORES: {"wsgi": wsgi}})
 
 
 def test_a_bar_is_met_from_its_ratio_on_and_a_p99_up_to_it() -> None:
@@ -111,25 +131,72 @@ def test_plots_are_whole_documents() -> None:
         assert len(ElementTree.fromstring(text)) > 4
 
 
-def test_what_is_published_stands_between_the_marks(tmp_path: Path) -> None:
-    page = tmp_path / "benchmarks.md"
-    page.write_text(f"Before.\n{BEGIN}\nold\n{END}\nAfter.\n")
-    (tmp_path / "benchmarks").mkdir()
-    (tmp_path / "benchmarks" / "gone.svg").write_text("a case that is gone")
-    publish(results().to_json(), tmp_path)
-    text = page.read_text()
-    assert text.startswith(f"Before.\n{BEGIN}\n\n## The bars")
-    assert text.endswith(f"{END}\nAfter.\n")
-    assert "\nold\n" not in text
-    assert not (tmp_path / "benchmarks" / "gone.svg").exists()
-    assert differing(tmp_path) == []
-    page.write_text(text.replace("| 100 |", "| 1,000 |"))
-    assert differing(tmp_path) == ["benchmarks.md"]
-    page.write_text("no marks")
+@pytest.fixture
+def top(tmp_path: Path) -> Path:
+    """A repository with documents that have marks."""
+    (tmp_path / FOLDER).mkdir(parents=True)
+    for each in (PAGE, README):
+        (tmp_path / each).write_text(f"Before.\n{BEGIN}\nold\n{END}\nAfter.\n")
+    (tmp_path / FOLDER / "gone.svg").write_text("a case that is gone")
+    return tmp_path
+
+
+def test_what_is_published_stands_between_the_marks(top: Path) -> None:
+    publish(results().to_json(), top)
+    page, start = (top / PAGE).read_text(), (top / README).read_text()
+    assert page.startswith(f"Before.\n{BEGIN}\n\n## The bars")
+    assert start.startswith(f"Before.\n{BEGIN}\n\nMeasured at commit 0123456789ab")
+    for text in (page, start):
+        assert text.endswith(f"{END}\nAfter.\n")
+        assert "\nold\n" not in text
+    assert not (top / FOLDER / "gone.svg").exists()
+    assert differing(top) == []
+    for path, text, part in ((PAGE, page, "| 100 |"), (README, start, "100/s")):
+        (top / path).write_text(text.replace(part, "9"))
+        assert differing(top) == [path]
+        (top / path).write_text(text)
+
+
+@pytest.mark.parametrize("path", [PAGE, README])
+def test_a_document_without_marks_is_left_alone_and_so_are_the_others(top: Path, path: str) -> None:
+    (top / path).write_text("no marks")
+    before = contents(top)
     with pytest.raises(SystemExit, match="marks"):
-        publish(results().to_json(), tmp_path)
+        publish(results().to_json(), top)
+    assert contents(top) == before
+
+
+def test_incomplete_results_are_refused_unless_asked_for(
+    top: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    part = results()
+    part.missing = ["locks (one core, access logs)"]
+    file = tmp_path / "results.json"
+    file.write_text(part.to_json())
+    before = contents(top)
+    monkeypatch.setattr("sys.argv", ["report", str(file), "--top", str(top)])
+    assert main() == 1
+    assert "locks (one core, access logs)" in capsys.readouterr().err
+    assert contents(top) == before
+    monkeypatch.setattr("sys.argv", ["report", str(file), "--top", str(top), "--incomplete"])
+    assert main() == 0
+    for each in (PAGE, README):
+        assert "**The run is incomplete:** 1 part" in (top / each).read_text()
+    assert "| missing | locks (one core, access logs) |" in (top / PAGE).read_text()
+
+
+def test_the_readme_has_each_bar_once_where_it_is_worse() -> None:
+    bar = Bar("nginx", 0.9)
+    ((name, known),) = [(each.name, each) for each in CASES if each.name == "static-1k"]
+    assert isinstance(known, Case)
+    assert bar in known.bars
+    runs: dict[str, dict[str, dict[str, Figures] | list[Row]]] = {
+        LOGS: {name: {"pyttpd": figures(100), "nginx": figures(50)}},
+        NO_LOGS: {name: {"pyttpd": figures(80), "nginx": figures(100)}},
+    }
+    lines = [line for line in readme(Results(ABOUT, runs)).splitlines() if "at least 0.9 x nginx |" in line]
+    assert lines == [f"| {known.title}, no logs | 80/s | 100/s | 0.8 | at least 0.9 x nginx | **missed** |"]
 
 
 def test_the_documents_are_what_their_results_make() -> None:
-    docs = Path(__file__).resolve().parents[2] / "docs"
-    assert differing(docs) == [], "run make bench-docs"
+    assert differing(TOP) == [], "run make bench-docs"
