@@ -44,8 +44,10 @@ MAX_REFERER: Final = 1000
 MAX_AGENT: Final = 500
 _CUT: Final = "..."
 
-#: A busy worker sends its lines when there are so many: fewer cost a wake-up of the supervisor each time.
+#: A worker sends its lines when there are so many, or when it has sent none for so long (s): each time the supervisor is
+#: woken, which on a full core takes it from whoever serves. So a quiet worker sends a line at once.
 BATCH: Final = 128
+INTERVAL: Final = 0.05
 #: The longest record: a quarter of a socket's usual buffer (net.core.wmem_default).
 MAX_RECORD: Final = 49152
 #: What a worker keeps while its supervisor takes nothing: a second of a busy one.

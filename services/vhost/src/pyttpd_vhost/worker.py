@@ -63,7 +63,7 @@ from pyttpd.wire.messages import (
 )
 from pyttpd.wire.permits import Kind, Side
 
-from pyttpd_vhost.access import BATCH
+from pyttpd_vhost.access import BATCH, INTERVAL
 from pyttpd_vhost.audit import Audit
 from pyttpd_vhost.crew import Crew, Server
 from pyttpd_vhost.http.connection import Want
@@ -293,10 +293,10 @@ class Worker(Loop):
         callbacks = self._callbacks
         lines = () if self._site.access is None else self._site.access.lines
         aside = self._aside
+        send_lines_at = 0.0
         while self._solo is me:
             self._busy_since = 0.0
-            # Lines of the access log are sent before we sleep, or when there are many.
-            events = poll(0.0 if lines else SWEEP_INTERVAL, EVENTS)
+            events = poll(max(0.0, send_lines_at - self.now) if lines else SWEEP_INTERVAL, EVENTS)
             self._busy_since = self.now = time.monotonic()
             home.turn = object()
             for fd, event in events:
@@ -323,8 +323,9 @@ class Worker(Loop):
                         self._serve(me, fresh, fresh.connection.on_readable)
                 else:
                     self._parking.ignore(fd, self._crew.served())
-            if lines and (not events or len(lines) >= BATCH):
+            if lines and (self.now >= send_lines_at or len(lines) >= BATCH):
                 self._site.flush()
+                send_lines_at = self.now + INTERVAL
             if self._spent >= self._portion or self._timers or self.now >= self._sweep_at:
                 self._look_after(me)
             if away and self._crew.main_waits:
