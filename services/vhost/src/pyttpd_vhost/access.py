@@ -44,8 +44,8 @@ MAX_REFERER: Final = 1000
 MAX_AGENT: Final = 500
 _CUT: Final = "..."
 
-#: A worker sends its lines when there are so many, or when it has sent none for so long (s): each time the supervisor is
-#: woken, which on a full core takes it from whoever serves. So a quiet worker sends a line at once.
+#: A worker sends its lines when there are so many, or when it has sent none for so long (s): each time the supervisor
+#: is woken, which on a full core takes it from whoever serves. So a quiet worker sends a line at once.
 BATCH: Final = 128
 INTERVAL: Final = 0.05
 #: The longest record: a quarter of a socket's usual buffer (net.core.wmem_default).
