@@ -57,9 +57,13 @@ class Access:
         *,
         file: LogFile | None = None,
         shared: bool = False,
+        stdout: int = -1,
     ) -> None:
         self.loop = loop
         self.reader, self.stdout = os.pipe()
+        if stdout >= 0:
+            os.close(self.stdout)
+            self.stdout = stdout
         os.set_blocking(self.reader, False)
         self.entries = Entries(
             loop, lines.log, form=form, vhost="blog", file=file, shared=shared, stdout=self.stdout
@@ -145,6 +149,23 @@ def test_entries_are_written_as_they_are(
     written = there.written(100).splitlines()
     assert len(written) == 100
     assert all(line.startswith(start) for line in written)
+
+
+def test_entries_go_into_a_file_as_they_have_come(loop: Loop, lines: Lines, tmp_path: Path) -> None:
+    """Whoever else writes there comes between records, never into a line; each line has its tenant's name."""
+    path = tmp_path / "stdout"
+    stdout = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC)
+    there = Access(loop, lines, shared=True, stdout=stdout)
+    try:
+        there.add(200)
+        there.worker.flush()
+        os.write(stdout, b"another role's line\n")
+        there.turn(lambda: path.read_bytes().count(b"\n") == 201)
+        first, *entries = path.read_bytes().splitlines()
+        assert first == b"another role's line"
+        assert all(entry.startswith(b"blog ::1 - - [") and entry.endswith(b'"-" "-"') for entry in entries)
+    finally:
+        there.close()
 
 
 def test_what_is_written_at_once_fits_a_pipe() -> None:

@@ -147,12 +147,13 @@ def test_a_date_of_this_second_is_weak() -> None:
 
 
 def test_which_fields_decide() -> None:
-    assert gather(
-        [(b"Host", b"a"), (b"RANGE", b"x"), (b"If-None-Match", b'"a"'), (b"if-none-match", b'"b"')]
-    ) == {
-        b"range": b"x",
-        b"if-none-match": b'"a", "b"',
-    }
+    sent = [(b"Host", b"a"), (b"RANGE", b"x"), (b"If-None-Match", b'"a"'), (b"if-none-match", b'"b"')]
+    decide = {b"range": b"x", b"if-none-match": b'"a", "b"'}
+    assert gather(sent) == (None, decide)
+    assert gather([(b"Accept-Encoding", b"br"), *sent, (b"accept-encoding", b"gzip")]) == (
+        b"br, gzip",
+        decide,
+    )
 
 
 # ---- ranges ----

@@ -239,12 +239,11 @@ class Combined(AccessLog):
 
     def _add(self, client: str, line: str, code: int, sent: int, since: float, behind: str) -> None:
         second, moment = self._moment
-        now = int(time())
-        if now != second:
+        if not 0.0 <= (now := time()) - second < 1.0:
             t = gmtime(now)
             date = f"{t.tm_mday:02}/{_MONTHS[t.tm_mon - 1]}/{t.tm_year:04}"
             moment = f" - - [{date}:{t.tm_hour:02}:{t.tm_min:02}:{t.tm_sec:02} +0000] "
-            self._moment = now, moment
+            self._moment = int(now), moment
         self.lines.append(f"{client}{moment}{line} {code} {sent} {behind}\n")
 
     def _parts(self, protocol: str, host: str, referer: str, agent: str) -> tuple[str, str]:
@@ -253,6 +252,9 @@ class Combined(AccessLog):
     def _line(self, method: str, target: str, about: str) -> str:
         if not method:
             return f'"{_escaped(target, MAX_TARGET)}"'
+        line = f"{method} {target} {about}"
+        if len(line) <= MAX_TARGET and _PLAIN.fullmatch(line):
+            return f'"{line}"'  # nearly all are, and are looked at once
         return f'"{_escaped(method, MAX_METHOD)} {_escaped(target, MAX_TARGET)} {about}"'
 
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 import os
 import select
 import socket
+import stat
 import sys
 import time
 
@@ -149,6 +150,8 @@ class Entries:
         self._pattern = line_pattern(form, vhost)
         self._name = f"{vhost} ".encode() if shared and form == "combined" else b""
         self._stdout = stdout
+        #: What is written to a file in one piece stays in one; in a pipe only what is no longer than PIPE_BUF does.
+        self._to_file = stat.S_ISREG(os.fstat(stdout).st_mode)
         self._writable = select.poll()
         self._writable.register(stdout, select.POLLOUT)
         self._rest: list[bytes] = []
@@ -229,7 +232,7 @@ class Entries:
             self._due = max(time.monotonic(), self._due) + len(record) / MAX_ENTRIES_RATE
             if self._name:
                 record = self._name + record[:-1].replace(b"\n", b"\n" + self._name) + b"\n"
-            self._rest += pieces(record) or ()
+            self._rest += [record] if self._to_file else pieces(record) or ()
             self._write_rest(until)
         return True
 

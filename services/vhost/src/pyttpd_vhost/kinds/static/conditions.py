@@ -46,8 +46,10 @@ class Outcome(enum.Enum):
     FAILED = enum.auto()  # 412
 
 
-def gather(fields: Iterable[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
-    """Return the deciding fields by name, in lower case; several of one name are joined (section 5.3)."""
+def gather(fields: Iterable[tuple[bytes, bytes]]) -> tuple[bytes | None, dict[bytes, bytes]]:
+    """Return Accept-Encoding, and the other deciding fields by name, in lower case; several of one name are joined
+    (section 5.3).
+    """
     found: dict[bytes, bytes] = {}
     for name, value in fields:
         try:
@@ -58,7 +60,7 @@ def gather(fields: Iterable[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
                 _KNOWN[name] = known
         if known is not None:
             found[known] = found[known] + b", " + value if known in found else value
-    return found
+    return found.pop(b"accept-encoding", None), found
 
 
 def evaluate(fields: Mapping[bytes, bytes], etag: bytes, modified: int) -> Outcome:

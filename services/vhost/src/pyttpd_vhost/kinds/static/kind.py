@@ -231,11 +231,14 @@ class StaticKind:
     # What is one
 
     def _answer(self, entry: Entry, request: Request, exchange: Exchange) -> None:
-        fields = _deciding(request)
-        form = entry.representation(fields.get(b"accept-encoding"))
+        accepted, fields = _deciding(request)
+        form = entry.representation(accepted)
+        if not fields:
+            self._send(entry, form, 200, request, exchange)
+            return
         etag = form.etag.encode("ascii")
         file = form.file
-        match evaluate(fields, etag, file.modified) if fields else Outcome.PROCEED:
+        match evaluate(fields, etag, file.modified):
             case Outcome.FAILED:
                 self._page(exchange, 412)
                 return
@@ -282,15 +285,15 @@ class StaticKind:
             exchange.send_parts(STATUS[200], 200, form.whole, ((file.opened, 0, file.size),), file.size)
 
 
-def _deciding(request: Request) -> dict[bytes, bytes]:
-    """Return the fields that decide what is answered."""
+def _deciding(request: Request) -> tuple[bytes | None, dict[bytes, bytes]]:
+    """Return what decides what is answered: Accept-Encoding, and the conditions and the range with their names."""
     known = request.known
     if known is None:
         return gather(request.fields)
-    fields: dict[bytes, bytes] | None = known.kept.get(_deciding)
-    if fields is None:
-        fields = known.kept[_deciding] = gather(request.fields)
-    return fields
+    found: tuple[bytes | None, dict[bytes, bytes]] | None = known.kept.get(_deciding)
+    if found is None:
+        found = known.kept[_deciding] = gather(request.fields)
+    return found
 
 
 def _send_parts(form: Representation, parts: list[tuple[int, int]], exchange: Exchange) -> None:
