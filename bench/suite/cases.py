@@ -1,16 +1,19 @@
 """The cases: who is measured with what, in turns, and by which figure the bars are read.
 
 All peers of a case run at the same time; those of neighbouring cases with the same servers are started once. Within a
-round each has its turn; the order is turned by one from round to round, so that nobody is always after the heaviest.
-Before the first round and after each, every byte of an answer is looked at; within, whatever isn't a whole 200 is an
-error, and stands in the table. A peer that doesn't start, ends or answers wrongly is out of its case, and its row says
-why; in the next case it is tried again.
+round each has its turn, in an order of the round's own, so that nobody is always after the heaviest. Before the first
+round and after each turn, every byte of an answer is looked at, which also waits for what the last load has left in a
+queue; within, whatever isn't a whole 200 is an error, and stands in the table. A peer that doesn't start, ends or
+answers wrongly is out of its case, and its row says why; in the next case it is tried again.
 """
 
 from __future__ import annotations
 
 import contextlib
 import itertools
+import os
+import random
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -26,12 +29,12 @@ from suite.peers import SIZES, Peer, content, running
 
 #: Of whom what must come: what all cases have that don't say otherwise.
 HELLO = {"127.0.0.1": b"Hello, world!"}
-#: All peers of a case have load at the same time for so long first (s): those that start processes as they need them
-#: have them then.
-WARM_UP = 2.0
+#: All peers of a case have load at the same time for so long first (s), so that those that start processes as they need
+#: them have them: when they have just been started, and when they have been through a case.
+FIRST_WARM_UP, WARM_UP = 2.0, 1.0
 #: A round at the common rate lasts so long (s), and longer where it is so low that fewer than so many are asked: of
 #: all rounds' answers together ten or more are beyond p99 then.
-AT_COMMON_RATE, ASKED = 0.5, 220
+AT_COMMON_RATE, ASKED = 0.4, 220
 FAULTS = (SystemExit, OSError, WrongAnswer, HTTPException, subprocess.SubprocessError)
 
 
@@ -91,7 +94,12 @@ def all_running(chosen: Iterable[Peer], options: Options) -> Iterator[Servers]:
                 servers.there[peer.name] = Server(*found)
             except FAULTS as error:
                 servers.failed[peer.name] = said(error)
-        yield servers
+        try:
+            yield servers
+        finally:  # all are asked at once, as some take seconds; each is waited for where it was started
+            for pid in itertools.chain.from_iterable(server.pids for server in servers.there.values()):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGTERM)
 
 
 def said(error: BaseException) -> str:
@@ -131,10 +139,10 @@ class Turns:
         print(f"    {name}: not measured: {why}", file=sys.stderr, flush=True)
 
     def each(self, number: int, do: Callable[[One], None]) -> None:
-        """One round: `do` it with each, the first one being another each time."""
+        """One round: `do` it with each, in an order that is this round's."""
         order = list(self.there)
-        turn = number % len(order) if order else 0
-        for name in order[turn:] + order[:turn]:
+        random.Random(number).shuffle(order)
+        for name in order:
             try:
                 do(self.there[name])
             except FAULTS as error:
@@ -159,6 +167,7 @@ def measured(
                 if case is not together[0][0]:
                     announce(case)
                 turns = Turns(case, chosen, servers)
+                warm_up(case, turns, options, FIRST_WARM_UP if case is together[0][0] else WARM_UP)
                 yield case, measure(case, options, turns, common_rate=common_rate and case.common_rate)
 
 
@@ -193,8 +202,6 @@ def measure(case: Case, options: Options, turns: Turns, *, common_rate: bool) ->
         one.figures.errors += found.errors
         one.took.append(found.took)
 
-    turns.each(0, lambda one: one.target.wait())
-    warm_up(case, turns, options)
     for number in range(options.rounds):
         turns.each(number, loaded)
         told = (f"{name} {one.figures.rate[-1]:,.0f}" for name, one in turns.there.items())
@@ -210,11 +217,13 @@ def measure(case: Case, options: Options, turns: Turns, *, common_rate: bool) ->
     return turns.results
 
 
-def warm_up(case: Case, turns: Turns, options: Options) -> None:
-    """Load on all at once."""
+def warm_up(case: Case, turns: Turns, options: Options, seconds: float) -> None:
+    """Put load on all at once, and look at their answers before and afterwards."""
+    turns.each(0, lambda one: one.target.wait())
     with ThreadPoolExecutor(max(1, len(turns.there))) as pool:
         for one in turns.there.values():
-            pool.submit(wrk, one.target, WARM_UP, case.connections, close=case.close, pin=options.pin)
+            pool.submit(wrk, one.target, seconds, case.connections, close=case.close, pin=options.pin)
+    turns.each(0, lambda one: one.target.check())
 
 
 WSGI = (

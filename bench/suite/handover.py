@@ -41,12 +41,11 @@ def measure(options: Options) -> list[Row]:
             target = Target(port, "/", HELLO)
             target.wait()
             servers[peer.name] = (target, pids)
-        for number in range(options.rounds + 1):
+        for number in range(options.rounds + 1):  # the first round warms up
             for name, (target, pids) in servers.items():
                 processes = named(pids)
                 before = {role: running_time(each) for role, each in processes.items()}
-                seconds = options.seconds if number else 1  # the first round warms up
-                load = wrk(target, seconds, CONNECTIONS, close=True, pin=options.pin)
+                load = wrk(target, options.seconds, CONNECTIONS, close=True, pin=options.pin)
                 used = {role: running_time(each) - before[role] for role, each in processes.items()}
                 target.check()
                 if load.errors:

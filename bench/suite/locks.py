@@ -128,13 +128,12 @@ def measure(options: Options) -> list[Row]:
                 if peer.name != ALONE:
                     look(peer.name, pids)
             servers[peer.name] = (network, target, pids)
-        for number in range(options.rounds + 1):
+        for number in range(options.rounds + 1):  # the first round warms up
             for figure in (KEPT, NEW):
                 for name, (network, target, pids) in servers.items():
-                    seconds = options.seconds if number else 1  # the first round warms up
                     before = processor_time(*pids)
                     with inside(network):
-                        load = wrk(target, seconds, CONNECTIONS, close=figure == NEW, pin=options.pin)
+                        load = wrk(target, options.seconds, CONNECTIONS, close=figure == NEW, pin=options.pin)
                         target.check()
                     used = processor_time(*pids) - before
                     if load.errors:

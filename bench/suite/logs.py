@@ -65,11 +65,10 @@ def measure(options: Options) -> list[Row]:
             (folders[name],) = folder
             servers[name] = (Target(port, "/", HELLO), pids)
             servers[name][0].wait()
-        for number in range(options.rounds + 1):
+        for number in range(options.rounds + 1):  # the first round warms up
             for name, (target, pids) in servers.items():
-                seconds = options.seconds if number else 1  # the first round warms up
                 before = processor_time(*pids)
-                load = wrk(target, seconds, CONNECTIONS, close=False, pin=options.pin)
+                load = wrk(target, options.seconds, CONNECTIONS, close=False, pin=options.pin)
                 used = processor_time(*pids) - before
                 target.check()
                 if load.errors:

@@ -133,15 +133,14 @@ def measure(options: Options) -> list[Row]:
         for name, (port, _) in servers.items():
             Target(port, "/", {asked(0): BODY}).wait()
             checked(port, trees[name], 0)
-        for number in range(options.rounds + 1):
+        for number in range(options.rounds + 1):  # the first round warms up
             for name, (port, pids) in servers.items():
                 target = checked(port, trees[name], number)
                 roles = named(pids)
                 umaster, listener = roles["pyttpd-umaster"], roles["l:http"]
                 before = running_time(umaster), running_time(listener)
                 script = LUA % (number, trees[name] - 1)
-                seconds = options.seconds if number else 1  # the first round warms up
-                load = wrk(target, seconds, CONNECTIONS, close=True, pin=options.pin, script=script)
+                load = wrk(target, options.seconds, CONNECTIONS, close=True, pin=options.pin, script=script)
                 if load.errors:
                     raise WrongAnswer(f"{name}: {load.errors} wrong answers")
                 used = running_time(umaster) - before[0], running_time(listener) - before[1]
