@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pyttpd_vhost.kinds.gateway import answers
 from pyttpd_vhost.kinds.gateway.answers import HEAD_LIMIT, MAX_FIELDS, Answer, HeadParser
 from pyttpd_vhost.kinds.gateway.errors import MAX_LINE, MAX_TOTAL, Errors
 from pyttpd_vhost.kinds.gateway.faults import BackendError, Fault
@@ -160,6 +161,21 @@ def test_no_end(said: bytes, fault: Fault) -> None:
     parser = HeadParser()
     assert parser.feed(said) is None
     assert parser.end().fault is fault
+
+
+def test_heads_are_remembered_and_not_without_end() -> None:
+    said = b"Content-Type: text/plain\r\nX: once\r\n\r\n"
+    first, again = read([said + b"one"]), read([said + b"two"])
+    assert first is not None and again is not None
+    assert first[0] is again[0]
+    assert (first[1], again[1]) == (b"one", b"two")
+    for number in range(1000):
+        found = read([b"Content-Type: text/plain\r\nX: %d\r\n\r\n" % number])
+        assert found is not None and f"X: {number}\r\n" in found[0].fields.text
+    assert len(answers._remembered) <= answers._MAX_REMEMBERED
+    answers._remembered.clear()
+    read([b"Content-Type: text/plain\r\nX: " + b"x" * 600 + b"\r\n\r\n"])
+    assert not answers._remembered
 
 
 @given(st.binary(max_size=200), st.data())

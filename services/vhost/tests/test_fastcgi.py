@@ -155,6 +155,28 @@ def read_again(server: Server, seen: list[b.Asked]) -> dict[str, str]:
     return seen[-1].params
 
 
+@pytest.mark.parametrize("params", [{}, {"REMOTE_ADDR": "192.0.2.1", "X": "1"}], ids=["ours", "configured"])
+def test_a_head_that_comes_again(play: Play, params: dict[str, str]) -> None:
+    """It is remembered with its variables, but for those of its connection; what the configuration says goes first."""
+    seen: list[b.Asked] = []
+
+    def answer(sock: socket.socket) -> None:
+        seen.append(b.read_request(sock))
+        sock.sendall(WHOLE)
+
+    server = play(answer, params=params)
+    ports = []
+    with server.connect() as one, server.connect() as another:
+        for sock in (one, another) * 3:
+            sock.sendall(f"GET /again?x=1 HTTP/1.1\r\nHost: {HOST}\r\nX-Y: z\r\n\r\n".encode())
+            assert Client(sock).answer().body == b"body"
+            ports.append(str(sock.getsockname()[1]))
+    first = seen[0].params
+    assert first["HTTP_X_Y"] == "z"
+    assert first["REMOTE_ADDR"] == params.get("REMOTE_ADDR", "127.0.0.1")
+    assert [asked.params for asked in seen] == [{**first, **params, "REMOTE_PORT": port} for port in ports]
+
+
 def test_many_variables(play: Play) -> None:
     """More than one record holds."""
     seen = []
@@ -721,6 +743,28 @@ def test_pieces_make_no_difference(said: list[bytes], tail: bytes, data: st.Data
         assert found == expected
 
 
+@given(st.lists(st.one_of(some_record, st.just(record(END, COMPLETE))), max_size=3), st.binary(max_size=2))
+def test_what_is_taken_for_whole_is(said: list[bytes], tail: bytes) -> None:
+    data = b"".join(said) + tail
+    conversation = records.Conversation()
+    whole = conversation.whole(data)
+    assert conversation.clean == (whole is not None)
+    if whole is not None:
+        assert understood([data]) == (whole, b"", True, "")
+        assert not tail
+        for cut in range(len(data)):
+            assert records.Conversation().whole(data[:cut]) is None
+
+
+def test_a_usual_answer_is_taken_as_a_whole() -> None:
+    """By php-cgi and PHP-FPM, that is."""
+    for length, padding in ((1, 7), (65528, 0), (65535, 1), (0, 0)):
+        said = record(STDOUT, b"x" * length, padding=padding) + record(END, COMPLETE)
+        assert records.Conversation().whole(said) == b"x" * length
+    for status in range(1, 5):
+        assert records.Conversation().whole(record(STDOUT, HEAD) + record(END, end(status)[-8:])) is None
+
+
 @given(st.binary(max_size=300))
 def test_garbage_is_a_fault_or_a_beginning(said: bytes) -> None:
     understood([said])
@@ -733,5 +777,5 @@ def test_variables_arrive(variables: dict[str, str]) -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:
         ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
-        ours.sendall(records.begin(variables, keep=True))
+        ours.sendall(records.begin(records.pairs(variables), keep=True))
         assert b.read_params(theirs) == (True, variables)

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pyttpd_vhost.kinds.scgi import head
+from pyttpd_vhost.kinds.scgi import encode, head
 
 from . import backends as b
 from .backends import Played
@@ -190,5 +190,5 @@ def test_a_chunked_body_has_its_length(play: Callable[..., Server]) -> None:
 def test_variables_arrive(variables: dict[str, str]) -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        ours.sendall(head(variables, 7))
+        ours.sendall(head(encode(variables), 7))
         assert b.read_netstring(theirs) == {"CONTENT_LENGTH": "7", "SCGI": "1"} | variables

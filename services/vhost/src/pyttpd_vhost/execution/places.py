@@ -224,14 +224,21 @@ class Place:
         """Whether its processes end as soon as they live: nobody need wait for one."""
         return self._usage is not None and self.pool is not None and self._usage.fails(self.pool)
 
+    def begin(self) -> None:
+        """A request is with the application from now on, until `end`."""
+        if self._usage is not None and self.pool is not None and self.row >= 0:
+            self._usage.begin(self.row, self.pool)
+
+    def end(self) -> None:
+        """See `begin`."""
+        if self._usage is not None and self.pool is not None and self.row >= 0:
+            self._usage.end(self.row, self.pool)
+
     @contextmanager
     def request(self) -> Iterator[None]:
         """A request is with the application for the time of this block."""
-        if self._usage is None or self.pool is None or self.row < 0:
-            yield
-            return
-        self._usage.begin(self.row, self.pool)
+        self.begin()
         try:
             yield
         finally:
-            self._usage.end(self.row, self.pool)
+            self.end()

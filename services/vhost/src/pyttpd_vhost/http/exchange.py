@@ -76,6 +76,7 @@ class Exchange:
     __slots__ = (
         "_framing",
         "_left",
+        "_server_address",
         "_stream",
         "body",
         "client",
@@ -105,6 +106,7 @@ class Exchange:
         self.head_size = 0  # bytes of the response's head
         self._framing = _LENGTH
         self._left = 0
+        self._server_address = ""
 
     def start(self, request: Request, body: Body | None, *, keep: bool) -> None:
         """Begin with the next request."""
@@ -146,10 +148,12 @@ class Exchange:
     @property
     def server_address(self) -> str:
         """The address that the client has connected to, empty when nobody knows any more."""
-        try:
-            return str(self._stream.sock.getsockname()[0])
-        except OSError:
-            return ""
+        if not self._server_address:
+            try:
+                self._server_address = str(self._stream.sock.getsockname()[0])
+            except OSError:
+                return ""
+        return self._server_address
 
     @property
     def full(self) -> bool:

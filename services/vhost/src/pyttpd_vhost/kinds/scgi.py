@@ -27,16 +27,24 @@ class ScgiKind(sockets.SocketKind):
         """See `SocketKind.conversation`."""
         return Conversation()
 
-    def first(self, variables: Mapping[str, str], length: int) -> bytes:
+    def encode(self, variables: Mapping[str, str]) -> bytes:
+        """See `SocketKind.encode`."""
+        return encode(variables)
+
+    def first(self, encoded: bytes, length: int) -> bytes:
         """See `SocketKind.first`."""
-        return head(variables, length)
+        return head(encoded, length)
 
 
-def head(variables: Mapping[str, str], length: int) -> bytes:
-    """Return the netstring that begins a request. No value has a NUL: neither fields nor paths may have one."""
-    pairs = [("CONTENT_LENGTH", str(length)), ("SCGI", "1")]
-    pairs += [pair for pair in variables.items() if pair[0] not in _OURS]
-    text = "".join([f"{name}\0{value}\0" for name, value in pairs]).encode("latin-1")
+def encode(variables: Mapping[str, str]) -> bytes:
+    """Return `variables` as the netstring has them. No value has a NUL: neither fields nor paths may have one."""
+    pairs = [f"{name}\0{value}\0" for name, value in variables.items() if name not in _OURS]
+    return "".join(pairs).encode("latin-1")
+
+
+def head(encoded: bytes, length: int) -> bytes:
+    """Return the netstring that begins a request."""
+    text = b"CONTENT_LENGTH\0%d\0SCGI\x001\0%b" % (length, encoded)
     return b"%d:%b," % (len(text), text)
 
 
@@ -50,6 +58,10 @@ class Conversation:
     def body(self, data: bytes) -> bytes:
         """See `Codec.body`."""
         return data
+
+    def whole(self, data: bytes) -> bytes | None:
+        """See `Codec.whole`."""
+        return None
 
     def receive(self, data: bytes) -> Sequence[Event]:
         """See `Codec.receive`."""

@@ -189,6 +189,10 @@ class Program:
         """See `Codec.body`."""
         return data
 
+    def whole(self, data: bytes) -> bytes | None:
+        """See `Codec.whole`."""
+        return None
+
     def receive(self, data: bytes) -> Sequence[Event]:
         """See `Codec.receive`."""
         if self._options.max_output:

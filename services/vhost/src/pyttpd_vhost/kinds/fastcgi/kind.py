@@ -16,9 +16,13 @@ class FastcgiKind(SocketKind):
         """See `SocketKind.conversation`."""
         return records.Conversation()
 
-    def first(self, variables: Mapping[str, str], length: int) -> bytes:
+    def encode(self, variables: Mapping[str, str]) -> bytes:
+        """See `SocketKind.encode`."""
+        return records.pairs(variables)
+
+    def first(self, encoded: bytes, length: int) -> bytes:
         """See `SocketKind.first`."""
-        return records.begin(variables, keep=self._backend.keeps)
+        return records.begin(encoded, keep=self._backend.keeps)
 
     def abort(self, sock: socket.socket) -> None:
         """See `SocketKind.abort`."""

@@ -14,7 +14,7 @@ Rules
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 from pyttpd_vhost.kinds.gateway.faults import BackendError, Fault
 from pyttpd_vhost.kinds.gateway.relay import Event, Said
@@ -36,30 +36,40 @@ MAX_CONTENT = 65528
 _SHORT = 128
 
 ABORT = HEADER.pack(VERSION, ABORT_REQUEST, ID, 0, 0)
+_BEGIN = HEADER.pack(VERSION, BEGIN_REQUEST, ID, 8, 0) + struct.pack(">HB5x", RESPONDER, 0)
+_BEGIN_KEPT = HEADER.pack(VERSION, BEGIN_REQUEST, ID, 8, 0) + struct.pack(">HB5x", RESPONDER, KEEP_CONN)
+_NO_PARAMS = HEADER.pack(VERSION, PARAMS, ID, 0, 0)
+_NO_STDIN = HEADER.pack(VERSION, STDIN, ID, 0, 0)
+#: How an answer begins, and how it ends if all went well.
+_OUTPUT = HEADER.pack(VERSION, STDOUT, ID, 0, 0)[:4]
+_ENDED = HEADER.pack(VERSION, END_REQUEST, ID, _END_BODY.size, 0) + _END_BODY.pack(0, REQUEST_COMPLETE)
+#: A short length, as a character: its byte in latin-1.
+_LENGTHS = tuple(map(chr, range(_SHORT)))
 
 
-def begin(variables: Mapping[str, str], *, keep: bool) -> bytes:
-    """Return the records that begin a request: all but its body."""
-    parts = [
-        HEADER.pack(VERSION, BEGIN_REQUEST, ID, 8, 0),
-        struct.pack(">HB5x", RESPONDER, KEEP_CONN if keep else 0),
-    ]
-    params = b"".join(_pairs(variables.items()))
+def pairs(variables: Mapping[str, str]) -> bytes:
+    """Return `variables` as PARAMS have them."""
+    text = []
+    for name, value in variables.items():
+        if len(name) < _SHORT and len(value) < _SHORT:
+            text.append(f"{_LENGTHS[len(name)]}{_LENGTHS[len(value)]}{name}{value}")
+        else:
+            text.append(f"{_length(len(name))}{_length(len(value))}{name}{value}")
+    return "".join(text).encode("latin-1")
+
+
+def _length(length: int) -> str:
+    return _LENGTHS[length] if length < _SHORT else struct.pack(">I", length | 0x80000000).decode("latin-1")
+
+
+def begin(params: bytes, *, keep: bool) -> bytes:
+    """Return the records that begin a request with these `pairs`: all but its body."""
+    parts = [_BEGIN_KEPT if keep else _BEGIN]
     for start in range(0, len(params), MAX_CONTENT):
         piece = params[start : start + MAX_CONTENT]
         parts += HEADER.pack(VERSION, PARAMS, ID, len(piece), 0), piece
-    parts.append(HEADER.pack(VERSION, PARAMS, ID, 0, 0))
+    parts.append(_NO_PARAMS)
     return b"".join(parts)
-
-
-def _pairs(variables: Iterable[tuple[str, str]]) -> Iterable[bytes]:
-    for name, value in variables:
-        key, data = name.encode("latin-1"), value.encode("latin-1")
-        yield _length(len(key)) + _length(len(data)) + key + data
-
-
-def _length(length: int) -> bytes:
-    return bytes((length,)) if length < _SHORT else struct.pack(">I", length | 0x80000000)
 
 
 class Conversation:
@@ -79,7 +89,17 @@ class Conversation:
 
     def body(self, data: bytes) -> bytes:
         """See `Codec.body`."""
-        return HEADER.pack(VERSION, STDIN, ID, len(data), 0) + data
+        return HEADER.pack(VERSION, STDIN, ID, len(data), 0) + data if data else _NO_STDIN
+
+    def whole(self, data: bytes) -> bytes | None:
+        """See `Codec.whole`."""
+        if data[:4] != _OUTPUT or len(data) < HEADER.size:
+            return None
+        end = HEADER.size + (data[4] << 8 | data[5])
+        if data[end + data[6] :] != _ENDED:
+            return None
+        self.clean = True
+        return data[HEADER.size : end]
 
     def receive(self, data: bytes) -> list[Event]:
         """See `Codec.receive`."""

@@ -18,6 +18,7 @@ Rules:
 - `Connection` and its kin are dropped, the other hop-by-hop fields are malformed: the framing is ours.
 - The head has HEAD_LIMIT bytes and MAX_FIELDS fields at most. Its end is looked for in what is new, so that a byte at
   a time costs no more.
+- An application says few heads that differ: short ones are remembered, with what they mean.
 """
 
 from __future__ import annotations
@@ -36,11 +37,17 @@ MAX_FIELDS = 256
 #: What may come once, in lower case.
 ONCE = frozenset({"status", "content-type", "location", "content-length"})
 
-_END = re.compile(rb"\n\r?\n")
+#: The end of the last line, and an empty one; of a head without lines, that alone.
+_END = re.compile(rb"(?:\A|\n)\r?\n")
 #: How far into what was seen before an end may reach back.
 _OVERLAP = 2
 _PROTOCOL = re.compile(r"HTTP/[0-9](?:\.[0-9])? +(.*)")
 _CODE = re.compile(r"[2-5][0-9][0-9]")
+
+
+#: Heads that are remembered, and the longest of them: 32 KB of them at most. Full, it starts anew.
+_MAX_REMEMBERED = 64
+_LONGEST_REMEMBERED = 512
 
 
 class Answer(NamedTuple):
@@ -52,34 +59,49 @@ class Answer(NamedTuple):
     local: str = ""
 
 
+#: Immutable, so all threads may have them.
+_remembered: dict[bytes, Answer] = {}
+
+
 class HeadParser:
     """Finds the head in what an application writes."""
 
-    __slots__ = ("_data",)
+    __slots__ = ("_seen",)
 
     def __init__(self) -> None:
-        self._data = bytearray(b"\n")  # so that an empty first line is found as an empty line
+        self._seen: bytes | bytearray = b""
 
     def feed(self, data: bytes) -> tuple[Answer, bytes] | None:
         """Take some more; return the head and what follows it, None if it isn't complete. Raises BackendError."""
-        seen = len(self._data)
-        self._data += data
-        end = _END.search(self._data, max(0, seen - _OVERLAP))
-        if end is None:
-            if len(self._data) > HEAD_LIMIT:
-                raise BackendError(Fault.OVERSIZE, f"a head of more than {HEAD_LIMIT} bytes")
-            return None
-        if end.start() > HEAD_LIMIT:
+        if not self._seen:
+            end = _END.search(data)
+            if end is not None and end.start() <= _LONGEST_REMEMBERED:
+                head = data[: end.start()]
+                answer = _remembered.get(head)
+                if answer is None:
+                    answer = parse(head.decode("latin-1"))
+                    if len(_remembered) >= _MAX_REMEMBERED:
+                        _remembered.clear()
+                    _remembered[head] = answer
+                return answer, data[end.end() :]
+            self._seen = bytearray()
+        assert isinstance(self._seen, bytearray)
+        seen = len(self._seen)
+        self._seen += data
+        end = _END.search(self._seen, max(0, seen - _OVERLAP))
+        if (len(self._seen) if end is None else end.start()) > HEAD_LIMIT:
             raise BackendError(Fault.OVERSIZE, f"a head of more than {HEAD_LIMIT} bytes")
-        text = self._data[1 : max(1, end.start())].decode("latin-1")
-        rest = bytes(memoryview(self._data)[end.end() :])
+        if end is None:
+            return None
+        text = self._seen[: end.start()].decode("latin-1")
+        rest = bytes(memoryview(self._seen)[end.end() :])
         return parse(text), rest
 
     def end(self) -> BackendError:
         """Return what is wrong if nothing more comes."""
-        if len(self._data) == 1:
+        if not self._seen:
             return BackendError(Fault.EMPTY, "it ended without an answer")
-        return BackendError(Fault.MALFORMED, f"its head has no end: {excerpt(bytes(self._data[1:]))}")
+        return BackendError(Fault.MALFORMED, f"its head has no end: {excerpt(bytes(self._seen))}")
 
 
 def parse(text: str) -> Answer:

@@ -25,6 +25,18 @@ if TYPE_CHECKING:
 #: Idle connections of an application that serves one at a time keep others out; who has traffic uses them at once.
 KEEP_FOR = 5.0
 
+#: How often this process is a fork of another one since this module was imported: what tells them apart, without asking
+#: the kernel for each request.
+_forks = 0
+
+
+def _forked() -> None:
+    global _forks
+    _forks += 1
+
+
+os.register_at_fork(after_in_child=_forked)
+
 
 class Backend:
     """One application's socket. For all threads of a process; made before it is forked. `patience` in s."""
@@ -34,16 +46,16 @@ class Backend:
         self._keep = keep
         self._patience = patience
         self._kept: list[tuple[socket.socket, float]] = []
-        self._pid = 0
+        self._forks = -1
         self._lock = threading.Lock()
 
     def kept(self) -> socket.socket | None:
         """Return a connection that was kept and is still good; the caller owns it. None: there is none."""
         while True:
             with self._lock:
-                if self._pid != os.getpid():
+                if self._forks != _forks:
                     # Forked: they are the other process's. Closing our copies tells the application nothing.
-                    self._pid = os.getpid()
+                    self._forks = _forks
                     self._close_all()
                 if not self._kept:
                     return None
@@ -58,7 +70,7 @@ class Backend:
             now = monotonic()
             while self._kept and now - self._kept[0][1] >= KEEP_FOR:
                 self._kept.pop(0)[0].close()
-            if len(self._kept) < self._keep and self._pid == os.getpid():
+            if len(self._kept) < self._keep and self._forks == _forks:
                 self._kept.append((sock, now))
                 return
         sock.close()

@@ -5,6 +5,9 @@ body, and to take more of its answer; the application to take more of the body, 
 direction is in hand at a time, so memory is flat however large bodies are, and whoever writes before it has read
 doesn't stop the other direction. `Codec` knows how the application's protocol wraps the bytes; it never waits.
 
+Nearly always an application is told all at once, and says its whole answer at once (`_at_once`): that is done in as few
+steps as there are. Whatever comes otherwise is gone on with in full (`_pass_on`).
+
 Who is waited for pays for it:
     the client hasn't taken the answer        write_timeout, min_read_rate (http/stream.py)
     the client hasn't sent the body           read_timeout, min_body_rate: 408
@@ -66,6 +69,12 @@ class Codec(Protocol):
         """Return a piece of the request's body as it is sent; of b"", what says that it is all."""
         ...
 
+    def whole(self, data: bytes) -> bytes | None:
+        """Return the whole answer if `data`, the first that the application says, is that and nothing else; or None:
+        then it is for `receive`.
+        """
+        ...
+
     def receive(self, data: bytes) -> Sequence[Event]:
         """Return what `data` (not empty) says. Raises BackendError."""
         ...
@@ -95,6 +104,22 @@ class Wires:
 class Relay:
     """See the module's text. `first` is sent before the body; `patience` (s) bounds the application's silence."""
 
+    # How things stand at first, and in most requests at the end.
+    _silent = _spent = 0.0
+    _answer: Answer | None = None
+    _left: int | None = None  # of the answer's Content-Length
+    _surplus = 0  # bytes of the answer that nobody needs
+    _full_since = 0.0  # when the client had all that it may have, 0: it hasn't
+    _closed_since = 0.0  # when it has closed its side, 0: it hasn't
+    #: Bytes of the request have got to the application.
+    begun = False
+    #: The application has all of the request.
+    told = False
+    #: It has said something.
+    heard = False
+    #: It has come to its end.
+    ended = False
+
     def __init__(
         self,
         exchange: Exchange,
@@ -113,28 +138,10 @@ class Relay:
         self._out: bytes | memoryview = first
         self._errors = errors
         self._patience = patience
-        limit = exchange.site.share.pool.request_timeout
-        #: What the application may take in all (s); 0: as long as it likes.
-        self._limit = limit - min(MARGIN, limit * MARGIN_PART)
-        self._silent = self._spent = 0.0
         self._parser = HeadParser()
-        self._answer: Answer | None = None
-        self._left: int | None = None  # of the answer's Content-Length
-        self._surplus = 0  # bytes of the answer that nobody needs
-        self._full_since = 0.0  # when the client had all that it may have, 0: it hasn't
-        self._closed_since = 0.0  # when it has closed its side, 0: it hasn't
-        self._moved = self._looked = monotonic()
         self._poll = select.poll()
         self._client = self._stream.sock.fileno()
         self._watched: dict[int, int] = {}
-        #: Bytes of the request have got to the application.
-        self.begun = False
-        #: The application has all of the request.
-        self.told = False
-        #: It has said something.
-        self.heard = False
-        #: It has come to its end.
-        self.ended = False
 
     def run(self) -> str:
         """Pass all on. Returns the path and query of a local redirect, else "": then the exchange has its answer.
@@ -146,8 +153,8 @@ class Relay:
             if self._source.done:
                 self._out = b"".join((self._out, self._codec.body(b"")))
             self._pump()
-            while not self.ended and not self._enough():
-                self._turn(self._wait())
+            if not (self.told and self._wires.reading == self._wires.writing and self._at_once()):
+                self._pass_on()
         finally:
             self._errors.end()
         answer = self._answer
@@ -160,6 +167,41 @@ class Relay:
                 raise BackendError(Fault.LENGTH, f"{self._left} bytes fewer than its Content-Length")
             self._exchange.end()
         return ""
+
+    def _at_once(self) -> bool:
+        """The application was told all: take its whole answer, if that is what comes next, and within a look."""
+        reading = self._wires.reading
+        self._watch(self._client, select.POLLRDHUP)
+        self._watch(reading, select.POLLIN)
+        began = monotonic()
+        events = self._poll.poll(min(LOOK, self._patience) * 1000)
+        self._spent = monotonic() - began
+        if events != [(reading, select.POLLIN)]:
+            self._silent = 0.0 if events else self._spent
+            return False
+        try:
+            data = os.read(reading, READ)
+        except OSError:
+            return False
+        if not data:
+            return False
+        self.heard = True
+        whole = self._codec.whole(data)
+        if whole is None:
+            self._read(data)
+            return False
+        self.ended = True
+        self._say(whole)
+        return True
+
+    def _pass_on(self) -> None:
+        """Pass on what comes, until the application has come to its end."""
+        limit = self._exchange.site.share.pool.request_timeout
+        #: What the application may take in all (s); 0: as long as it likes.
+        self._limit = limit - min(MARGIN, limit * MARGIN_PART)
+        self._moved = self._looked = monotonic()
+        while not self.ended and not self._enough():
+            self._turn(self._wait())
 
     @property
     def at_a_boundary(self) -> bool:
@@ -311,13 +353,15 @@ class Relay:
 
     # ---- the answer ----
 
-    def _read(self) -> None:
+    def _read(self, data: bytes = b"") -> None:
         """Take what the application says. Before its answer begins, twice: its end is often there already, and then the
-        client gets a length, or is told of a wrong one.
+        client gets a length, or is told of a wrong one. `data` was read before.
         """
         pieces: list[bytes] = []
-        for _ in range(1 if self._answer is not None else 2):
-            if not self._read_some(pieces) or self.ended:
+        if data:
+            self._hear(self._codec.receive(data), pieces)
+        for _ in range(1 if data or self._answer is not None else 2):
+            if self.ended or not self._read_some(pieces):
                 break
         if pieces:
             self._say(pieces[0] if len(pieces) == 1 else b"".join(pieces))
@@ -332,9 +376,11 @@ class Relay:
             data = b""  # ECONNRESET: it has closed without reading all of the request
         if data:
             self.heard = True
-            said = self._codec.receive(data)
-        else:
-            said = self._codec.closed()
+        self._hear(self._codec.receive(data) if data else self._codec.closed(), pieces)
+        return True
+
+    def _hear(self, said: Sequence[Event], pieces: list[bytes]) -> None:
+        """Take apart what was said."""
         for what, piece in said:
             if what == Said.OUTPUT:
                 pieces.append(piece)
@@ -342,7 +388,6 @@ class Relay:
                 self._errors.feed(piece)
             else:
                 self.ended = True
-        return True
 
     def _read_errors(self) -> None:
         try:

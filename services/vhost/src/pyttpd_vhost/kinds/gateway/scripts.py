@@ -10,6 +10,8 @@ Rules
   to the one with it, or relative links would lead elsewhere.
 - What is no script, but another file, may be sent as it is (`programs` says which may not): never one whose name could
   be a script's that somebody has put aside ("config.php~", "INDEX.PHP"), whose text is a secret.
+- A file that is still the one that was opened before isn't opened again: lstat(2) of it and of the folders on its way
+  tells, if none of them is a link. What isn't there is looked for each time.
 - Whatever else is asked for leads to the front controller, if there is one: a script that reads REQUEST_URI. It has no
   PATH_INFO then, as with nginx's `try_files` and Apache's FallbackResource.
 """
@@ -23,7 +25,11 @@ from typing import NamedTuple
 
 from pyttpd_vhost.kinds.static.paths import is_hidden
 from pyttpd_vhost.kinds.static.programs import Programs
-from pyttpd_vhost.openat2 import Root
+from pyttpd_vhost.openat2 import Root, identity, settled
+
+#: Files that are remembered, and the longest of their paths: 200 KB at the most. Full, it starts anew.
+_MAX_REMEMBERED = 512
+_LONGEST_REMEMBERED = 256
 
 
 class Script(NamedTuple):
@@ -61,6 +67,8 @@ class Scripts:
     def __init__(self, root: str, rules: Rules, *, symlinks: bool = True) -> None:
         self._root = Root(root, symlinks=symlinks)
         self._rules = rules
+        #: Regular files that were found below the root: the folders on the way, and what they are known by.
+        self._known: dict[bytes, tuple[list[bytes], tuple[int, int, int]]] = {}
 
     def close(self) -> None:
         """Give the descriptor back."""
@@ -104,11 +112,35 @@ class Scripts:
         return None
 
     def _is_file(self, path: bytes) -> bool:
+        known = self._known.get(path)
+        if known is not None and self._is_still(path, *known):
+            return True
         try:
             fd = self._root.open(path)
         except OSError:
             return False
         try:
-            return stat.S_ISREG(os.fstat(fd).st_mode)
+            status = os.fstat(fd)
         finally:
             os.close(fd)
+        if not stat.S_ISREG(status.st_mode):
+            return False
+        if len(path) <= _LONGEST_REMEMBERED and settled(status):
+            names = path.split(b"/")
+            folders = [b"/".join(names[:count]) for count in range(1, len(names))]
+            if self._is_still(path, folders, identity(status)):
+                if len(self._known) >= _MAX_REMEMBERED:
+                    self._known.clear()
+                self._known[path] = folders, identity(status)
+        return True
+
+    def _is_still(self, path: bytes, folders: list[bytes], known: tuple[int, int, int]) -> bool:
+        """Whether the way to `path` is one of folders and no links, and leads to the file `known`."""
+        root = self._root.fd
+        try:
+            for folder in folders:
+                if not stat.S_ISDIR(os.lstat(folder, dir_fd=root).st_mode):
+                    return False
+            return identity(os.lstat(path, dir_fd=root)) == known
+        except OSError:
+            return False

@@ -2,6 +2,8 @@
 
 Theory of operation: the request's variables (variables.py), with the script that its path means (scripts.py) and what
 the configuration adds; its body (bodies.py); a connection, kept or new (backends.py); then bytes both ways (relay.py).
+Of a head that comes again and again (http/heads.py) the variables are remembered as they are sent; the connection's
+are added each time.
 
 A kept connection that the application has closed meanwhile is no fault: the request is asked once more on a new one, if
 the application can't have done anything with it yet. It can't if not a byte got there; and where the method may be
@@ -30,6 +32,7 @@ from pyttpd_vhost.kinds.gateway.faults import BackendError, Fault
 from pyttpd_vhost.kinds.gateway.kind import GatewayKind
 from pyttpd_vhost.kinds.gateway.relay import Codec, Relay, Wires
 from pyttpd_vhost.kinds.gateway.scripts import File, Moved, Rules, Script, Scripts
+from pyttpd_vhost.kinds.gateway.variables import OF_CONNECTION, of_connection
 from pyttpd_vhost.kinds.static.programs import Programs
 
 if TYPE_CHECKING:
@@ -70,12 +73,14 @@ class SocketKind(GatewayKind):
                     self._files = _files(options, site)
         self._backend = Backend(site.places[path or "/"], keep=keep, patience=options.connect_timeout)
         self._root = os.fsencode(root).decode("latin-1")  # as all variables are: a byte is a character
-        self._params = {
+        self._params: dict[str, str] = {
             "DOCUMENT_ROOT": self._root,
             # php-cgi wants to know that a server has sent it here and no browser
             "REDIRECT_STATUS": "200",
             **{name: value.encode().decode("latin-1") for name, value in options.params.items()},
         }
+        #: Of the connection's variables, what the configuration says otherwise.
+        self._not_told = [name for name in OF_CONNECTION if name in self._params]
 
     def close(self) -> None:
         """Give all descriptors back (tests; a worker's end with it)."""
@@ -90,8 +95,12 @@ class SocketKind(GatewayKind):
         """Return the protocol for one request."""
 
     @abstractmethod
-    def first(self, variables: Mapping[str, str], length: int) -> bytes:
-        """Return what begins a request with a body of `length` bytes."""
+    def encode(self, variables: Mapping[str, str]) -> bytes:
+        """Return `variables` as they are sent; those of two such pieces are told by both, one behind the other."""
+
+    @abstractmethod
+    def first(self, encoded: bytes, length: int) -> bytes:
+        """Return what begins a request with the variables `encoded`, and a body of `length` bytes."""
 
     def abort(self, sock: socket.socket) -> None:
         """The request is given up: say so, if there is a way. The connection is closed afterwards."""
@@ -105,17 +114,34 @@ class SocketKind(GatewayKind):
             script = self._find(self._scripts, request, exchange)
             if script is None:
                 return ""
+        body = source(exchange)
+        try:
+            variables = self._variables(request, exchange, script, body)
+            return self._converse(request, exchange, self.first(variables, body.length), body)
+        finally:
+            body.close()
+
+    def _variables(self, request: Request, exchange: Exchange, script: Script | None, body: Source) -> bytes:
+        """Return all variables, as they are sent."""
+        mine = of_connection(exchange)
+        for name in self._not_told:
+            del mine[name]
+        kept = request.kept if exchange.origin is None and not request.length else None
+        known: tuple[Script | None, bytes] | None = None if kept is None else kept.get(self)
+        if known is not None and known[0] == script:
+            return known[1] + self.encode(mine)
         variables = self.variables.of(request, exchange)
+        for name in mine:
+            del variables[name]
         if script is not None:
             self._of_script(variables, script)
         variables.update(self._params)
-        body = source(exchange)
-        try:
-            if request.length:
-                variables["CONTENT_LENGTH"] = str(body.length)
-            return self._converse(request, exchange, variables, body)
-        finally:
-            body.close()
+        if request.length:
+            variables["CONTENT_LENGTH"] = str(body.length)
+        encoded = self.encode(variables)
+        if kept is not None:
+            kept[self] = script, encoded
+        return encoded + self.encode(mine)
 
     def _find(self, scripts: Scripts, request: Request, exchange: Exchange) -> Script | None:
         """Return the script that the path means; None: it means something else, which is answered."""
@@ -140,9 +166,10 @@ class SocketKind(GatewayKind):
         if rest:
             variables["PATH_TRANSLATED"] = self._root + rest
 
-    def _converse(self, request: Request, exchange: Exchange, variables: dict[str, str], body: Source) -> str:
-        first = self.first(variables, body.length)
-        with self._backend.place.request():
+    def _converse(self, request: Request, exchange: Exchange, first: bytes, body: Source) -> str:
+        place = self._backend.place
+        place.begin()
+        try:
             kept = self._backend.kept() if self._backend.keeps else None
             if kept is not None:
                 try:
@@ -150,6 +177,8 @@ class SocketKind(GatewayKind):
                 except _StaleError:
                     body.rewind()
             return self._once(self._backend.connect(), request, exchange, first, body)
+        finally:
+            place.end()
 
     def _once(
         self,

@@ -169,6 +169,15 @@ class Variables:
                 variables[key] = value
 
 
+#: The variables that tell one connection from another.
+OF_CONNECTION = ("REMOTE_ADDR", "REMOTE_PORT", "SERVER_ADDR")
+
+
+def of_connection(exchange: Exchange) -> dict[str, str]:
+    """Return these."""
+    return dict(zip(OF_CONNECTION, (*exchange.client, exchange.server_address), strict=True))
+
+
 class MetaVariables(Variables):
     """The whole set for an application in another process, which gets text and nothing else."""
 
@@ -186,8 +195,7 @@ class MetaVariables(Variables):
         out (gateway/bodies.py).
         """
         variables: dict[str, str] = self.of_head(request)
-        variables["REMOTE_ADDR"], variables["REMOTE_PORT"] = exchange.client
-        variables["SERVER_ADDR"] = exchange.server_address
+        variables.update(of_connection(exchange))
         if exchange.origin is not None:
             self.apply_origin(variables, exchange.origin, request)
             variables["REQUEST_SCHEME"] = exchange.origin.scheme
