@@ -46,7 +46,7 @@ _CUT: Final = "..."
 
 #: A worker sends its lines when there are so many, or when it has sent none for so long (s): each time the supervisor
 #: is woken, which on a full core takes it from whoever serves. So a quiet worker sends a line at once.
-BATCH: Final = 128
+BATCH: Final = 256
 INTERVAL: Final = 0.05
 #: The longest record: a quarter of a socket's usual buffer (net.core.wmem_default).
 MAX_RECORD: Final = 49152
@@ -70,8 +70,9 @@ def line_pattern(form: str, vhost: str) -> re.Pattern[bytes]:
     client, count = rb"[0-9A-Fa-f.:]{2,45}+", rb"[0-9]{1,18}+"
     if form == "combined":
         text = rb'"[ !#-~]*+"'
-        moment = rb"\[[0-9]{2}/[A-Z][a-z]{2}/[0-9]{4}:[0-9]{2}:[0-9]{2}:[0-9]{2} \+0000\]"
-        line = client + rb" - - " + moment + b" " + b" ".join((text, b"[1-5][0-9]{2}", count, text, text))
+        two = b"[0-9][0-9]"  # quicker than a count
+        moment = rb"\[%b/[A-Z][a-z][a-z]/%b%b:%b:%b:%b \+0000\]" % ((two,) * 6)
+        line = client + rb" - - " + moment + b" " + b" ".join((text, b"[1-5]" + two, count, text, text))
     else:
         text = rb'"[ !#-\[\]-~]*+(?:\\(?:["\\bfnrt]|u[0-9a-f]{4})[ !#-\[\]-~]*+)*+"'
         parts = (
