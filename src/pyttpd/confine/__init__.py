@@ -12,8 +12,9 @@ The rules:
 4. One thread. Landlock and capabilities are a thread's, and a thread that was there before would keep its
    own.
 
-What it costs: nothing per call that is allowed without looking at an argument (read, recv, epoll_wait,
-accept), some ten nanoseconds for those with (sendto, sendmsg), a walk up the path per open().
+What it costs: 40 ns for the way in of any system call as soon as there is a filter, and nothing else for those that
+are allowed without looking at an argument (read, recv, epoll_wait, accept); 20 ns for each filter where one is looked
+at (sendto, sendmsg); a walk up the path per open(). So a small request on a kept connection pays a hundredth.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ nets below it: a foreign architecture kills, x32 is refused, and a call newer th
 
 The kernel works out beforehand which calls are allowed without looking at an argument, and skips the program
 for those (since 5.11). So what is looked at stands in front and ends in its own verdict, and read, recv,
-epoll_wait and so on cost nothing.
+epoll_wait and so on are never run through it.
 
 Every rule is a *block*: a list of instructions that is left only by a verdict, or by falling out of its end
 when it does not apply. Blocks nest by relative jumps, so there are no labels to resolve.
