@@ -115,7 +115,7 @@ def new() -> None:
         times.append(("decode", now()))
         assert fdpass.check(fd, kind)
         times.append(("check what it is", now()))
-        sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM, 0, fileno=fd)
+        sock = socket.SocketType(int(socket.AF_INET), int(socket.SOCK_STREAM), 0, fd)
         tcp.claim(sock)
         sock.setblocking(False)
         times.append(("socket, claim, setblocking", now()))

@@ -34,17 +34,19 @@ PUT_BACK_WITHIN = 0.25
 _SO_COOKIE = 57
 #: Of TCP_SYNCNT (tcp(7); MAX_TCP_SYNCNT in net/tcp.h).
 _MOST = 127
+# Names of the module: they are looked up for each connection.
+_TCP, _SYNCNT, _FIONREAD = socket.IPPROTO_TCP, socket.TCP_SYNCNT, termios.FIONREAD
 
 
-def mark(sock: socket.socket) -> int:
+def mark(sock: socket.SocketType) -> int:
     """Return the mark of a connection. Raises OSError."""
-    return sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_SYNCNT)
+    return sock.getsockopt(_TCP, _SYNCNT)
 
 
-def claim(sock: socket.socket) -> int:
+def claim(sock: socket.SocketType) -> int:
     """Change the mark, and return what it was."""
-    before = mark(sock)
-    put_back(sock, before % _MOST + 1)
+    before = sock.getsockopt(_TCP, _SYNCNT)
+    sock.setsockopt(_TCP, _SYNCNT, before % _MOST + 1)
     return before
 
 
@@ -57,29 +59,29 @@ def cookie(fd: int) -> int:
         sock.detach()
 
 
-def put_back(sock: socket.socket, before: int) -> None:
+def put_back(sock: socket.SocketType, before: int) -> None:
     """Set the mark to what claim() has returned: it was not taken after all."""
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_SYNCNT, before)
+    sock.setsockopt(_TCP, _SYNCNT, before)
 
 
-def unread(sock: socket.socket) -> int:
-    """Return how many bytes have come that nobody has read yet; 0 also at the end of the stream. Raises OSError."""
-    (count,) = _COUNT.unpack(fcntl.ioctl(sock, termios.FIONREAD, _NONE))
-    return int(count)
+def is_unread(sock: socket.SocketType) -> bool:
+    """Say whether bytes have come that nobody has read yet; not at the end of the stream. Raises OSError."""
+    return fcntl.ioctl(sock, _FIONREAD, _NONE) != _NONE
 
 
-def consumed(sock: socket.socket) -> int:
+def consumed(sock: socket.SocketType) -> int:
     """Return how many bytes anybody has read from this connection since it was made.
 
     Processes share a connection, so this tells what a worker that is dead has read before. Raises OSError.
     """
     info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_SIZE)
     (received,) = _BYTES.unpack_from(info, _BYTES_RECEIVED_AT)
-    read: int = received - unread(sock)
+    (unread,) = _COUNT.unpack(fcntl.ioctl(sock, _FIONREAD, _NONE))
+    read: int = received - unread
     return read - 1 if read and info[0] in _AFTER_FIN else read
 
 
-def written(sock: socket.socket) -> int:
+def written(sock: socket.SocketType) -> int:
     """Return how many bytes anybody has written to this connection, from an arbitrary zero (a FIN is one, too).
 
     Raises OSError.

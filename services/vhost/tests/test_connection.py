@@ -506,7 +506,7 @@ def test_a_client_that_resets(pair: Pair) -> None:
 
 
 def test_shutdown_reaches_the_client_although_a_duplicate_exists(pair: Pair) -> None:
-    with pair.connection.sock.dup():
+    with socket.fromfd(pair.connection.sock.fileno(), socket.AF_INET, socket.SOCK_STREAM):
         pair.sock.sendall(GET.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))
         assert pair.connection.on_readable() is Want.CLOSED
         pair.connection.sock.close()

@@ -29,12 +29,16 @@ from pyttpd.wire.messages import Client
 from pyttpd_vhost.http.connection import Connection, Want
 
 _EVENTS = {Want.READ: READ, Want.WRITE: WRITE}
+# Looking a member up in its class takes a while, and is done for each connection.
+_CLOSED, _AWAY = Want.CLOSED, Want.AWAY
 
 
 class Parked:
     """A connection of ours with what leads back to it. `consumed` and `mark` are set while it is offered."""
 
     __slots__ = ("authority", "client", "connection", "consumed", "fd", "mark", "want")
+    consumed: int
+    mark: int
 
     def __init__(self, connection: Connection, client: Client, authority: str, fd: int) -> None:
         self.connection = connection
@@ -42,7 +46,6 @@ class Parked:
         self.authority = authority
         self.fd = fd
         self.want: Want | None = None
-        self.consumed = self.mark = 0
 
 
 class Parking:
@@ -72,13 +75,14 @@ class Parking:
     def settle(self, one: Parked, want: Want) -> None:
         """Wait for `want` on `one`, which is out of `parked`, or close it, or leave it to who serves it elsewhere."""
         with self._lock:
-            if want is Want.CLOSED:
+            if want is _CLOSED:
                 # Out of epoll first: while the listener still has its copy, close() alone would leave it registered
                 # (epoll(7)).
-                self._forget(one)
+                if one.want is not None:
+                    self._forget(one)
                 one.connection.sock.close()
                 return
-            if want is Want.AWAY:
+            if want is _AWAY:
                 self._forget(one)
                 return
             if one.want is None:
@@ -117,7 +121,8 @@ class Parking:
             sock = one.connection.sock
             if sock.fileno() < 0 or self.parked.get(one.fd) is one:
                 return None
-            kept = sock.dup()
+            kept = socket.socket(sock.family, sock.type, sock.proto, os.dup(one.fd))
+            kept.setblocking(False)
             self._forget(one)
             os.dup2(dead.fileno(), one.fd, inheritable=False)
             return kept

@@ -116,6 +116,9 @@ SHORTEST_LOOK = 0.005
 EVENTS, CROWD_EVENTS = 256, 16
 #: A request that takes less (s) is quicker than what a crowd costs it; after so many in a row one serves alone.
 QUICK, CALM = 0.001, 16
+# Names of the module: each is looked up for each connection.
+_READ, _CLOSED, _AWAY = Want.READ, Want.CLOSED, Want.AWAY
+_IPV4, _IPV6, _STREAM = int(socket.AF_INET), int(socket.AF_INET6), int(socket.SOCK_STREAM)
 #: What the worker says to its supervisor when a request has had its time (wire: Goodbye).
 TIMED_OUT = "request-timeout"
 #: ... and when somebody else has asked it to leave (SIGTERM).
@@ -149,12 +152,12 @@ class Worker(Loop):
         self._parking = Parking(self._epoll)
         self._parked = self._parking.parked
         self._offers = Offers(
-            self._parking, lambda one: self._settle(None, one, Want.READ), later=self.call_later
+            self._parking, lambda one: self._settle(None, one, _READ), later=self.call_later
         )
         self._fresh: deque[Parked] = deque()
         # Of the packet that is being looked at: what we have marked as ours and not yet taken, with its mark before
         # and its client's host, which is made anew each time that it is asked for.
-        self._claimed: list[tuple[socket.socket, int, str, Dispatch]] = []
+        self._claimed: list[tuple[socket.SocketType, int, str, Dispatch]] = []
         self._spent = 0
         # Connections that we may have: what the application opens comes out of the same limit.
         self._room = max(1, (soft_descriptor_limit() - RESERVE) * 3 // 4 - CREDIT)
@@ -318,9 +321,9 @@ class Worker(Loop):
                 elif (callback := callbacks.get(fd)) is not None:
                     with self._lock:
                         callback(event)
-                    while (fresh := self._next_fresh()) is not None:
+                    for one in iter(self._next_fresh, None):
                         home.turn = object()
-                        self._serve(me, fresh, fresh.connection.on_readable)
+                        self._serve(me, one, one.connection.on_readable)
                 else:
                     self._parking.ignore(fd, self._crew.served())
             if lines and (self.now >= send_lines_at or len(lines) >= BATCH):
@@ -401,17 +404,17 @@ class Worker(Loop):
         """Put `one` back, or close it. Without a thread that serves (`me`), no other has to make room for it."""
         new = one.want is None
         self._parking.settle(one, want)
-        if want is Want.AWAY:
+        if want is _CLOSED:
+            return
+        if want is _AWAY:
             assert self._aside is not None
             self._aside.take(one)
-            if not self._wake.is_set():
-                self._wake.set()
+        elif not new:
             return
-        if new and want is not Want.CLOSED:
-            if me is not None and self._full:
-                self._make_room(me)
-            if not self._wake.is_set():
-                self._wake.set()
+        elif me is not None and self._full:
+            self._make_room(me)
+        if not self._wake.is_set():
+            self._wake.set()
 
     def settle(self, one: Parked, want: Want) -> None:
         """See `Host.settle`."""
@@ -541,21 +544,18 @@ class Worker(Loop):
             channel.send(Credit(self._credit))
 
     def _from_umaster(self, channel: Channel, message: Message, fd: int | None) -> None:
+        if type(message) is Dispatch:
+            assert fd is not None
+            if not self._running:
+                os.close(fd)  # unread: with our channel's end it is offered to somebody else
+                return
+            # The channel has checked what it is. The family is only a name here: giving it saves asking the kernel. And
+            # socket.socket is a class around this one, which takes twice as long.
+            host = message.client.host
+            sock = socket.SocketType(_IPV6 if ":" in host else _IPV4, _STREAM, 0, fd)
+            self._claimed.append((sock, tcp.claim(sock), host, message))
+            return
         match message:
-            case Dispatch(client=client):
-                assert fd is not None
-                if not self._running:
-                    os.close(fd)  # unread: with our channel's end it is offered to somebody else
-                    return
-                self._spent += 1
-                self._given += 1
-                if not self._wake.is_set():
-                    self._wake.set()
-                # The channel has checked what it is. The family is only a name here: giving it saves asking the kernel.
-                host = client.host
-                family = socket.AF_INET6 if ":" in host else socket.AF_INET
-                sock = socket.socket(family, socket.SOCK_STREAM, 0, fileno=fd)
-                self._claimed.append((sock, tcp.claim(sock), host, message))
             case Settled(ids):
                 for id_ in ids:
                     self._offers.settled(id_)
@@ -573,12 +573,16 @@ class Worker(Loop):
         if not self._claimed:
             return
         claimed, self._claimed = self._claimed, []
+        self._spent += len(claimed)
+        self._given += len(claimed)
+        if not self._wake.is_set():
+            self._wake.set()
         told = channel.send_all([Taken(given.id) for *_, given in claimed])
-        for sock, _, host, given in claimed[:told]:
-            client, authority = given.client, given.authority
+        site, fresh = self._site, self._fresh
+        for sock, _, host, (_, client, authority) in claimed[:told]:
             sock.setblocking(False)
-            connection = self._site.connection(sock, (host, client.port), authority, self._site)
-            self._fresh.append(Parked(connection, client, authority, sock.fileno()))
+            connection = site.connection(sock, (host, client.port), authority, site)
+            fresh.append(Parked(connection, client, authority, sock.fileno()))
         for sock, before, *_ in claimed[told:]:
             # Nobody hears that we have it: closed unread, so that it can be offered to somebody else.
             tcp.put_back(sock, before)
@@ -648,13 +652,13 @@ class Worker(Loop):
                 if passing and may_pass:
                     self._offers.make(one, self._channel)
                 elif passing or not one.connection.idle:
-                    self._settle(None, one, Want.READ)
+                    self._settle(None, one, _READ)
                 elif me is not None:
                     mine.append(one)
                 elif one.connection.quiet:
                     self._settle(None, one, one.connection.abort())
                 else:
-                    self._settle(None, one, Want.READ)
+                    self._settle(None, one, _READ)
         if me is not None:
             for one in mine:
                 self._serve(me, one, one.connection.close)
@@ -860,7 +864,7 @@ class Worker(Loop):
                 if self._may_pass():
                     self._offers.make(fresh, self._channel)
                 else:
-                    self._settle(None, fresh, Want.READ)
+                    self._settle(None, fresh, _READ)
             if self._timers:
                 self._run_timers()
         if self._leaving:

@@ -108,7 +108,7 @@ class State(enum.Enum):
 
 
 _HEAD, _BODY, _IDLE, _SENDING, _SURPLUS, _AWAY, _LINGER, _CLOSED = State
-_READ, _WRITE = Want.READ, Want.WRITE
+_READ, _WRITE, _OVER = Want.READ, Want.WRITE, Want.CLOSED
 _RESPONDED = Response.DONE
 _PARTED = Response.PARTED
 _GIVEN = Response.GIVEN
@@ -140,7 +140,7 @@ class Connection:
         "sock",
     )
 
-    def __init__(self, sock: socket.socket, client: tuple[str, int], authority: str, site: Site) -> None:
+    def __init__(self, sock: socket.SocketType, client: tuple[str, int], authority: str, site: Site) -> None:
         self.sock = sock
         self._stream = Stream(sock, site)
         self._exchange = Exchange(self._stream, site, (client[0], str(client[1])))
@@ -294,7 +294,7 @@ class Connection:
             case State.AWAY:
                 return Want.AWAY
             case State.CLOSED:
-                return Want.CLOSED
+                return _OVER
 
     def on_timeout(self) -> Want:
         """The deadline has passed. What has come while nobody looked (a busy thread) counts."""
@@ -331,7 +331,7 @@ class Connection:
             case State.HEAD | State.SURPLUS:
                 return self._end()
             case State.CLOSED:
-                return Want.CLOSED
+                return _OVER
             case State.SENDING:
                 self._exchange.keep = False
                 return _WRITE
@@ -351,16 +351,22 @@ class Connection:
                 if (self._state is _HEAD or self._state is _BODY) and self._stream.ahead:
                     self._note_refused(CLIENT_GONE)  # in the middle of a head, or a short body
                 self._note()
-            self._state = _CLOSED
-            self.uncount()
             self._stream.forget()
-            try:
-                self.sock.shutdown(socket.SHUT_RDWR)
-            except OSError:
-                pass  # ENOTCONN: the client was faster
-        return Want.CLOSED
+            self._shut()
+        return _OVER
 
-    def detach(self) -> socket.socket:
+    def _shut(self) -> Want:
+        """All is said: it needs nothing but to be closed."""
+        self._state = _CLOSED
+        if self._network is not None:
+            self.uncount()
+        try:
+            self.sock.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            pass  # ENOTCONN: the client was faster
+        return _OVER
+
+    def detach(self) -> socket.SocketType:
         """Give up the socket: it was handed on, or its owner wants it back. The caller owns it."""
         self._state = _CLOSED
         self.uncount()
@@ -561,7 +567,7 @@ class Connection:
             self._owed = False
             site.access.add(self._exchange.client[0], request, HANDED_OVER, 0, self._since)
         self.detach()
-        return Want.CLOSED
+        return _OVER
 
     def _rest(self) -> Want:
         """Everything that was read is served."""
@@ -722,8 +728,8 @@ class Connection:
     def _end(self) -> Want:
         """All is sent that will be. Close, or linger if the client may have bytes on their way."""
         try:
-            if self._announced and not tcp.unread(self.sock):  # something, against its word: linger
-                return self.abort()
+            if self._announced and not tcp.is_unread(self.sock):  # something, against its word: linger
+                return self._shut()
             self._stream.forget()
             self.sock.shutdown(socket.SHUT_WR)
         except OSError:

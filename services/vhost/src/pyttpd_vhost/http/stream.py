@@ -121,7 +121,7 @@ class Stream:
         "waiting",
     )
 
-    def __init__(self, sock: socket.socket, site: Site) -> None:
+    def __init__(self, sock: socket.SocketType, site: Site) -> None:
         self.sock = sock
         self._site = site
         self.ahead = b""  # received, not yet used

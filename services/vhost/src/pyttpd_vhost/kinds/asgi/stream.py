@@ -28,7 +28,7 @@ class LoopStream(Stream):
 
     __slots__ = ("_on_pending",)
 
-    def __init__(self, sock: socket.socket, site: Site, on_pending: Callable[[], None]) -> None:
+    def __init__(self, sock: socket.SocketType, site: Site, on_pending: Callable[[], None]) -> None:
         super().__init__(sock, site)
         self._on_pending = on_pending
 

@@ -136,7 +136,7 @@ class Channel:
                 return
         raise ChannelEnded(Fault.MALFORMED, "more messages than any program has to say")
 
-    def offer(self, message: frames.Connection, client: socket.socket) -> None:
+    def offer(self, message: frames.Connection, client: socket.SocketType) -> None:
         """Send a connection, which stays the caller's as well. Raises BlockingIOError and ChannelEnded."""
         rights = array.array("i", [client.fileno()])
         try:
@@ -206,7 +206,7 @@ class Channels:
         return self._count
 
     def hand_over(
-        self, client: socket.socket, make: Callable[[int], frames.Connection], within: float
+        self, client: socket.SocketType, make: Callable[[int], frames.Connection], within: float
     ) -> None:
         """Give `client` to the program, within so many seconds. The caller still has to close its copy, unread.
 
@@ -361,7 +361,7 @@ def _refusal(channels: list[Channel], failure: NotHandedOver) -> NotHandedOver:
     return failure
 
 
-def _state_of(client: socket.socket) -> tuple[int, int]:
+def _state_of(client: socket.SocketType) -> tuple[int, int]:
     """Return what changes when anybody reads from the connection or writes to it."""
     try:
         return tcp.consumed(client), tcp.written(client)

@@ -92,7 +92,7 @@ class HandoffKind:
         stream = exchange.stream
         self.hand_over(request, exchange, stream.sock, head_of(request) + stream.ahead)
 
-    def hand_over(self, request: Request, exchange: Exchange, sock: socket.socket, data: bytes) -> None:
+    def hand_over(self, request: Request, exchange: Exchange, sock: socket.SocketType, data: bytes) -> None:
         """Give the connection `sock` away, from which `data` was read; or answer. Raises ClientGone."""
         origin = exchange.origin
         flags = self._flags
