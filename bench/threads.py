@@ -3,7 +3,7 @@
     .venv-bench/bin/python bench/threads.py [--rounds 5] [--seconds 3] [--other FOLDER]
 
 Real workers (`pyttpd_vhost.worker`) whose connections come from a played umaster. First "Hello, world!" by wrk with 32
-connections that are kept, server on core 1, client on core 0: a worker with one thread beside one that may have 64, in
+connections that are kept, servers and client on a core each: a worker with one thread beside one that may have 64, in
 turns. `--other`: a third one, from another checkout of this repository, with what it has.
 Then 64 requests at once that sleep 100 ms each, to a worker with one thread, with 64 threads, and again with 64 that
 are there already.
@@ -13,22 +13,23 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
 import runpy
 import select
 import signal
 import socket
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from suite.clients import Target, wrk
+from suite.machine import SERVER_CORE, children, running_time
+
 HERE = Path(__file__).resolve().parent
-SERVER_CORE, CLIENT_CORE = 1, "0"
-TICKS = os.sysconf("SC_CLK_TCK")
+CONNECTIONS = 32
+HELLO = {"127.0.0.1": b"Hello, world!"}
 
 
 def app(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
@@ -57,7 +58,7 @@ def serve(listener: socket.socket, threads: int) -> None:
     ours, control = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     channel, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     if os.fork() == 0:
-        os.sched_setaffinity(0, {SERVER_CORE})
+        os.sched_setaffinity(0, {int(SERVER_CORE)})
         log = Log("vhost", "bench")
         site: Site = make_site("wsgi", "hello:app", HERE, Path())
         if threads > 1:
@@ -136,32 +137,17 @@ def read(sock: socket.socket) -> None:
         data += more
 
 
-def used(group: int) -> float:
-    """Return the processor time (s) of the worker, which is the only child of `group`'s leader."""
-    worker = Path(f"/proc/{group}/task/{group}/children").read_text().split()[0]
-    fields = Path(f"/proc/{worker}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / TICKS
-
-
-def wrk(port: int, group: int, seconds: int) -> tuple[float, float]:
-    """Return requests per second, and what each costs the worker in processor time (us)."""
-    command = [
-        "taskset",
-        "-c",
-        CLIENT_CORE,
-        "wrk",
-        "-t1",
-        "-c32",
-        f"-d{seconds}s",
-        f"http://127.0.0.1:{port}/",
-    ]
-    before = used(group)
-    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    assert "Non-2xx" not in output, output
-    assert "Socket errors" not in output, output
-    found = re.search(r"(\d+) requests in[^$]*Requests/sec:\s+([\d.]+)", output)
-    assert found is not None, output
-    return float(found[2]), (used(group) - before) / int(found[1]) * 1e6
+def measure(port: int, group: int, seconds: float) -> tuple[float, float]:
+    """Return requests per second, and what each costs the worker, the only child of `group`'s leader, in processor
+    time (us).
+    """
+    target, worker = Target(port, "/", HELLO), children()[group]
+    target.check()
+    before = running_time(worker)
+    load = wrk(target, seconds, CONNECTIONS, close=False)
+    if load.errors:
+        raise SystemExit(f"{load.errors} wrong answers")
+    return load.rate, (running_time(worker) - before) / load.requests * 1e6
 
 
 def sleepers(port: int) -> float:
@@ -186,7 +172,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=3)
     parser.add_argument("--other", type=Path)
     parser.add_argument("--serve", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--threads", type=int, default=1, help=argparse.SUPPRESS)
@@ -206,7 +192,7 @@ def main() -> None:
         costs: dict[str, list[float]] = {name: [] for name in servers}
         for number in range(options.rounds):
             for name, (port, group) in servers.items():
-                rate, cost = wrk(port, group, options.seconds)
+                rate, cost = measure(port, group, options.seconds)
                 rates[name].append(rate)
                 costs[name].append(cost)
             parts = [f"{name} {rates[name][-1]:.0f}/s {costs[name][-1]:.2f} us" for name in servers]

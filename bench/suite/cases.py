@@ -34,7 +34,7 @@ HELLO = {"127.0.0.1": b"Hello, world!"}
 FIRST_WARM_UP, WARM_UP = 2.0, 1.0
 #: A round at the common rate lasts so long (s), and longer where it is so low that fewer than so many are asked: of
 #: all rounds' answers together ten or more are beyond p99 then.
-AT_COMMON_RATE, ASKED = 0.4, 220
+AT_COMMON_RATE, ASKED = 0.4, 200
 FAULTS = (SystemExit, OSError, WrongAnswer, HTTPException, subprocess.SubprocessError)
 
 

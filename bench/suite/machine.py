@@ -143,7 +143,18 @@ def describe() -> dict[str, str]:
         "kernel": platform.release(),
         "python": platform.python_version(),
         "load before": f"{os.getloadavg()[0]:.2f}",
+        "scheduler": scheduler(),
     }
+
+
+def scheduler() -> str:
+    """Whether the kernel shares a core between sessions (each server here is one or several) or between processes:
+    sched(7), autogroup. With it, what others run is as heavy as a server, however nice it is.
+    """
+    with contextlib.suppress(OSError):
+        if int(Path("/proc/sys/kernel/sched_autogroup_enabled").read_text()):
+            return "shares a core between sessions (autogroup)"
+    return "shares a core between processes"
 
 
 def version(command: list[str]) -> str:

@@ -409,7 +409,9 @@ def plots(results: Results) -> dict[str, str]:
 def write(folder: Path, results: Results) -> None:
     """Write results.json, tables.md and the plots."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "results.json").write_text(results.to_json())
+    new = folder / "results.json.new"
+    new.write_text(results.to_json())
+    new.replace(folder / "results.json")  # a run may be stopped while it writes
     (folder / "tables.md").write_text(markdown(results, ""))
     for name, text in plots(results).items():
         (folder / name).write_text(text)

@@ -20,7 +20,7 @@ from suite.figures import OURS, Limit, Options, Row, Study
 from suite.machine import READY_WITHIN, named, private_memory
 
 #: So many workers are born in a round: a supervisor takes half a second until it orders the next one.
-BIRTHS = 12
+BIRTHS = 10
 READY = Limit(most=10.0)
 P99 = "worker ready, p99 of all rounds"
 #: Where the tenants' metrics are, counted from the base port (pyttpd.roles, TENANT_METRICS_OFFSET).
