@@ -64,7 +64,10 @@ def _length(length: int) -> str:
 
 def begin(params: bytes, *, keep: bool) -> bytes:
     """Return the records that begin a request with these `pairs`: all but its body."""
-    parts = [_BEGIN_KEPT if keep else _BEGIN]
+    begin = _BEGIN_KEPT if keep else _BEGIN
+    if 0 < len(params) <= MAX_CONTENT:
+        return b"".join((begin, HEADER.pack(VERSION, PARAMS, ID, len(params), 0), params, _NO_PARAMS))
+    parts = [begin]
     for start in range(0, len(params), MAX_CONTENT):
         piece = params[start : start + MAX_CONTENT]
         parts += HEADER.pack(VERSION, PARAMS, ID, len(piece), 0), piece

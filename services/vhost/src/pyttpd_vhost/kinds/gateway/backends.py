@@ -18,6 +18,7 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 from pyttpd_vhost.kinds.gateway.faults import BackendError, Fault
+from pyttpd_vhost.kinds.gateway.relay import Wires
 
 if TYPE_CHECKING:
     from pyttpd_vhost.execution.places import Place
@@ -38,6 +39,29 @@ def _forked() -> None:
 os.register_at_fork(after_in_child=_forked)
 
 
+class Line(Wires):
+    """A connection to an application. Owns `sock`, which is non-blocking."""
+
+    __slots__ = ("_waiter", "since", "sock")
+
+    def __init__(self, sock: socket.socket) -> None:
+        super().__init__(sock.fileno(), sock.fileno())
+        self.sock = sock
+        #: When it was last used (CLOCK_MONOTONIC, s).
+        self.since = 0.0
+        self.waiter = self._waiter = select.poll()
+        self._waiter.register(self.reading, select.POLLIN)
+
+    @property
+    def quiet(self) -> bool:
+        """Nothing has come, and it isn't closed."""
+        return not self._waiter.poll(0)
+
+    def close(self) -> None:
+        """Give it back."""
+        self.sock.close()
+
+
 class Backend:
     """One application's socket. For all threads of a process; made before it is forked. `patience` in s."""
 
@@ -45,11 +69,11 @@ class Backend:
         self.place = place
         self._keep = keep
         self._patience = patience
-        self._kept: list[tuple[socket.socket, float]] = []
+        self._kept: list[Line] = []
         self._forks = -1
         self._lock = threading.Lock()
 
-    def kept(self) -> socket.socket | None:
+    def kept(self) -> Line | None:
         """Return a connection that was kept and is still good; the caller owns it. None: there is none."""
         while True:
             with self._lock:
@@ -59,21 +83,21 @@ class Backend:
                     self._close_all()
                 if not self._kept:
                     return None
-                sock, since = self._kept.pop()
-            if monotonic() - since < KEEP_FOR and _is_quiet(sock):
-                return sock
-            sock.close()
+                line = self._kept.pop()
+            if monotonic() - line.since < KEEP_FOR and line.quiet:
+                return line
+            line.close()
 
-    def keep(self, sock: socket.socket) -> None:
-        """Keep `sock` for another request, or close it. Owns it from now on."""
+    def keep(self, line: Line) -> None:
+        """Keep `line` for another request, or close it. Owns it from now on."""
+        now = line.since = monotonic()
         with self._lock:
-            now = monotonic()
-            while self._kept and now - self._kept[0][1] >= KEEP_FOR:
-                self._kept.pop(0)[0].close()
+            while self._kept and now - self._kept[0].since >= KEEP_FOR:
+                self._kept.pop(0).close()
             if len(self._kept) < self._keep and self._forks == _forks:
-                self._kept.append((sock, now))
+                self._kept.append(line)
                 return
-        sock.close()
+        line.close()
 
     @property
     def keeps(self) -> bool:
@@ -86,12 +110,12 @@ class Backend:
             self._close_all()
 
     def _close_all(self) -> None:
-        for sock, _ in self._kept:
-            sock.close()
+        for line in self._kept:
+            line.close()
         self._kept.clear()
 
-    def connect(self) -> socket.socket:
-        """Return a new connection, non-blocking; the caller owns it. Raises BackendError."""
+    def connect(self) -> Line:
+        """Return a new connection; the caller owns it. Raises BackendError."""
         if self.place.fails:
             raise BackendError(Fault.UNREACHABLE, "its processes end as soon as they are started")
         try:
@@ -103,10 +127,4 @@ class Backend:
                 Fault.UNREACHABLE, f"{self.place.path}: {os.strerror(error.errno or errno.EINVAL)}"
             ) from None
         sock.setblocking(False)
-        return sock
-
-
-def _is_quiet(sock: socket.socket) -> bool:
-    waiter = select.poll()
-    waiter.register(sock, select.POLLIN | select.POLLRDHUP)
-    return not waiter.poll(0)
+        return Line(sock)

@@ -51,6 +51,7 @@ MARGIN, MARGIN_PART = 2.0, 0.2
 BURST = 16
 
 _DONE = State.DONE
+_READABLE, _CLOSED = select.POLLIN, select.POLLRDHUP
 
 
 class Said:
@@ -90,12 +91,14 @@ class Wires:
     The same one twice is a socket. All are non-blocking, and belong to who made this.
     """
 
-    __slots__ = ("errors", "reading", "writing")
+    __slots__ = ("errors", "reading", "waiter", "writing")
 
     def __init__(self, writing: int, reading: int, errors: int = -1) -> None:
         self.writing = writing
         self.reading = reading
         self.errors = errors
+        #: Waits for `reading` to be readable, where that is all that there is to be waited for; None: it isn't.
+        self.waiter: select.poll | None = None
 
     def end_writing(self) -> None:
         """The request's body is over. For pipes: close the writing end, and set `writing` to -1."""
@@ -105,6 +108,7 @@ class Relay:
     """See the module's text. `first` is sent before the body; `patience` (s) bounds the application's silence."""
 
     # How things stand at first, and in most requests at the end.
+    _client = -1  # the client's descriptor, once it is watched
     _silent = _spent = 0.0
     _answer: Answer | None = None
     _left: int | None = None  # of the answer's Content-Length
@@ -139,8 +143,6 @@ class Relay:
         self._errors = errors
         self._patience = patience
         self._parser = HeadParser()
-        self._poll = select.poll()
-        self._client = self._stream.sock.fileno()
         self._watched: dict[int, int] = {}
 
     def run(self) -> str:
@@ -153,7 +155,8 @@ class Relay:
             if self._source.done:
                 self._out = b"".join((self._out, self._codec.body(b"")))
             self._pump()
-            if not (self.told and self._wires.reading == self._wires.writing and self._at_once()):
+            waiter = self._wires.waiter
+            if waiter is None or not self.told or not self._at_once(waiter):
                 self._pass_on()
         finally:
             self._errors.end()
@@ -168,15 +171,16 @@ class Relay:
             self._exchange.end()
         return ""
 
-    def _at_once(self) -> bool:
+    def _at_once(self, waiter: select.poll) -> bool:
         """The application was told all: take its whole answer, if that is what comes next, and within a look."""
         reading = self._wires.reading
-        self._watch(self._client, select.POLLRDHUP)
-        self._watch(reading, select.POLLIN)
+        client = self._stream.sock.fileno()
         began = monotonic()
-        events = self._poll.poll(min(LOOK, self._patience) * 1000)
+        waiter.register(client, _CLOSED)
+        events = waiter.poll(min(LOOK, self._patience) * 1000)
+        waiter.unregister(client)
         self._spent = monotonic() - began
-        if events != [(reading, select.POLLIN)]:
+        if events != [(reading, _READABLE)]:
             self._silent = 0.0 if events else self._spent
             return False
         try:
@@ -200,6 +204,8 @@ class Relay:
         #: What the application may take in all (s); 0: as long as it likes.
         self._limit = limit - min(MARGIN, limit * MARGIN_PART)
         self._moved = self._looked = monotonic()
+        self._client = self._stream.sock.fileno()
+        self._poll = select.poll()
         while not self.ended and not self._enough():
             self._turn(self._wait())
 
@@ -337,9 +343,9 @@ class Relay:
 
     def _write(self) -> bool:
         """Write what is in hand. False: the application doesn't take it now, or takes nothing any more."""
-        while self._out:
+        while out := self._out:
             try:
-                count = os.write(self._wires.writing, self._out)
+                count = os.write(self._wires.writing, out)
             except BlockingIOError:
                 return False
             except OSError:
@@ -348,7 +354,7 @@ class Relay:
                 self._source = NOTHING
                 return False
             self.begun = True
-            self._out = memoryview(self._out)[count:]
+            self._out = b"" if count == len(out) else memoryview(out)[count:]
         return True
 
     # ---- the answer ----

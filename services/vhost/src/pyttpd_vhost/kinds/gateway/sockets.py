@@ -25,12 +25,12 @@ from pyttpd.config.kinds import StaticOptions
 from pyttpd_vhost.http.engine import Request
 from pyttpd_vhost.http.exchange import Exchange
 from pyttpd_vhost.http.paths import BadPathError, normal
-from pyttpd_vhost.kinds.gateway.backends import Backend
+from pyttpd_vhost.kinds.gateway.backends import Backend, Line
 from pyttpd_vhost.kinds.gateway.bodies import Source, source
 from pyttpd_vhost.kinds.gateway.errors import Errors
 from pyttpd_vhost.kinds.gateway.faults import BackendError, Fault
 from pyttpd_vhost.kinds.gateway.kind import GatewayKind
-from pyttpd_vhost.kinds.gateway.relay import Codec, Relay, Wires
+from pyttpd_vhost.kinds.gateway.relay import Codec, Relay
 from pyttpd_vhost.kinds.gateway.scripts import File, Moved, Rules, Script, Scripts
 from pyttpd_vhost.kinds.gateway.variables import OF_CONNECTION, of_connection
 from pyttpd_vhost.kinds.static.programs import Programs
@@ -107,7 +107,7 @@ class SocketKind(GatewayKind):
 
     def ask(self, request: Request, exchange: Exchange) -> str:
         """See `GatewayKind.ask`."""
-        if b"\0" in request.path_info:
+        if b"%" in request.path and b"\0" in request.path_info:
             raise BadPathError
         script = None
         if self._scripts is not None and request.path != b"*":
@@ -182,7 +182,7 @@ class SocketKind(GatewayKind):
 
     def _once(
         self,
-        sock: socket.socket,
+        line: Line,
         request: Request,
         exchange: Exchange,
         first: bytes,
@@ -190,12 +190,12 @@ class SocketKind(GatewayKind):
         *,
         kept: bool = False,
     ) -> str:
-        """Ask on this connection. Owns `sock`. Raises _StaleError if it was `kept` and is none any more."""
+        """Ask on this connection. Owns `line`. Raises _StaleError if it was `kept` and is none any more."""
         conversation = self.conversation()
         relay = Relay(
             exchange,
             conversation,
-            Wires(sock.fileno(), sock.fileno()),
+            line,
             body,
             first,
             Errors(self.site.log, self.path),
@@ -215,12 +215,12 @@ class SocketKind(GatewayKind):
             raise
         finally:
             if relay.ended and relay.told and conversation.clean and self._backend.keeps:
-                self._backend.keep(sock)
+                self._backend.keep(line)
             else:
                 if relay.at_a_boundary and not relay.ended:
                     with contextlib.suppress(OSError):
-                        self.abort(sock)
-                sock.close()
+                        self.abort(line.sock)
+                line.close()
 
 
 def _rules(options: ScriptOptions, site: Site) -> Rules:
