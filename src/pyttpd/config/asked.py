@@ -42,7 +42,7 @@ class AskedOptions(ProcessOptions):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScriptOptions(AskedOptions):
     """And which scripts below `root` it runs. `keep_connections`: idle ones that each worker keeps, None: as many as
-    there are processes for it.
+    there are processes for it, if it never needs more.
     """
 
     root: str
@@ -59,13 +59,16 @@ class ScriptOptions(AskedOptions):
             found.append(("front_controller", "must be a script: its name must end in one of scripts"))
         return found
 
-    def kept(self, workers: int) -> int:
-        """Return how many idle connections each of so many workers may keep: a process that serves one request at a
-        time is taken by a connection that is kept.
+    def kept(self, workers: int, threads: int) -> int:
+        """Return how many idle connections each of so many workers, with so many threads each, may keep.
+
+        A process that serves one request at a time is taken by a connection that is kept. Who needed another one would
+        wait for a process that an idle worker has, so there are as many for each worker as it has threads, or none.
         """
         if self.keep_connections is not None:
             return self.keep_connections
-        return self.processes // workers if self.command and self.mode == "static" else 0
+        share = self.processes // workers if self.command and self.mode == "static" else 0
+        return share if share >= threads else 0
 
 
 def _count_or_none(value: object, where: str) -> int | None:

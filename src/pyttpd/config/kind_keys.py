@@ -184,8 +184,8 @@ SCRIPT_KEYS = (
         "as PHP's do, is taken by one.",
         "connections",
         limits.KEPT,
-        default_text='with `command` and `mode = "static"`: `processes` divided by `pool.max_workers`, rounded down; '
-        "else 0",
+        default_text='with `command` and `mode = "static"`: `processes` divided by `pool.max_workers`, rounded down, '
+        "if that isn't less than `pool.max_threads`; else 0",
         example="0",
     ),
 )

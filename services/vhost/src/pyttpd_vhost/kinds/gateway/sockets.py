@@ -65,7 +65,7 @@ class SocketKind(GatewayKind):
         self._files: StaticKind | None = None
         keep = 0
         if isinstance(options, ScriptOptions):
-            keep = options.kept(share.pool.max_workers)
+            keep = options.kept(share.pool.max_workers, share.pool.max_threads)
             root = options.root.rstrip("/")
             if options.scripts:
                 self._scripts = Scripts(options.root, _rules(options, site))
