@@ -149,7 +149,8 @@ class Stream:
     def send_whole(self, data: bytes, flags: int = 0) -> None:
         """`send_last` of one part and no file: what nearly all answers are. `flags` are send(2)'s."""
         try:
-            count = self.sock.send(data, flags)
+            # write(2) is the same without flags, and no filter looks at its arguments (pyttpd.confine)
+            count = self.sock.send(data, flags) if flags else os.write(self.sock.fileno(), data)
         except BlockingIOError:
             count = 0
         except OSError as error:
