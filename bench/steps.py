@@ -116,7 +116,7 @@ def new() -> None:
         assert fdpass.check(fd, kind)
         times.append(("check what it is", now()))
         sock = socket.SocketType(int(socket.AF_INET), int(socket.SOCK_STREAM), 0, fd)
-        tcp.claim(sock)
+        assert tcp.claim(sock, 0)
         sock.setblocking(False)
         times.append(("socket, claim, setblocking", now()))
         fdpass.send(near, encode(Taken(7), VERSION))

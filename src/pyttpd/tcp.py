@@ -1,20 +1,35 @@
 """What the kernel knows of a TCP connection: how much of it has been read, and written (tcp(7) TCP_INFO, SIOCINQ,
-SIOCOUTQ), and who has it.
+SIOCOUTQ), and whose it is.
 
-A connection's *mark* is a number that all who have a descriptor of it see. A worker changes it right before it says
-Taken, so whoever has kept a copy can tell, when umaster has died with that message, whether the connection is somebody
-else's now although not a byte of it has been read yet. A worker that finds umaster dead when it says Taken puts the
-mark back; so whoever sees the mark changed, and nothing read, looks again after PUT_BACK_WITHIN. It is kept in
-TCP_SYNCNT: how often a SYN is repeated, which means nothing once a connection stands.
+Copies of a connection may be in several processes at once, and when a channel ends while both of its ends live, two
+workers may be given one. So that one of them reads it, and one process answers, a connection has two numbers that all
+see who have a descriptor of it. Everybody sets one of them, and *then* looks at the other:
+
+    mark     (TCP_SYNCNT)        Each offer says for which mark it counts. Who offers the connection anew, takes it
+                                 back, or answers it after all, changes the mark (`recall`), and then looks whether it
+                                 is claimed: if it isn't, it is his, and no earlier offer counts.
+    claimed  (TCP_DEFER_ACCEPT)  A worker that has said Taken sets it, and then looks at the mark (`claim`): if that is
+                                 the offer's, the connection is the worker's. Otherwise it takes its claim back, and
+                                 closes its copy unread.
+
+Two who do so at the same moment don't both find what they want, wherever they are interrupted. They may both find that
+it is the other's: so who sees a claim looks again after UNCLAIMED_WITHIN (`SecondLook`), when a claim that failed is
+gone. Both options mean nothing on a connection that stands.
+
+In step with: `wire.messages` (Route, Dispatch, Pass), pyttpd_init.sockets (`fix_mark`).
 """
 
 from __future__ import annotations
 
+import enum
 import fcntl
 import socket
 import struct
 import sys
 import termios
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Generic, Protocol, TypeVar
 
 #: struct tcp_info (linux/tcp.h): tcpi_state is its first byte, tcpi_bytes_acked lies at 120, tcpi_bytes_received at
 #: 128.
@@ -27,27 +42,129 @@ _BYTES_RECEIVED_AT = 128
 #: States (net/tcp_states.h) after the other side's FIN, which tcpi_bytes_received counts as a byte.
 _AFTER_FIN = frozenset({6, 7, 8, 9, 11})  # TIME_WAIT, CLOSE, CLOSE_WAIT, LAST_ACK, CLOSING
 
-#: Between claiming and putting back lies one system call; on a busy machine it may take so long (s).
-PUT_BACK_WITHIN = 0.25
+#: Between a claim and its end lies one system call; on a busy machine it may take so long (s).
+UNCLAIMED_WITHIN = 0.25
 
 #: Not in the socket module (asm-generic/socket.h).
 _SO_COOKIE = 57
-#: Of TCP_SYNCNT (tcp(7); MAX_TCP_SYNCNT in net/tcp.h).
+#: Of TCP_SYNCNT (tcp(7); MAX_TCP_SYNCNT in net/tcp.h): marks are 1 to this one, and then 1 again.
 _MOST = 127
 # Names of the module: they are looked up for each connection.
-_TCP, _SYNCNT, _FIONREAD = socket.IPPROTO_TCP, socket.TCP_SYNCNT, termios.FIONREAD
+_TCP, _SYNCNT, _CLAIMED = socket.IPPROTO_TCP, socket.TCP_SYNCNT, socket.TCP_DEFER_ACCEPT
+_FIONREAD = termios.FIONREAD
+
+
+class Marked(Protocol):
+    """A connection that is offered to others, for the mark `mark`."""
+
+    mark: int
+
+
+T = TypeVar("T", bound=Marked)
+
+
+class Whose(enum.Enum):
+    """Whose a connection is that we have recalled."""
+
+    OURS = "nobody has claimed it, and nobody can any more by what we have offered"
+    CLAIMED = "somebody has claimed it, who may not have seen yet that he can't have it"
+    THEIRS = "somebody had it, or has it"
 
 
 def mark(sock: socket.SocketType) -> int:
-    """Return the mark of a connection. Raises OSError."""
+    """Return the mark of a connection; of a listening socket, that of those which it accepts. Raises OSError."""
     return sock.getsockopt(_TCP, _SYNCNT)
 
 
-def claim(sock: socket.SocketType) -> int:
-    """Change the mark, and return what it was."""
-    before = sock.getsockopt(_TCP, _SYNCNT)
-    sock.setsockopt(_TCP, _SYNCNT, before % _MOST + 1)
-    return before
+def fix_mark(sock: socket.SocketType) -> None:
+    """Give a listening socket, and so what it accepts, a mark that stays when net.ipv4.tcp_syn_retries changes."""
+    _set_mark(sock, mark(sock))
+
+
+def claim(sock: socket.SocketType, offered: int) -> bool:
+    """Claim a connection that was offered for the mark `offered` (0: for any). False: the offer counts no longer."""
+    sock.setsockopt(_TCP, _CLAIMED, 1)
+    if not offered or sock.getsockopt(_TCP, _SYNCNT) == offered:
+        return True
+    _set_free(sock)
+    return False
+
+
+def offer(sock: socket.SocketType) -> int:
+    """Let others claim our connection; return the mark to offer it for, a new one."""
+    new = _next(mark(sock))
+    _set_mark(sock, new)
+    _set_free(sock)
+    return new
+
+
+def recall(one: Marked, sock: socket.SocketType) -> Whose:
+    """Let no offer of `one`, whose connection is `sock`, count any more; `one.mark` is the new mark then."""
+    try:
+        if mark(sock) != one.mark:
+            return Whose.THEIRS  # who had claimed it has offered it on
+        one.mark = _next(one.mark)
+        _set_mark(sock, one.mark)
+        consumed(sock)  # takes the connection's lock, which keeps what we set and what we see in this order
+        claimed = sock.getsockopt(_TCP, _CLAIMED)
+    except OSError:
+        return Whose.THEIRS
+    return Whose.CLAIMED if claimed else Whose.OURS
+
+
+def _next(before: int) -> int:
+    return before % _MOST + 1
+
+
+def _set_mark(sock: socket.SocketType, new: int) -> None:
+    sock.setsockopt(_TCP, _SYNCNT, new)
+
+
+def _set_free(sock: socket.SocketType) -> None:
+    sock.setsockopt(_TCP, _CLAIMED, 0)
+
+
+class SecondLook(Generic[T]):
+    """Who gets back what he has offered recalls it, and looks once more before he takes a claim for the last word.
+
+    end(one, ours) is called at once, or after UNCLAIMED_WITHIN by later(seconds, what). Holds those that are to be
+    looked at again.
+    """
+
+    def __init__(
+        self,
+        sock_of: Callable[[T], socket.SocketType],
+        end: Callable[[T, bool], None],
+        later: Callable[[float, Callable[[], None]], object],
+    ) -> None:
+        self._sock_of = sock_of
+        self._end = end
+        self._later = later
+        self._again: set[T] = set()
+
+    def __len__(self) -> int:
+        return len(self._again)
+
+    def __iter__(self) -> Iterator[T]:
+        return iter(self._again)
+
+    def look(self, one: T) -> None:
+        """Recall `one`, and find out whether it is ours."""
+        found = recall(one, self._sock_of(one))
+        if found is Whose.CLAIMED:
+            self._again.add(one)
+            self._later(UNCLAIMED_WITHIN, partial(self._look_again, one))
+        else:
+            self._end(one, found is Whose.OURS)
+
+    def clear(self) -> None:
+        """Forget all: nothing of it is ours."""
+        self._again.clear()
+
+    def _look_again(self, one: T) -> None:
+        if one in self._again:
+            self._again.discard(one)
+            self._end(one, recall(one, self._sock_of(one)) is Whose.OURS)
 
 
 def cookie(fd: int) -> int:
@@ -57,11 +174,6 @@ def cookie(fd: int) -> int:
         return int.from_bytes(sock.getsockopt(socket.SOL_SOCKET, _SO_COOKIE, 8), sys.byteorder)
     finally:
         sock.detach()
-
-
-def put_back(sock: socket.SocketType, before: int) -> None:
-    """Set the mark to what claim() has returned: it was not taken after all."""
-    sock.setsockopt(_TCP, _SYNCNT, before)
 
 
 def is_unread(sock: socket.SocketType) -> bool:

@@ -180,6 +180,7 @@ OFFERS = st.builds(
     st.integers(0, 2**64 - 1),
     st.builds(m.Client, st.ip_addresses().map(str), st.integers(0, 65_535)),
     st.from_regex(r"[a-z0-9_.\[\]:-]{0,255}", fullmatch=True),
+    st.integers(0, 255),
 )
 ANYTHING = st.lists(
     OFFERS

@@ -62,10 +62,10 @@ CASES: list[tuple[m.Message, int, bool, bytes]] = [
     (m.Command("plan", "blog"), 24, False, b"\x01\0\0\0" + name(b"blog")),
     (m.Told("reading"), 25, False, b"reading"),
     (m.Answer("failed", 9, DIGEST), 26, True, b"\x01\0\0\0" + u32(9) + DIGEST),
-    (m.Route(ID, V4, "a.example"), 30, True, RAW_V4 + b"a.example"),
-    (m.Route(ID, V6, ""), 30, True, RAW_V6),
-    (m.Route(ID, V6, "[2001:db8::1]"), 30, True, RAW_V6 + b"[2001:db8::1]"),
-    (m.Route(ID, V4, "x" * 255), 30, True, RAW_V4 + b"x" * 255),
+    (m.Route(ID, V4, "a.example", 6), 30, True, RAW_V4 + b"\x06a.example"),
+    (m.Route(ID, V6, ""), 30, True, RAW_V6 + b"\0"),
+    (m.Route(ID, V6, "[2001:db8::1]"), 30, True, RAW_V6 + b"\0[2001:db8::1]"),
+    (m.Route(ID, V4, "x" * 255), 30, True, RAW_V4 + b"\0" + b"x" * 255),
     (m.Settled((1,)), 31, False, u64(1)),
     (m.Settled(tuple(range(m.MAX_BATCH))), 31, False, u64(*range(m.MAX_BATCH))),
     (m.Refuse(ID, 421), 32, False, u16(421)),
@@ -79,9 +79,9 @@ CASES: list[tuple[m.Message, int, bool, bytes]] = [
     (m.Standing("open"), 44, False, b"\0\0\0\0"),
     (m.Standing("failing"), 44, False, b"\x01\0\0\0"),
     (m.Credit(4), 50, False, u16(4)),
-    (m.Dispatch(ID, V4, "a.example"), 51, True, RAW_V4 + b"a.example"),
+    (m.Dispatch(ID, V4, "a.example", 255), 51, True, RAW_V4 + b"\xffa.example"),
     (m.Taken(ID), 52, False, b""),
-    (m.Pass(ID, V6, "b.example"), 53, True, RAW_V6 + b"b.example"),
+    (m.Pass(ID, V6, "b.example"), 53, True, RAW_V6 + b"\0b.example"),
     (m.Spawn(5, 6), 60, True, u32(5, 6)),
     (m.Spawned(5, 4711), 61, False, u32(5, 4711)),
     (m.Attach(1), 62, True, b"\x01\0\0\0"),
@@ -145,7 +145,7 @@ def test_every_shorter_body_of_honest_length_is_refused_or_another_message(
     for end in range(len(body)):
         data = frame(code, int(descriptor), body[:end], id_)
         if isinstance(message, ELASTIC) and (
-            end >= (8 if isinstance(message, m.ShareFailed) else m.CLIENT_SIZE)
+            end >= (8 if isinstance(message, m.ShareFailed) else m.CLIENT_SIZE + 1)
             or isinstance(message, m.Goodbye | m.Unprepared | m.Told | m.Failed | m.Detail)
         ):
             assert m.encode(m.decode(data)) == data
@@ -205,11 +205,11 @@ BAD_FIELDS = {
     "a goodbye that is too long": (3, 0, b"a" * 201),
     "a use that there isn't": (10, 1, b"\x02\0\0\0" + name(b"http")),
     "a part that there isn't": (20, 1, u64(1) + b"\x02\0\0\0" + u32(1) + DIGEST),
-    "an address family that there isn't": (30, 1, b"\x05" + RAW_V4[1:] + b"a.example"),
-    "an authority with capitals": (30, 1, RAW_V4 + b"A.example"),
-    "an authority with a space": (51, 1, RAW_V4 + b"a example"),
-    "an authority with a line's end": (53, 1, RAW_V4 + b"a.example\n"),
-    "an authority that is too long": (30, 1, RAW_V4 + b"a" * 256),
+    "an address family that there isn't": (30, 1, b"\x05" + RAW_V4[1:] + b"\0a.example"),
+    "an authority with capitals": (30, 1, RAW_V4 + b"\0A.example"),
+    "an authority with a space": (51, 1, RAW_V4 + b"\0a example"),
+    "an authority with a line's end": (53, 1, RAW_V4 + b"\0a.example\n"),
+    "an authority that is too long": (30, 1, RAW_V4 + b"\0" + b"a" * 256),
     "a refusal without an error": (32, 0, u16(399)),
     "a refusal beyond errors": (32, 0, u16(600)),
     "work that there isn't": (40, 1, u32(1) + b"\x02\0\0\0"),
@@ -220,6 +220,18 @@ BAD_FIELDS = {
 @pytest.mark.parametrize("what", BAD_FIELDS)
 def test_a_wrong_field_is_refused(what: str) -> None:
     assert fault(frame(*BAD_FIELDS[what])) == "bad-field"
+
+
+def test_an_offer_without_a_mark_is_refused() -> None:
+    assert fault(frame(30, 1, RAW_V4)) == "bad-length"
+
+
+@pytest.mark.parametrize("cls", [m.Route, m.Dispatch, m.Pass])
+def test_in_version_1_an_offer_has_no_mark(cls: type[m.Route]) -> None:
+    code = m.BY_CLASS[cls].code
+    without = frame(code, 1, RAW_V4 + b"a.example", ID, version=1)
+    assert m.encode(cls(ID, V4, "a.example", 6), 1) == without
+    assert m.decode(without, 1) == cls(ID, V4, "a.example", 0)
 
 
 def test_an_empty_settled_or_one_too_long_is_refused() -> None:
@@ -310,6 +322,7 @@ NAMES = st.from_regex(r"[a-z0-9][a-z0-9_.-]{0,62}", fullmatch=True)
 AUTHORITIES = st.from_regex(r"[a-z0-9_.\[\]:-]{0,255}", fullmatch=True)
 TEXTS = st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=200)
 U16, U32, U64 = (st.integers(0, 2**bits - 1) for bits in (16, 32, 64))
+MARKS = st.integers(0, 255)
 CLIENTS = st.builds(m.Client, st.ip_addresses().map(str), U16)
 DIGESTS = st.binary(min_size=32, max_size=32)
 ROUND_TRIPS: dict[m.MessageType, st.SearchStrategy[m.Message]] = {
@@ -337,7 +350,7 @@ ROUND_TRIPS: dict[m.MessageType, st.SearchStrategy[m.Message]] = {
     m.Command: st.builds(m.Command, st.sampled_from(m.VERBS), st.just("") | NAMES),
     m.Told: st.builds(m.Told, TEXTS),
     m.Answer: st.builds(m.Answer, st.sampled_from(m.OUTCOMES), U32, DIGESTS),
-    m.Route: st.builds(m.Route, U64, CLIENTS, AUTHORITIES),
+    m.Route: st.builds(m.Route, U64, CLIENTS, AUTHORITIES, MARKS),
     m.Settled: st.builds(m.Settled, st.lists(U64, min_size=1, max_size=m.MAX_BATCH).map(tuple)),
     m.Refuse: st.builds(m.Refuse, U64, st.integers(400, 599)),
     m.Retry: st.builds(m.Retry, U64),
@@ -348,9 +361,9 @@ ROUND_TRIPS: dict[m.MessageType, st.SearchStrategy[m.Message]] = {
     m.Demand: st.builds(m.Demand, U32, U32),
     m.Standing: st.builds(m.Standing, st.sampled_from(m.STANDINGS)),
     m.Credit: st.builds(m.Credit, U16),
-    m.Dispatch: st.builds(m.Dispatch, U64, CLIENTS, AUTHORITIES),
+    m.Dispatch: st.builds(m.Dispatch, U64, CLIENTS, AUTHORITIES, MARKS),
     m.Taken: st.builds(m.Taken, U64),
-    m.Pass: st.builds(m.Pass, U64, CLIENTS, AUTHORITIES),
+    m.Pass: st.builds(m.Pass, U64, CLIENTS, AUTHORITIES, MARKS),
     m.Spawn: st.builds(m.Spawn, U32, U32),
     m.Spawned: st.builds(m.Spawned, U32, U32),
     m.Attach: st.builds(m.Attach, st.integers(0, 255)),

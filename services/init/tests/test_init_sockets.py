@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -272,6 +274,24 @@ def test_ipv6_is_ipv6_alone(bank: Bank) -> None:
         pytest.skip(str(error))
     with sock:
         assert sock.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)
+
+
+#: In a network namespace of its own: what connections are offered for must not follow the machine's settings.
+MARKS = """
+from pathlib import Path
+from pyttpd import tcp
+from pyttpd_init.sockets import Plan, bind
+sock = bind(Plan("listener", "http", 0, "listen", "127.0.0.1", 0, 8))
+before = tcp.mark(sock)
+Path("/proc/sys/net/ipv4/tcp_syn_retries").write_text(str(before + 3))
+assert tcp.mark(sock) == before
+"""
+
+
+@pytest.mark.root
+@pytest.mark.program("unshare")
+def test_the_mark_of_connections_stays_what_it_is() -> None:
+    subprocess.run(["unshare", "-n", sys.executable, "-c", MARKS], check=True)
 
 
 def test_every_role_has_a_plan(bank: Bank) -> None:

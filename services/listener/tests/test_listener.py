@@ -344,26 +344,87 @@ def test_what_somebody_has_read_from_is_not_offered_again(make: Make) -> None:
         assert client.recv(100) == b""
 
 
-@pytest.mark.parametrize("put_back", [True, False])
-def test_what_a_worker_has_claimed_and_not_read_is_looked_at_again(make: Make, put_back: bool) -> None:
-    """Umaster died when the worker wanted to say Taken, or right after that."""
+@pytest.mark.parametrize("fails", [True, False])
+def test_what_a_worker_has_claimed_and_not_read_is_looked_at_again(make: Make, fails: bool) -> None:
+    """Umaster died with its Taken; its claim is good, unless it came at the same moment as our look."""
     front = make()
     front.connect(HEAD)
-    front.offered()
+    offered = front.offered()
     with socket.socket(fileno=front.umaster.record.fds.pop()) as worker:
-        before = tcp.claim(worker)
+        assert tcp.claim(worker, offered.mark)
         front.umaster_dies()
-        front.on.until(lambda: front.listener._claimed)
+        front.on.until(lambda: front.listener._doubtful)
         assert front.open == 1
-        if put_back:
-            tcp.put_back(worker, before)
-    if put_back:
+        if fails:
+            assert not tcp.claim(worker, offered.mark)
+    if fails:
         front.on.until(lambda: front.listener.reoffered and len(front.umaster.channels) == 2)
         front.offered()
     else:
         front.on.until(lambda: not front.open)
         assert (front.listener.dropped, front.listener.reoffered) == (1, 0)
-    assert not front.listener._claimed
+    assert not front.listener._doubtful
+
+
+def test_what_a_worker_hears_of_when_it_was_offered_again_is_not_its(make: Make) -> None:
+    """Umaster lives and has dispatched it, but its channel to us has ended: two offers of it are on their way."""
+    front = make()
+    front.connect(HEAD)
+    first = front.offered()
+    with socket.socket(fileno=front.umaster.record.fds.pop()) as late:
+        front.umaster_dies()
+        front.on.until(lambda: len(front.umaster.channels) == 2)
+        again = front.offered()
+        with socket.socket(fileno=front.umaster.record.fds.pop()) as worker:
+            assert not tcp.claim(late, first.mark)
+            assert tcp.claim(worker, again.mark)
+
+
+@pytest.mark.parametrize("how", ["refused", "too late"])
+def test_what_a_worker_has_from_a_channel_that_has_ended_is_not_answered_by_us(make: Make, how: str) -> None:
+    front = make(handover_timeout=0.5)
+    client = front.connect(HEAD)
+    front.offered()
+    with socket.socket(fileno=front.umaster.record.fds.pop()) as worker:
+        if how == "too late":
+            front.umaster.entrance.close()
+        front.umaster_dies()
+        if how == "too late":
+            front.on.until(lambda: front.listener._waiting)
+            assert tcp.claim(worker, 0)
+        else:
+            front.on.until(lambda: len(front.umaster.channels) == 2)
+            again = front.offered()
+            assert tcp.claim(worker, again.mark)
+            front.tell(m.Refuse(again.id, 503))
+        front.on.until(lambda: not front.open)
+        assert front.listener.dropped == 1
+        assert not front.listener.answers
+        worker.setblocking(True)
+        assert worker.recv(65_536) == HEAD
+        worker.sendall(b"hello")
+        assert client.recv(100) == b"hello"
+
+
+def test_what_we_answer_no_worker_takes_any_more(make: Make) -> None:
+    front = make()
+    client = front.connect(HEAD)
+    route = front.offered()
+    with socket.socket(fileno=front.umaster.record.fds.pop()) as worker:
+        front.tell(m.Refuse(route.id, 503))
+        assert status(front.answer_to(client)) == 503
+        assert not tcp.claim(worker, route.mark)
+
+
+def test_what_a_tenant_has_read_unclaimed_is_not_offered(make: Make) -> None:
+    front = make()
+    front.connect(HEAD)
+    front.offered()
+    with socket.socket(fileno=front.umaster.record.fds.pop()) as worker:
+        assert worker.recv(10)
+    front.umaster_dies()
+    front.on.until(lambda: not front.open)
+    assert front.listener.reoffered == 0
 
 
 def test_what_is_to_be_tried_again_is_offered_again(make: Make) -> None:

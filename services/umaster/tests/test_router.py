@@ -198,6 +198,11 @@ def dispatched(worker: WorkerState) -> list[int]:
     return [message.id for message in said_by(worker.channel).take() if isinstance(message, Dispatch)]
 
 
+def marks(worker: WorkerState) -> list[int]:
+    """As `dispatched`, the marks."""
+    return [message.mark for message in said_by(worker.channel).take() if isinstance(message, Dispatch)]
+
+
 def only(worker: WorkerState) -> int:
     """Return the id of the one connection that this worker has been given and hasn't taken."""
     (id_,) = worker.given
@@ -372,56 +377,72 @@ def client() -> Iterator[socket.socket]:
         yield ours
 
 
-def offered(world: World, source: Source, client: socket.socket) -> int:
+def offered(world: World, source: Source, client: socket.socket, mark: int = 0) -> int:
     world.ids += 1
     fd = os.dup(client.fileno())
-    world.router.route(source, world.ids, CLIENT, "a.example", fd, metrics=False, now=world.now)
+    world.router.route(source, world.ids, CLIENT, "a.example", fd, metrics=False, now=world.now, mark=mark)
     return world.ids
 
 
 def test_what_a_dead_listener_has_queued_is_served(world: World, client: socket.socket) -> None:
     source = world.listener()
     offered(world, source, client)
-    world.router.listener_gone(source, world.now)
+    world.router.listener_gone(source)
     worker = world.worker(world.supervisor(), credit=1)
     assert len(dispatched(worker)) == 1
     world.router.taken(worker, only(worker), world.now)
     assert world.heard(source) == []
-    world.now += module.ORPHAN_TIMEOUT + 1
-    world.router.sweep(world.now)
-    assert not world.router._orphans
+    assert not world.router._orphaned.open
 
 
 def test_what_nobody_takes_of_a_dead_listener_is_closed(world: World, client: socket.socket) -> None:
     source = world.listener()
     offered(world, source, client)
-    world.router.listener_gone(source, world.now)
+    world.router.listener_gone(source)
     world.now += TIMEOUT
     world.router.sweep(world.now)
     assert world.heard(source) == []
 
 
-@pytest.mark.parametrize("when", ["queued", "given", "taken"])
-def test_a_listener_that_lives_has_its_connection_again_and_only_once(
-    world: World, client: socket.socket, when: str
+def test_a_listener_that_lives_has_what_it_left_in_the_queue_again(
+    world: World, client: socket.socket
 ) -> None:
     source = world.listener()
-    offered(world, source, client)
-    world.router.listener_gone(source, world.now)
-    worker = world.worker(world.supervisor(), credit=0 if when == "queued" else 2)
-    if when == "taken":
-        world.router.taken(worker, only(worker), world.now)
+    offered(world, source, client, mark=6)
+    world.router.listener_gone(source)
+    worker = world.worker(world.supervisor(), credit=0)
     again = world.listener()
-    id_ = offered(world, again, client)
-    if when == "queued":
-        assert world.heard(again) == []
-        world.router.credit(worker, 2, world.now)
-    if when != "taken":
-        world.router.taken(worker, only(worker), world.now)
-    assert world.heard(again) == [Settled((id_,))]
-    assert len(dispatched(worker)) == 1
-    offered(world, again, client)  # what has ended may come anew: that number is another connection's by then
+    id_ = offered(world, again, client, mark=7)
+    assert world.heard(again) == []
+    world.router.credit(worker, 2, world.now)
+    assert marks(worker) == [7]
     world.router.taken(worker, only(worker), world.now)
+    assert world.heard(again) == [Settled((id_,))]
+    assert not world.router._orphaned.open
+
+
+@pytest.mark.parametrize("when", ["given", "taken"])
+def test_what_a_worker_has_been_sent_meanwhile_is_dispatched_anew_for_its_new_mark(
+    world: World, client: socket.socket, when: str
+) -> None:
+    """The worker sees by the mark that its first one counts no longer."""
+    source = world.listener()
+    offered(world, source, client, mark=6)
+    world.router.listener_gone(source)
+    supervisor = world.supervisor()
+    worker = world.worker(supervisor, credit=1)
+    first = only(worker)
+    if when == "taken":
+        world.router.taken(worker, first, world.now)
+    again = world.listener()
+    id_ = offered(world, again, client, mark=7)
+    other = world.worker(supervisor, 2, credit=1)
+    assert marks(other) == [7]
+    if when == "given":
+        world.router.taken(worker, first, world.now)
+    assert world.heard(again) == []  # not Settled, upon which its last copy would be closed
+    world.router.taken(other, only(other), world.now)
+    assert world.heard(again) == [Settled((id_,))]
 
 
 def test_an_orphan_whose_worker_has_died_is_nobodys_and_may_be_offered_anew(
@@ -429,7 +450,7 @@ def test_an_orphan_whose_worker_has_died_is_nobodys_and_may_be_offered_anew(
 ) -> None:
     source, supervisor = world.listener(), world.supervisor()
     offered(world, source, client)
-    world.router.listener_gone(source, world.now)
+    world.router.listener_gone(source)
     worker = world.worker(supervisor, credit=1)
     only(worker)
     world.router.worker_gone(worker)
@@ -439,18 +460,6 @@ def test_an_orphan_whose_worker_has_died_is_nobodys_and_may_be_offered_anew(
     successor = world.worker(supervisor, 2, credit=1)
     world.router.taken(successor, only(successor), world.now)
     assert world.heard(again) == [Settled((id_,))]
-
-
-def test_who_is_an_orphan_for_too_long_ends_like_any_other(world: World, client: socket.socket) -> None:
-    source = world.listener()
-    offered(world, source, client)
-    world.router.listener_gone(source, world.now)
-    worker = world.worker(world.supervisor(), credit=1)
-    only(worker)
-    world.now += module.ORPHAN_TIMEOUT + 1
-    world.router.sweep(world.now)
-    world.router.worker_gone(worker)
-    assert not world.router._orphans
 
 
 # ---- who gets it ----

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
 import select
@@ -264,6 +265,14 @@ def test_who_comes_late_takes_nobody_else(place: Place) -> None:
         assert parking.parked.pop(one.fd) is now
 
 
+class Offered:
+    """A connection that somebody offers."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.sock = sock
+        self.mark = tcp.mark(sock)
+
+
 def test_what_comes_after_the_end_is_closed_unclaimed() -> None:
     """Umaster, or whoever offered it, gives it to somebody else then."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -274,16 +283,56 @@ def test_what_comes_after_the_end_is_closed_unclaimed() -> None:
         socket.create_connection(server.getsockname()),
         server.accept()[0] as sock,
     ):
-        before = tcp.mark(sock)
+        one = Offered(sock)
         worker.stop()
         given = os.dup(sock.fileno())
         worker._from_umaster(worker._control, Dispatch(1, Address("127.0.0.1", 1), HOST), given)
-        assert tcp.mark(sock) == before
+        assert tcp.recall(one, sock) is tcp.Whose.OURS
         with pytest.raises(OSError, match="Bad file"):
             os.fstat(given)
     assert not worker._has_connections()
     worker._control.close()
     worker.close()
+
+
+def test_one_connection_that_two_workers_are_given_is_taken_by_one_of_them() -> None:
+    """Umaster lives, and the listener that lost its channel has offered the connection again."""
+    with (
+        contextlib.ExitStack() as stack,
+        socket.create_server(("127.0.0.1", 0)) as server,
+        socket.create_connection(server.getsockname()) as client,
+        server.accept()[0] as sock,
+    ):
+        client.sendall(b"GET / HTTP/1.1\r\n")
+        one = Offered(sock)
+        workers = []
+        for number in (1, 2):
+            offer = Dispatch(7, Address("127.0.0.1", 1), HOST, one.mark)
+            if number == 1:
+                assert tcp.recall(one, sock) is tcp.Whose.OURS
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            umaster, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            for each in (ours, umaster):
+                stack.enter_context(each)
+            worker = Worker(
+                Site(make_share(), ListLog()), theirs, Scoreboard(2), 0, number, Log("vhost", "test")
+            )
+            stack.callback(worker.close)
+            stack.callback(worker._control.close)
+            worker._running = True
+            worker._attach(its.detach(), VERSION)
+            assert worker._channel is not None
+            stack.callback(worker._channel.close)
+            umaster.recv(MAX_FRAME)  # its credit
+            fdpass.send_fd(umaster, encode(offer, VERSION), sock.fileno())
+            workers.append((worker, umaster))
+        for worker, umaster in workers:
+            assert worker._channel is not None
+            worker._channel.receive(1)
+            assert decode(umaster.recv(MAX_FRAME), VERSION) == Taken(7)  # so that no offer of it stays open
+        assert [len(worker._fresh) for worker, _ in workers] == [0, 1]
+        assert not workers[0][0]._has_connections()
+        workers[1][0]._fresh.pop().connection.sock.close()
 
 
 @pytest.mark.parametrize("hears", [True, False])
@@ -307,7 +356,7 @@ def test_what_it_cannot_say_taken_of_a_worker_closes_unread_and_unclaimed(hears:
     ):
         umaster.recv(MAX_FRAME)  # its credit; unread, it would end the channel before the packet is seen
         copies = (first, second)
-        before = [tcp.mark(each) for each in copies]
+        offered = [Offered(each) for each in copies]
         for client in (one, two):
             client.sendall(b"GET / HTTP/1.1\r\n")
         frames = [encode(Dispatch(id_, Address("127.0.0.1", 1), HOST), VERSION) for id_ in (7, 8)]
@@ -316,15 +365,14 @@ def test_what_it_cannot_say_taken_of_a_worker_closes_unread_and_unclaimed(hears:
             umaster.close()
         channel.receive(1)
         assert [tcp.consumed(each) for each in copies] == [0, 0]
-        after = [tcp.mark(each) for each in copies]
+        whose = tcp.Whose.CLAIMED if hears else tcp.Whose.OURS
+        assert [tcp.recall(each, each.sock) for each in offered] == [whose] * 2
         if hears:
             said = umaster.recv(4 * MAX_FRAME)
             half = len(said) // 2
             assert [decode(said[:half], VERSION), decode(said[half:], VERSION)] == [Taken(7), Taken(8)]
-            assert all(mark != old for mark, old in zip(after, before, strict=True))
             assert len(worker._fresh) == 2
         else:
-            assert after == before
             assert not worker._has_connections()
         while worker._fresh:
             worker._fresh.pop().connection.sock.close()

@@ -52,6 +52,7 @@ _CLIENT = Field(
     m.CLIENT_SIZE,
     "u8 family (4 or 6), u16 port, 16 bytes address, of which IPv4 uses the first 4",
 )
+_MARK = Field("mark", "u8", 1, "the connection's mark, as long as the offer counts; 0: any. Not in version 1")
 _AUTHORITY = Field(
     "authority",
     "text",
@@ -111,7 +112,7 @@ LAYOUT: dict[m.MessageType, tuple[Field, ...]] = {
         _u32("size", "of the memfd, in bytes"),
         Field("digest", "32 bytes", 32, "SHA-256 of the memfd's content"),
     ),
-    m.Route: (_CLIENT, _AUTHORITY),
+    m.Route: (_CLIENT, _MARK, _AUTHORITY),
     m.Settled: (Field("ids", "u64, 1 to 64 times", None, "the connections, by the ids of who offered them"),),
     m.Refuse: (Field("status", "u16", 2, "400 to 599"),),
     m.Retry: (),
@@ -125,9 +126,9 @@ LAYOUT: dict[m.MessageType, tuple[Field, ...]] = {
     ),
     m.Standing: (_choice("state", m.STANDINGS), _padding(3)),
     m.Credit: (Field("more", "u16", 2, "so many connections more"),),
-    m.Dispatch: (_CLIENT, _AUTHORITY),
+    m.Dispatch: (_CLIENT, _MARK, _AUTHORITY),
     m.Taken: (),
-    m.Pass: (_CLIENT, _AUTHORITY),
+    m.Pass: (_CLIENT, _MARK, _AUTHORITY),
     m.Spawn: (_NUMBER, _u32("slot", "its row of the scoreboard")),
     m.Spawned: (_NUMBER, _u32("pid", "its process; the supervisor asks the kernel whether that is so")),
     m.Attach: (Field("version", "u8", 1, "the version to speak from now on"), _padding(3)),

@@ -15,8 +15,8 @@ message object holds can be put into a log or a metric's label as it is.
 In step with: `permits` (who may send what), PROTOCOL.md (made from here), tests/unit/test_wire.py (one case table for
 encoder and decoder).
 
-Versions: 1 had one frame in each packet; 2 has several on some channels (`packets`), and in it umaster answers
-Standing(open).
+Versions: 1 had one frame in each packet; 2 has several on some channels (`packets`), in it umaster answers
+Standing(open), and offers say which mark of their connection they are for (`pyttpd.tcp`).
 """
 
 from __future__ import annotations
@@ -37,6 +37,8 @@ OLDEST_VERSION = 1
 GREETING_VERSION = 1
 #: Since this version umaster says Standing(open) back.
 STANDING_IS_ANSWERED = 2
+#: Since this version offers have a mark.
+OFFERS_HAVE_MARKS = 2
 
 HEADER = struct.Struct("!BBBBIQ")
 #: Bodies are small on purpose: what is large (shares, the host map) travels as a sealed memfd.
@@ -257,11 +259,15 @@ class Answer(NamedTuple):
 
 
 class Route(NamedTuple):
-    """A listener offers a connection that nobody has read from. The listener keeps a copy until it is settled."""
+    """A listener offers a connection that nobody has read from. The listener keeps a copy until it is settled.
+
+    mark: the connection's, as long as this offer counts (pyttpd.tcp); 0: whatever it is.
+    """
 
     id: int
     client: Client
     authority: str
+    mark: int = 0
 
 
 class Settled(NamedTuple):
@@ -335,11 +341,12 @@ class Credit(NamedTuple):
 
 
 class Dispatch(NamedTuple):
-    """A connection for this worker."""
+    """A connection for this worker, if its mark still is what the offer says (0: whatever it is)."""
 
     id: int
     client: Client
     authority: str
+    mark: int = 0
 
 
 class Taken(NamedTuple):
@@ -354,6 +361,7 @@ class Pass(NamedTuple):
     id: int
     client: Client
     authority: str
+    mark: int = 0
 
 
 class Spawn(NamedTuple):
@@ -466,19 +474,25 @@ def _unpack_name(raw: bytes) -> str:
     return name.decode("ascii")
 
 
+_BYTE = tuple(bytes((number,)) for number in range(256))
+
+
 def _pack_offer(message: Route | Dispatch | Pass) -> bytes:
     authority = message.authority.encode("ascii")
     if not AUTHORITY.match(authority):
         raise LocalProtocolError(f"{message.authority!r} is not an authority")
-    return message.client + authority
+    return message.client + _BYTE[message.mark] + authority
 
 
-def _unpack_offer(body: bytes) -> tuple[Client, str]:
+def _unpack_offer(body: bytes) -> tuple[Client, str, int]:
     client = Client.from_wire(body[:CLIENT_SIZE])
-    authority = body[CLIENT_SIZE:]
+    mark = body[CLIENT_SIZE : CLIENT_SIZE + 1]
+    authority = body[CLIENT_SIZE + 1 :]
+    if not mark:
+        raise RemoteProtocolError("bad-length", "no mark")
     if not AUTHORITY.match(authority):
         raise RemoteProtocolError("bad-field", f"{authority[:64]!r} is not an authority")
-    return client, authority.decode("ascii")
+    return client, authority.decode("ascii"), mark[0]
 
 
 #: Printable ASCII only: these texts go into logs.
@@ -727,6 +741,7 @@ MESSAGES: tuple[Row, ...] = (
 BY_CODE: dict[int, Row] = {row.code: row for row in MESSAGES}
 BY_CLASS: dict[MessageType, Row] = {row.cls: row for row in MESSAGES}
 _GREETINGS = (BY_CLASS[Hello].code, BY_CLASS[Welcome].code)
+_OFFERS = (BY_CLASS[Route].code, BY_CLASS[Dispatch].code, BY_CLASS[Pass].code)
 
 
 def encode(message: Message, version: int | None = None) -> bytes:
@@ -739,6 +754,8 @@ def encode(message: Message, version: int | None = None) -> bytes:
         raise LocalProtocolError(f"{row.cls.__name__} of {len(body)} bytes")
     if version is None:
         version = GREETING_VERSION if row.code in _GREETINGS else VERSION
+    if version < OFFERS_HAVE_MARKS and row.code in _OFFERS:
+        body = body[:CLIENT_SIZE] + body[CLIENT_SIZE + 1 :]
     return (
         HEADER.pack(
             version,
@@ -787,5 +804,8 @@ def decode_from(packet: bytes, start: int, spoken: int) -> tuple[Message, int]:
         raise RemoteProtocolError(
             "bad-field", f"flags {flags}, reserved {reserved}, id {id_} in {row.cls.__name__}"
         )
-    message: Message = row.unpack(id_, packet[begin:end])
+    body = packet[begin:end]
+    if spoken < OFFERS_HAVE_MARKS and code in _OFFERS:
+        body = body[:CLIENT_SIZE] + b"\0" + body[CLIENT_SIZE:]
+    message: Message = row.unpack(id_, body)
     return message, end

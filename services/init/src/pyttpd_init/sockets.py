@@ -6,6 +6,7 @@ import errno
 import socket
 from dataclasses import dataclass
 
+from pyttpd import tcp
 from pyttpd.config.model import Config
 from pyttpd.roles import ROLES, Role
 from pyttpd.service import StartError
@@ -89,6 +90,7 @@ def bind(plan: Plan) -> socket.socket:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        tcp.fix_mark(sock)  # before anybody comes
         sock.bind((plan.host, plan.port))
         sock.listen(plan.backlog)
     except OSError as error:

@@ -19,8 +19,9 @@ Theory of operation. A connection is in one of these states, and in one place fo
        │ refused, too slow     └────────────────┼─┘
        └──────────> LINGERING <── REFUSE ───────┘        (if somebody has read from it: closed, unanswered)
 
-"Nobody has read from it" means nothing but the PROXY header, if there was one; and nobody has claimed it. One that is
-claimed and unread is looked at again a moment later (tcp.py): its worker may not have been able to say so.
+"Nobody has read from it" means nothing but the PROXY header, if there was one; and nobody has claimed it. Otherwise it
+is looked at again a moment later (tcp.py). A worker may still have it from a channel that has ended: so what we have
+offered we recall before we offer it again, or answer it ourselves.
 
 Who waits too long in PEEKING gets 408, in WAITING 503. PEEKING and LINGERING are what costs a client nothing, so these
 make room: of one client's (`Client.network`) the oldest, when it has more than `max_unnamed_per_client` of them; and
@@ -95,6 +96,10 @@ class State(enum.Enum):
     LINGERING = "lingering"
 
 
+#: Others may have a copy.
+_OFFERS = frozenset({State.WAITING, State.OFFERED})
+
+
 class Connection:
     """A client's connection. Owns `sock`."""
 
@@ -105,6 +110,7 @@ class Connection:
         "head_only",
         "id",
         "lingered",
+        "mark",
         "peeked",
         "preface",
         "scanned",
@@ -112,8 +118,10 @@ class Connection:
         "state",
     )
 
-    def __init__(self, sock: socket.socket, client: Client, id_: int) -> None:
+    def __init__(self, sock: socket.socket, client: Client, id_: int, mark: int) -> None:
         self.sock = sock
+        # For which our offer counts.
+        self.mark = mark
         self.client = client
         self.id = id_
         self.state = State.PEEKING
@@ -157,7 +165,7 @@ class Listener:
         self._crowds: dict[bytes, dict[Connection, None]] = {}
         self._stressed = False
         self._offered: dict[int, Connection] = {}
-        self._claimed: set[Connection] = set()
+        self._doubtful = tcp.SecondLook(_sock_of, self._offer_again, self._loop.call_later)
         self._umaster: Channel | None = None
         self._window = 0
         self._leaving_umaster = False
@@ -277,7 +285,7 @@ class Listener:
             self._budget.take()
             sock.setblocking(False)
             self._next_id += 1
-            connection = Connection(sock, Client(address[0], address[1]), self._next_id)
+            connection = Connection(sock, Client(address[0], address[1]), self._next_id, self._fresh_mark)
             if self._proxies is not None:
                 connection.state = State.PREFACE
             # Most clients' first bytes are there already: then epoll never hears of the connection.
@@ -462,7 +470,7 @@ class Listener:
             return 0
         some = connections if len(connections) <= room else connections[:room]
         sent = self._umaster.send_all(
-            [Route(one.id, one.client, one.authority) for one in some],
+            [Route(one.id, one.client, one.authority, one.mark) for one in some],
             [one.sock.fileno() for one in some],
         )
         for connection in some[:sent]:
@@ -481,29 +489,17 @@ class Listener:
             if sent < len(some):
                 return
 
-    def _offer_again(self, connection: Connection, *, last: bool = False) -> None:
-        """Offer a connection once more, if nobody has it: otherwise that one has answered, or never will.
-
-        last: who has only claimed it by now has it.
-        """
-        try:
-            unread = tcp.consumed(connection.sock) == connection.preface
-            claimed = tcp.mark(connection.sock) != self._fresh_mark
-        except OSError:
-            unread = claimed = False
-        if unread and not claimed:
+    def _offer_again(self, connection: Connection, ours: bool) -> None:
+        """Offer a connection once more, if nobody has it: otherwise that one has answered, or never will."""
+        if ours and _is_unread(connection):
             self.reoffered += 1
             self._offer(connection)
-        elif unread and not last:
-            self._claimed.add(connection)
-            self._loop.call_later(tcp.PUT_BACK_WITHIN, partial(self._look_again, connection))
         else:
-            self.dropped += 1
-            self._forget(connection)
+            self._drop(connection)
 
-    def _look_again(self, connection: Connection) -> None:
-        self._claimed.discard(connection)
-        self._offer_again(connection, last=True)
+    def _drop(self, connection: Connection) -> None:
+        self.dropped += 1
+        self._forget(connection)
 
     # ---- umaster ----
 
@@ -526,10 +522,9 @@ class Listener:
             case Refuse(id_, status):
                 self._answer(self._known(id_), status)
             case Retry(id_):
-                self._offer_again(self._known(id_))
+                self._doubtful.look(self._known(id_))
             case Drop(id_):
-                self.dropped += 1
-                self._forget(self._known(id_))
+                self._drop(self._known(id_))
             case Goodbye():
                 # It settles what is open, then it closes, and its successor is there to be connected to.
                 self._leaving_umaster = True
@@ -548,12 +543,15 @@ class Listener:
         self._service.not_ready()
         offered, self._offered = self._offered, {}
         for connection in offered.values():
-            self._offer_again(connection)
+            self._doubtful.look(connection)
 
     # ---- answering and closing ----
 
     def _answer(self, connection: Connection, status: int) -> None:
         """Answer by ourselves, and linger."""
+        if connection.state in _OFFERS and tcp.recall(connection, connection.sock) is not tcp.Whose.OURS:
+            self._drop(connection)
+            return
         self.answers[status] = self.answers.get(status, 0) + 1
         self._log.info(
             "request refused", status=status, client=connection.client.host, host=connection.authority or "-"
@@ -645,7 +643,7 @@ class Listener:
         self._loop.call_later(SWEEP_INTERVAL, self._sweep)
 
     def _open(self) -> int:
-        named = len(self._named) + len(self._waiting) + len(self._offered) + len(self._claimed)
+        named = len(self._named) + len(self._waiting) + len(self._offered) + len(self._doubtful)
         return len(self._peeking) + len(self._lingering) + named
 
     def _drain(self) -> None:
@@ -672,7 +670,7 @@ class Listener:
             # those in PREFACE are among them
             (State.PEEKING, len(self._peeking)),
             (State.WAITING, len(self._named) + len(self._waiting)),
-            (State.OFFERED, len(self._offered) + len(self._claimed)),
+            (State.OFFERED, len(self._offered) + len(self._doubtful)),
             (State.LINGERING, len(self._lingering)),
         ):
             states.add_metric([state.value], count)
@@ -712,6 +710,18 @@ class Listener:
         for status, count in sorted(self.answers.items()):
             answers.add_metric([str(status)], count)
         yield answers
+
+
+def _sock_of(connection: Connection) -> socket.socket:
+    return connection.sock
+
+
+def _is_unread(connection: Connection) -> bool:
+    """Nobody has read from it. (Our workers don't before they have claimed it; a tenant may have.)"""
+    try:
+        return tcp.consumed(connection.sock) == connection.preface
+    except OSError:
+        return False
 
 
 def _has_sent(sock: socket.socket) -> bool:

@@ -26,7 +26,8 @@ more. If all of them are gone, it is the older ones' turn again.
 
 A listener that dies leaves its queued offers to us: nobody else has these connections any more, so they are served as
 ever (*orphans*), and only their Refuse has nobody to go to. Whether it has died can't be told: one that lives, and only
-lost its channel, offers them again. Then the offer that we have is its own again, known by the connection's cookie.
+lost its channel, offers them again. Then what is still here is its own again, known by the connection's cookie. What a
+worker has been sent meanwhile counts no longer: by its mark the worker sees that it was offered anew (pyttpd.tcp).
 
 What a turn dispatches to a worker, and what it has to say to each source, goes in few packets at the end of the turn
 (`flush`). Until then a dispatched offer is *assigned*: it has used up credit, and we still have its descriptor.
@@ -90,9 +91,6 @@ MAX_TRAVELLING = 4096
 VHOST_SHARE = 1 / 16
 MIN_SHARE = 4
 
-#: For so long (s) a listener that has lost its channel may come again with a connection that it has offered before.
-ORPHAN_TIMEOUT = 60.0
-
 WAIT_BUCKETS = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0)
 
 
@@ -151,7 +149,7 @@ class Source:
 
 @dataclass(slots=True, eq=False)
 class Offer:
-    """A connection on its way. `fd` is ours until a worker has been sent it, -1 from then on."""
+    """A connection on its way. `fd` is ours until a worker has been sent it, -1 from then on. `mark`: see Route."""
 
     source: Source
     source_id: int
@@ -159,6 +157,7 @@ class Offer:
     client: Client
     authority: str
     since: float
+    mark: int
 
 
 @dataclass(slots=True, eq=False)
@@ -287,9 +286,8 @@ class Router:
         # What this turn has given to each worker, by our id.
         self._assigned: dict[WorkerState, dict[int, Offer]] = {}
         self._sources: set[Source] = set()
+        # Whose the orphans are, by their cookies.
         self._orphaned = Source(Nobody(), "")
-        # Orphans by cookie, each with when it became one; they stay here for a while when they have ended.
-        self._orphans: dict[int, tuple[float, Offer]] = {}
         self._demanding: set[Pool] = set()
         self._to_tell: dict[Supervisor, Demand] = {}
 
@@ -339,7 +337,7 @@ class Router:
         self._sources.add(source)
         return source
 
-    def listener_gone(self, source: Source, now: float) -> None:
+    def listener_gone(self, source: Source) -> None:
         """The channel of a listener has closed: what it has queued stays, since it may have died with its copies."""
         for offer in [offer for offer in source.open.values() if offer.fd >= 0]:
             del source.open[offer.source_id]
@@ -350,26 +348,18 @@ class Router:
             finally:
                 offer.source = self._orphaned
             self._orphaned.open[offer.source_id] = offer
-            self._orphans[offer.source_id] = now, offer
         self.source_gone(source)
 
-    def _comes_again(self, source: Source, id_: int, fd: int) -> bool:
-        """Say whether a listener offers an orphan anew, which is its own again then."""
+    def _comes_again(self, source: Source, id_: int, fd: int, mark: int) -> bool:
+        """Say whether a listener offers anew what it has left here, which is its own again then."""
         try:
-            cookie = tcp.cookie(fd)
+            offer = self._orphaned.open.pop(tcp.cookie(fd), None)
         except OSError:
             return False
-        _, offer = self._orphans.pop(cookie, (0.0, None))
-        if offer is None:
-            return False
-        if self._orphaned.open.pop(cookie, None) is None:
-            # It has ended meanwhile. Somebody has taken it, or it was refused, which nobody could be told.
-            del source.open[id_]
-            source.settled.append(id_)
-            self._unsent.add(source)
-        else:
-            offer.source, offer.source_id = source, id_
-            source.open[id_] = offer
+        if offer is None or offer.fd < 0:
+            return False  # a worker has been sent it, for a mark that it no longer has
+        offer.source, offer.source_id, offer.mark = source, id_, mark
+        source.open[id_] = offer
         return True
 
     def source_gone(self, source: Source) -> None:
@@ -391,18 +381,27 @@ class Router:
     # ---- offers ----
 
     def route(
-        self, source: Source, id_: int, client: Client, name: str, fd: int, *, metrics: bool, now: float
+        self,
+        source: Source,
+        id_: int,
+        client: Client,
+        name: str,
+        fd: int,
+        *,
+        metrics: bool,
+        now: float,
+        mark: int = 0,
     ) -> None:
         """Take an offer of a listener: `name` is a host name, or, for `metrics`, a vhost's name. Takes `fd` over."""
         try:
-            offer = self._admit(source, id_, client, name, fd, now)
+            offer = self._admit(source, id_, client, name, fd, now, mark)
         except RemoteProtocolError:
             os.close(fd)
             raise
         if self._leaving:
             self._give_back(offer)
             return
-        if self._orphans and self._comes_again(source, id_, fd):
+        if self._orphaned.open and self._comes_again(source, id_, fd, mark):
             self._close(offer)
             return
         vhost = name if metrics else self._map.find(name)
@@ -417,13 +416,20 @@ class Router:
             self._enqueue(pool, offer)
 
     def pass_on(
-        self, worker: WorkerState, id_: int, client: Client, authority: str, fd: int, now: float
+        self,
+        worker: WorkerState,
+        id_: int,
+        client: Client,
+        authority: str,
+        fd: int,
+        now: float,
+        mark: int = 0,
     ) -> None:
         """Take an offer of a worker, for a sibling that is free now: a passed connection never queues. Takes
         `fd` over.
         """
         try:
-            offer = self._admit(worker.source, id_, client, authority, fd, now)
+            offer = self._admit(worker.source, id_, client, authority, fd, now, mark)
         except RemoteProtocolError:
             os.close(fd)
             raise
@@ -434,13 +440,15 @@ class Router:
             self._close(offer)
             self._end(offer, Refuse(id_, 503))
 
-    def _admit(self, source: Source, id_: int, client: Client, name: str, fd: int, now: float) -> Offer:
+    def _admit(
+        self, source: Source, id_: int, client: Client, name: str, fd: int, now: float, mark: int
+    ) -> Offer:
         if id_ in source.open:
             raise RemoteProtocolError("replayed-id", f"id {id_} is open already")
         if len(source.open) >= ROUTE_WINDOW:
             raise RemoteProtocolError("over-credit", f"more than {ROUTE_WINDOW} open offers")
         self._now = now
-        offer = Offer(source, id_, fd, client, name, now)
+        offer = Offer(source, id_, fd, client, name, now, mark)
         source.open[id_] = offer
         self._budget.take()
         return offer
@@ -460,9 +468,6 @@ class Router:
         if source.open.pop(offer.source_id, None) is not None:
             source.answers.append(message)
             self._unsent.add(source)
-            if source is self._orphaned and isinstance(message, Retry):
-                # Nobody has it: should its listener live, it is offered anew. (Or it has been here for too long.)
-                self._orphans.pop(offer.source_id, None)
 
     def _dispatch(self, pool: Pool, offer: Offer, now: float) -> bool:
         """Assign `offer` to a worker of `pool`; False if none can have it now."""
@@ -486,7 +491,7 @@ class Router:
             worker, offers = next(iter(self._assigned.items()))
             pool = worker.pool
             sent = worker.channel.send_all(
-                [Dispatch(id_, offer.client, offer.authority) for id_, offer in offers.items()],
+                [Dispatch(id_, offer.client, offer.authority, offer.mark) for id_, offer in offers.items()],
                 [offer.fd for offer in offers.values()],
             )
             pool.dispatched += sent
@@ -822,9 +827,6 @@ class Router:
         self._now = now
         for worker in list(self._blocked):
             self.credit(worker, 0, now)  # ETOOMANYREFS has no event of its own
-        for cookie, (since, _) in list(self._orphans.items()):
-            if now - since > ORPHAN_TIMEOUT:
-                del self._orphans[cookie]
         for pool in list(self._queues):
             limit = now - pool.peer.queue_timeout
             while pool.queue and pool.queue[0].since <= limit:

@@ -200,12 +200,14 @@ class Umaster:
         source = channel.owner
         assert isinstance(source, Source)
         match message:
-            case Route(id_, client, authority):
+            case Route(id_, client, authority, mark):
                 assert fd is not None
                 if channel.paused and self._service.budget.exhausted:
                     self._send_back(channel, id_, fd)
                     return
-                self._router.route(source, id_, client, authority, fd, metrics=metrics, now=self._loop.now)
+                self._router.route(
+                    source, id_, client, authority, fd, metrics=metrics, now=self._loop.now, mark=mark
+                )
                 self._check_room(channel)
             case Goodbye():
                 pass  # what it has open is settled as ever; then it closes
@@ -227,7 +229,7 @@ class Umaster:
         self._channels.discard(channel)
         assert isinstance(channel.owner, Source)
         if reason == GONE:
-            self._router.listener_gone(channel.owner, self._loop.now)
+            self._router.listener_gone(channel.owner)
         else:
             self._router.source_gone(channel.owner)  # we have cut it off: it lives, and is not to be believed
         self._log.info("listener is gone", name=channel.peer_name, reason=reason)
@@ -364,7 +366,7 @@ class Umaster:
                 raise RemoteProtocolError("bad-field", "a credit of nothing")  # could be said without end
             case Credit(more):
                 self._router.credit(worker, more, self._loop.now)
-            case Pass(id_, client, authority):
+            case Pass(id_, client, authority, mark):
                 assert fd is not None
                 if channel.backlog > max(MIN_BEHIND, MAX_BEHIND // max(1, len(worker.pool.workers))):
                     os.close(fd)
@@ -372,7 +374,7 @@ class Umaster:
                 if channel.paused and self._service.budget.exhausted:
                     self._send_back(channel, id_, fd)
                     return
-                self._router.pass_on(worker, id_, client, authority, fd, self._loop.now)
+                self._router.pass_on(worker, id_, client, authority, fd, self._loop.now, mark)
                 self._check_room(channel)
             case Goodbye():
                 self._router.leave(worker)

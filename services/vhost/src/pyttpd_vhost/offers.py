@@ -7,13 +7,13 @@ Rules:
 - Everything here happens under the worker's lock.
 - Only what is unread is offered (`Connection.unread`). It is out of epoll and of `parked` before: nobody of us reads it
   any more. It isn't counted for its client meanwhile; whoever takes it counts it.
-- Refuse says that no sibling has it. After Retry, or without umaster, one may have had it: it is taken back only if
-  nobody has claimed it, or read from it, since. One that is claimed and unread is looked at again a moment later
-  (tcp.py): its claimant may not have been able to say so.
+- What is offered has a new mark. What comes back is recalled (tcp.py), since a sibling may have it although umaster, or
+  our channel, is gone. One that is claimed is looked at again a moment later.
 """
 
 from __future__ import annotations
 
+import socket
 import time
 from collections.abc import Callable, Iterator
 
@@ -41,18 +41,17 @@ class Offers:
     ) -> None:
         self._parking = parking
         self._give_back = give_back
-        self._later = later
         self._offered: dict[int, Parked] = {}
-        self._claimed: dict[int, Parked] = {}
+        self._doubtful = tcp.SecondLook(_sock_of, self._end, later)
         self._next_id = 0
         self._pause_until = 0.0
         self.passed = 0
 
     def __len__(self) -> int:
-        return len(self._offered) + len(self._claimed)
+        return len(self._offered) + len(self._doubtful)
 
     def __iter__(self) -> Iterator[Parked]:
-        return iter([*self._offered.values(), *self._claimed.values()])
+        return iter([*self._offered.values(), *self._doubtful])
 
     @property
     def pausing(self) -> bool:
@@ -63,16 +62,13 @@ class Offers:
         """Offer `one`, which is idle (or fresh) and out of `parked`."""
         self._parking.forget(one)
         self._next_id += 1
-        try:
-            one.consumed = tcp.consumed(one.connection.sock)
-            one.mark = tcp.mark(one.connection.sock)
-        except OSError:
-            one.connection.detach().close()
-            return
+        one.mark = tcp.offer(one.connection.sock)
         one.connection.uncount()
         self._offered[self._next_id] = one
-        if channel is None or not channel.send(Pass(self._next_id, one.client, one.authority), one.fd):
-            self._take_back(self._next_id, sure=True)
+        if channel is None or not channel.send(
+            Pass(self._next_id, one.client, one.authority, one.mark), one.fd
+        ):
+            self._take_back(self._next_id)
 
     def settled(self, id_: int) -> None:
         """A sibling has taken it."""
@@ -90,49 +86,34 @@ class Offers:
     def refused(self, id_: int) -> None:
         """No sibling is free."""
         self._pause_until = time.monotonic() + PASS_PAUSE
-        self._take_back(id_, sure=True)
+        self._take_back(id_)
 
     def retry(self, id_: int) -> None:
         """The sibling that was to have it is gone."""
-        self._take_back(id_, sure=False)
+        self._take_back(id_)
 
     def retry_all(self) -> None:
         """Umaster is gone."""
         for id_ in list(self._offered):
-            self._take_back(id_, sure=False)
+            self._take_back(id_)
 
     def clear(self) -> None:
         """In a forked child: nothing of it is ours."""
         self._offered.clear()
-        self._claimed.clear()
+        self._doubtful.clear()
 
-    def _take_back(self, id_: int, *, sure: bool) -> None:
+    def _take_back(self, id_: int) -> None:
         one = self._offered.pop(id_, None)
-        if one is None:
-            return
-        unread, claimed = (True, False) if sure else self._look(one)
-        if unread and claimed:
-            self._claimed[id_] = one
-            self._later(tcp.PUT_BACK_WITHIN, lambda: self._look_again(id_))
-        else:
-            self._end(one, ours=unread)
-
-    def _look_again(self, id_: int) -> None:
-        one = self._claimed.pop(id_, None)
         if one is not None:
-            self._end(one, ours=self._look(one) == (True, False))
+            self._doubtful.look(one)
 
-    def _look(self, one: Parked) -> tuple[bool, bool]:
-        """Say whether nobody has read from it since it was offered, and whether somebody has claimed it."""
-        try:
-            sock = one.connection.sock
-            return tcp.consumed(sock) == one.consumed, tcp.mark(sock) != one.mark
-        except OSError:
-            return False, False
-
-    def _end(self, one: Parked, *, ours: bool) -> None:
+    def _end(self, one: Parked, ours: bool) -> None:
         if ours:
             one.connection.count()
             self._give_back(one)
         else:
             one.connection.detach().close()
+
+
+def _sock_of(one: Parked) -> socket.SocketType:
+    return one.connection.sock

@@ -34,10 +34,9 @@ _CLOSED, _AWAY = Want.CLOSED, Want.AWAY
 
 
 class Parked:
-    """A connection of ours with what leads back to it. `consumed` and `mark` are set while it is offered."""
+    """A connection of ours with what leads back to it. `mark`: it is offered for that one."""
 
-    __slots__ = ("authority", "client", "connection", "consumed", "fd", "mark", "want")
-    consumed: int
+    __slots__ = ("authority", "client", "connection", "fd", "mark", "want")
     mark: int
 
     def __init__(self, connection: Connection, client: Client, authority: str, fd: int) -> None:

@@ -72,14 +72,16 @@ class Scrapes:
 
     def _on_scrape(self, channel: Channel, message: Message, fd: int | None) -> None:
         match message:
-            case Dispatch(id_):
+            case Dispatch(id_, _, _, mark):
                 assert fd is not None
+                told = channel.send(Taken(id_))
                 with socket.socket(fileno=os.dup(fd)) as sock:
-                    before = tcp.claim(sock)
-                    if not channel.send(Taken(id_)):
-                        tcp.put_back(sock, before)
-                        os.close(fd)
-                        return
+                    ours = told and tcp.claim(sock, mark)
+                if not ours:
+                    os.close(fd)
+                    if told:
+                        self._give_credit()
+                    return
                 who = metrics.About.me()
                 try:
                     pid = os.fork()

@@ -155,9 +155,9 @@ class Worker(Loop):
             self._parking, lambda one: self._settle(None, one, _READ), later=self.call_later
         )
         self._fresh: deque[Parked] = deque()
-        # Of the packet that is being looked at: what we have marked as ours and not yet taken, with its mark before
-        # and its client's host, which is made anew each time that it is asked for.
-        self._claimed: list[tuple[socket.SocketType, int, str, Dispatch]] = []
+        # Of the packet that is being looked at: what we haven't taken yet, with its client's host, which is made anew
+        # each time that it is asked for.
+        self._came: list[tuple[socket.SocketType, str, Dispatch]] = []
         self._spent = 0
         # Connections that we may have: what the application opens comes out of the same limit.
         self._room = max(1, (soft_descriptor_limit() - RESERVE) * 3 // 4 - CREDIT)
@@ -553,7 +553,7 @@ class Worker(Loop):
             # socket.socket is a class around this one, which takes twice as long.
             host = message.client.host
             sock = socket.SocketType(_IPV6 if ":" in host else _IPV4, _STREAM, 0, fd)
-            self._claimed.append((sock, tcp.claim(sock), host, message))
+            self._came.append((sock, host, message))
             return
         match message:
             case Settled(ids):
@@ -570,22 +570,24 @@ class Worker(Loop):
 
     def _take(self, channel: Channel) -> None:
         """Say Taken for all that came in one packet, and let them be served."""
-        if not self._claimed:
+        if not self._came:
             return
-        claimed, self._claimed = self._claimed, []
-        self._spent += len(claimed)
-        self._given += len(claimed)
+        came, self._came = self._came, []
+        self._spent += len(came)
+        self._given += len(came)
         if not self._wake.is_set():
             self._wake.set()
-        told = channel.send_all([Taken(given.id) for *_, given in claimed])
+        told = channel.send_all([Taken(given.id) for *_, given in came])
         site, fresh = self._site, self._fresh
-        for sock, _, host, (_, client, authority) in claimed[:told]:
+        for sock, host, (_, client, authority, mark) in came[:told]:
+            if not tcp.claim(sock, mark):
+                sock.close()  # it was offered anew before we got here, and is somebody else's
+                continue
             sock.setblocking(False)
             connection = site.connection(sock, (host, client.port), authority, site)
             fresh.append(Parked(connection, client, authority, sock.fileno()))
-        for sock, before, *_ in claimed[told:]:
+        for sock, *_ in came[told:]:
             # Nobody hears that we have it: closed unread, so that it can be offered to somebody else.
-            tcp.put_back(sock, before)
             sock.close()
 
     def _umaster_gone(self, channel: Channel, _: str) -> None:
@@ -906,7 +908,7 @@ class Worker(Loop):
         with contextlib.suppress(OSError):
             for one in [*self._parked.values(), *self._offers, *self._fresh]:
                 one.connection.sock.close()
-            for sock, *_ in self._claimed:
+            for sock, *_ in self._came:
                 sock.close()
             for channel in (self._control, self._channel):
                 if channel is not None:
