@@ -118,12 +118,16 @@ def run(asked: argparse.Namespace, cases: dict[str, Case | Study], settings: dic
         results.runs.setdefault(setting.name, {})[name] = figures
         part = place(setting.name, name)
         results.missing = [each for each in results.missing if each != part or asked.peer]
+        write()
+
+    def write() -> None:
         results.about |= {
             "took": f"{time.monotonic() - began:.0f} s",
             "used by others meanwhile": f"{others.share():.1%} of all cores",
         }
         report.write(asked.into, results)
 
+    write()  # over what an earlier run has left
     for setting in map(settings.__getitem__, asked.setting):
         options = Options(asked.rounds, asked.seconds, pin=setting.pin, log=setting.log)
         first = setting.name == asked.setting[0]

@@ -151,26 +151,31 @@ def test_neighbours_share_their_servers_and_who_fails_in_one_case_is_tried_in_th
     assert all(not found[name]["good"].failed for name in ("second", "third", "fourth"))
 
 
-@pytest.mark.program("wrk")
-def test_a_run_that_is_interrupted_leaves_what_it_has_and_says_what_is_missing(tmp_path: Path) -> None:
-    """A played suite whose second study never ends."""
+@pytest.mark.parametrize("ended", [[], ["first"]], ids=["before anything has ended", "in the second case"])
+def test_a_run_that_is_interrupted_leaves_what_it_has_and_says_what_is_missing(
+    tmp_path: Path, ended: list[str]
+) -> None:
+    """A played suite in which a study never ends. What an earlier run has left isn't taken for this one's."""
+    (tmp_path / "results.json").write_text("an earlier run's")
     code = (
         "import time; from suite import __main__ as it; from suite.figures import Row, Study\n"
-        "it.CASES = tuple(Study(name, name, run) for name, run in (\n"
-        "    ('first', lambda _: [Row('it', 'pyttpd', 's', [1.0])]), ('second', lambda _: time.sleep(1000))))\n"
+        "def run(name):\n"
+        f"    return [Row('it', 'pyttpd', 's', [1.0])] if name in {ended} else time.sleep(1000)\n"
+        "it.CASES = tuple(Study(each, each, lambda _, each=each: run(each)) for each in ('first', 'second'))\n"
         "it.main()"
     )
     command = [sys.executable, "-c", code, "--setting", "one core, access logs", "--into", str(tmp_path)]
+    left = [name for name in ("first", "second") if name not in ended]
     with subprocess.Popen(command, cwd=BENCH, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         for line in process.stdout:
-            if line.rstrip().endswith(": second"):
+            if line.rstrip().endswith(f": {left[0]}"):
                 break
         process.terminate()
         assert process.wait(30) == 128 + 15
     results = json.loads((tmp_path / "results.json").read_text())
-    assert list(results["results"]["one core, access logs"]) == ["first"]
-    assert results["missing"] == ["second (one core, access logs)"]
+    assert [name for found in results["results"].values() for name in found] == ended
+    assert results["missing"] == [f"{name} (one core, access logs)" for name in left]
 
 
 @pytest.mark.root
