@@ -29,8 +29,8 @@ from suite.machine import children, family, free_ports, private_memory, processo
 TENANTS = int(os.environ.get("PYTTPD_BENCH_TENANTS", "1000"))
 #: So many different ones are asked for the first time, and again.
 ASKED = 50
-#: A tree of 1,000 takes its time, and there are three of them.
-ROUNDS = 3
+#: A tree of 1,000 takes half a minute with all that is asked of it, so there are two of them.
+ROUNDS = 2
 #: How long (s) the tree has until all are there, and until it has ended.
 PATIENCE = 240.0
 #: What they cost while they sleep is measured for so long (s).

@@ -22,7 +22,8 @@ import time
 DEFAULT_FILE = "/run/health/state"
 #: Heartbeats come every second; a role that has missed so many seconds of them is not healthy.
 STALE_AFTER = 15.0
-#: Two heartbeats and a bit: by then a file has been touched whose keeper lives (s). Probes may take twice that.
+#: Two heartbeats and a bit, or one of who sleeps: by then a file has been touched whose keeper lives (s). Probes may
+#: take twice that.
 LOOK_AGAIN = 2.5
 #: The runner reads this as root in a folder of the tenant's: neither a link nor a FIFO leads it astray.
 _OPEN = os.O_NOFOLLOW | os.O_NONBLOCK
@@ -54,8 +55,11 @@ class HealthFile:
         if state != self._state:
             temporary = f"{self._path}.new"
             flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | _OPEN
-            with open(os.open(temporary, flags, 0o644), "w", encoding="ascii") as file:
-                file.write(state + "\n")
+            fd = os.open(temporary, flags, 0o644)
+            try:
+                os.write(fd, b"%s\n" % state.encode("ascii"))
+            finally:
+                os.close(fd)
             os.replace(temporary, self._path)
             self._state = state
         else:

@@ -46,6 +46,10 @@ from pyttpd.office import Office
 
 #: The role says that it is alive so often (s) ...
 BEAT_INTERVAL = 1.0
+#: One that sleeps says so seldomer, by this factor, and its keeper isn't up more often than it: thousands may sleep.
+ASLEEP_BEATS = 2
+#: A keeper that waits for its role's next beat waits so much longer (s), and is woken once.
+BEAT_SLACK = 0.25
 #: ... and is killed when it hasn't for so long.
 BEAT_LIMIT = 10.0
 #: Delays (s) before a crashed role is started again; a role that lived for STABLE_AFTER counts as healthy again.
@@ -176,7 +180,7 @@ class Keeper:
         self._tell()
 
     def _wait(self, now: float) -> float:
-        times = [now + BEAT_INTERVAL]
+        times = [now + (BEAT_INTERVAL if self.become is None else ASLEEP_BEATS * BEAT_INTERVAL + BEAT_SLACK)]
         if self._start_at is not None:
             times.append(self._start_at)
         for child in self.children:

@@ -120,14 +120,16 @@ class TenantFiles:
     hidden: tuple[str, ...] = ()
 
 
-def tenant_view(files: TenantFiles) -> MountView:
+def tenant_view(files: TenantFiles, python: tuple[str, ...] = ()) -> MountView:
     """Return the view of a tenant: its `root` and `python_path` read-only, its `writable` paths writable, a /tmp and
     shared memory of its own, and the `channels` that it connects to. Who names `root` itself as writable means it.
+
+    python: what python_paths() says, for who has asked it already: it looks at every module.
     """
     open_for_writing = {os.path.realpath(path) for path in files.writable}
     named = (*files.python_path, files.root)
     own = tuple(path for path in named if os.path.realpath(path) not in open_for_writing)
-    return MountView((*python_paths(), *files.channels, *own), files.writable, files.hidden)
+    return MountView((*(python or python_paths()), *files.channels, *own), files.writable, files.hidden)
 
 
 def enter_network_namespace() -> None:

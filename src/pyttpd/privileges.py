@@ -65,8 +65,11 @@ def set_command_line(words: list[str]) -> None:
 
     What was there must not be needed any more: Python has copied it.
     """
-    with open("/proc/self/stat", "rb") as stat:
-        fields = stat.read().rpartition(b")")[2].split()
+    stat = os.open("/proc/self/stat", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fields = os.read(stat, 4096).rpartition(b")")[2].split()
+    finally:
+        os.close(stat)
     start, end = int(fields[45]), int(fields[46])  # fields 48 and 49, counted from the third
     line = b"\0".join(os.fsencode(word) for word in words)[: end - start - 1]
     ctypes.memmove(start, line.ljust(end - start, b"\0"), end - start)

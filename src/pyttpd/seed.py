@@ -3,9 +3,12 @@
 Theory of operation. In plain mode a thousand tenants that sleep would each be an interpreter of its own that imports
 the same modules: a quarter of a second of processor time and 25 MB for each. Instead the runner starts one seed,
 `python -I -m pyttpd_vhost --seed FD`, and asks it over a socketpair for keepers, one packet for each (`Request`, with
-descriptors). The seed forks twice, so that the keeper becomes the runner's child (who is the subreaper), answers with
-the pid, and waits for the next packet. The keeper does what a child of the runner does before it becomes a role's
-program: a session, no terminal, its namespaces; then it runs the role as its own program would have.
+descriptors). The seed forks a keeper that is the runner's child as it is itself (`_fork_sibling`), answers with the
+pid, and waits for the next packet. The keeper does what a child of the runner does before it becomes a role's program:
+a session, no terminal, its namespaces; then it runs the role as its own program would have.
+
+What a fork costs afterwards is mostly pages: each that it writes in, if only to count a reference to what lies there,
+is copied. So what is the same in all of them and takes many objects to make is made in the seed, once (`warm`).
 
 Why that is safe. What is forked from one seed has one layout of memory, one set of canaries and one key of hash(): who
 knows them of one process knows them of all. So
@@ -20,6 +23,7 @@ In step with it: keeper.py (WAKE), service.py (`--asleep`, `--beat`), pyttpd_ini
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import json
 import os
@@ -33,6 +37,8 @@ from dataclasses import asdict, dataclass
 from typing import NoReturn
 
 from pyttpd import fdpass, metrics, namespaces, privileges
+from pyttpd.confine import python_paths
+from pyttpd.confine.kernel import number
 from pyttpd.log import Log
 from pyttpd.namespaces import TenantFiles
 
@@ -45,6 +51,15 @@ MAX_FDS = 8
 #: The answers: that it has imported everything, and then a pid for each request, or 0 for one that couldn't be forked.
 READY = 0
 ANSWER = struct.Struct("=i")
+#: linux/sched.h
+_CLONE_PARENT = 0x8000
+
+#: The C library and Python's own functions, called without letting go of the interpreter's lock.
+_held = ctypes.PyDLL(None, use_errno=True)
+_held.syscall.restype = ctypes.c_long
+_held.PyOS_BeforeFork.restype = _held.PyOS_AfterFork_Child.restype = _held.PyOS_AfterFork_Parent.restype = (
+    None
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,14 +91,24 @@ def command(module: str, fd: int) -> list[str]:
     return [sys.executable, "-I", "-m", module, OPTION, str(fd), " " * PADDING]
 
 
-def run(program: Callable[[list[str]], int], module: str, arguments: list[str]) -> NoReturn:
-    """Be a seed; `program(arguments)` is what its children run. Ends with the runner, its parent."""
+def run(
+    program: Callable[[list[str]], int],
+    module: str,
+    arguments: list[str],
+    warm: Callable[[], None] = lambda: None,
+) -> NoReturn:
+    """Be a seed; `program(arguments)` is what its children run. Ends with the runner, its parent.
+
+    warm: makes once what all children need and keeps it, as far as it is no tenant's.
+    """
     with socket.socket(fileno=int(arguments[1])) as sock:
         runner = os.getppid()
         privileges.die_with_parent(runner, signal.SIGKILL)
         privileges.set_process_name("pyttpd-seed")
         privileges.set_command_line([sys.executable, "-I", "-m", module, OPTION])
         metrics.load()
+        warm()
+        python = python_paths()
         gc.collect()
         gc.freeze()
         sock.send(ANSWER.pack(READY))
@@ -92,55 +117,49 @@ def run(program: Callable[[list[str]], int], module: str, arguments: list[str]) 
             data, fds = fdpass.recv_fds(sock, MAX_REQUEST, MAX_FDS)
             if not data:
                 os._exit(0)
-            pid = _fork(program, module, Request.unpack(data), fds, sock, runner)
+            request = Request.unpack(data)
+            try:
+                pid = _fork_sibling()
+            except OSError:
+                pid = 0  # there is no process to be had; whoever asks does so again
+            else:
+                if pid == 0:
+                    sock.close()
+                    _become(program, module, request, fds, runner, python)
             for fd in fds:
                 os.close(fd)
             sock.send(ANSWER.pack(pid))
 
 
-def _fork(
+def _fork_sibling() -> int:
+    """Fork a child of our parent's, which reaps it, instead of ours (clone(2), CLONE_PARENT); return its pid, 0 in it.
+
+    For a process with one thread. Python is told as of any fork. The C library isn't: it would see to locks, of which
+    nobody holds one here, and remembers the number of its thread, which its next fork() sets right and nothing asks
+    for until then. Raises OSError.
+    """
+    clone = number("clone")
+    assert clone is not None  # there is one on every machine that we know
+    _held.PyOS_BeforeFork()
+    # The flags, and nothing else: no stack, no place for numbers of threads, no storage of a thread.
+    pid = int(_held.syscall(*map(ctypes.c_long, (clone, _CLONE_PARENT | signal.SIGCHLD, 0, 0, 0, 0))))
+    code = ctypes.get_errno()
+    if pid == 0:
+        _held.PyOS_AfterFork_Child()
+    else:
+        _held.PyOS_AfterFork_Parent()
+    if pid < 0:
+        raise OSError(code, f"clone: {os.strerror(code)}")
+    return pid
+
+
+def _become(
     program: Callable[[list[str]], int],
     module: str,
     request: Request,
     fds: list[int],
-    sock: socket.socket,
     runner: int,
-) -> int:
-    """Fork a keeper twice; return its pid when it is the runner's child, 0 if there is no process to be had."""
-    told, tell = os.pipe()
-    go, let_go = os.pipe()
-    try:
-        between = os.fork()
-        if between == 0:
-            try:
-                os.close(told)
-                pid = os.fork()
-                if pid == 0:
-                    os.close(tell)
-                    os.close(let_go)
-                    sock.close()
-                    # Before that the runner isn't our parent, whose end is to be ours.
-                    os.read(go, 1)
-                    os.close(go)
-                    _become(program, module, request, fds, runner)
-                os.write(tell, ANSWER.pack(pid))
-            finally:
-                os._exit(0)
-        os.close(tell)
-        tell = -1
-        answer = os.read(told, ANSWER.size)
-        os.waitpid(between, 0)
-        return int(ANSWER.unpack(answer)[0]) if answer else 0
-    except OSError:
-        return 0
-    finally:
-        for fd in (told, tell, go, let_go):
-            if fd >= 0:
-                os.close(fd)
-
-
-def _become(
-    program: Callable[[list[str]], int], module: str, request: Request, fds: list[int], runner: int
+    python: tuple[str, ...],
 ) -> NoReturn:
     status = 2
     try:
@@ -160,7 +179,7 @@ def _become(
                 os.close(fds[-1])
             else:
                 namespaces.enter_network_namespace()
-            namespaces.enter_mount_namespace(namespaces.tenant_view(request.files))
+            namespaces.enter_mount_namespace(namespaces.tenant_view(request.files, python))
         status = program(arguments)
     except BaseException as error:  # noqa: BLE001 - a keeper must not come back into the seed's loop
         Log("vhost").error("cannot start", arguments=" ".join(request.arguments), error=repr(error))

@@ -26,7 +26,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from typing import TYPE_CHECKING, NoReturn
 
 from pyttpd import __version__, confine, keeper, metrics, privileges
@@ -65,8 +65,6 @@ OWN_DIRECTORY = "own"
 DEFAULT_GRACE = 30.0
 #: A role process lives so long (s) until its keeper replaces it; 0 is for ever. init's default is 0.
 DEFAULT_MAX_AGE = 86_400.0
-#: Who sleeps says seldomer that it is alive, by this factor: thousands may sleep, and BEAT_LIMIT is ten beats.
-ASLEEP_BEATS = 3
 
 #: Listening sockets that a role takes from init; it has two.
 MAX_SOCKETS = 8
@@ -120,6 +118,15 @@ def door_argument(door: Door) -> str:
 
 def parse(role: Role, arguments: list[str]) -> Options:
     """Return the options in `arguments`; an error ends the process with status 2 and a sentence."""
+    values = vars(_parser(role).parse_args(arguments))
+    for several in ("doors", "allow"):
+        values[several] = tuple(values.get(several, ()))
+    return Options(**values)
+
+
+@cache
+def _parser(role: Role) -> argparse.ArgumentParser:
+    """Return what `parse` reads with: made once for all that are forked from a seed."""
     parser = argparse.ArgumentParser(prog=f"python -I -m pyttpd_{role.value}", allow_abbrev=False)
     parser.add_argument("--name", default="", help="which listener or vhost this is")
     parser.add_argument(
@@ -180,10 +187,7 @@ def parse(role: Role, arguments: list[str]) -> Options:
         parser.add_argument("--renewing", action="store_true", help=argparse.SUPPRESS)
         add_allow(parser)
     parser.add_argument("--version", action="version", version=__version__)
-    values = vars(parser.parse_args(arguments))
-    for several in ("doors", "allow"):
-        values[several] = tuple(values.get(several, ()))
-    return Options(**values)
+    return parser
 
 
 def add_allow(parser: argparse.ArgumentParser) -> None:
@@ -309,7 +313,7 @@ class Service:
             # Without a keeper nobody would end us: we go ourselves.
             self.loop.stop()
         if byte == keeper.ALIVE:
-            interval = keeper.BEAT_INTERVAL * (ASLEEP_BEATS if self.asleep else 1)
+            interval = keeper.BEAT_INTERVAL * (keeper.ASLEEP_BEATS if self.asleep else 1)
             self.loop.call_later(interval, lambda: self._say(keeper.ALIVE))
 
     def ready(self) -> None:
@@ -714,9 +718,10 @@ def main(program: Program, arguments: list[str]) -> int:
             service.late_doors = list(office.doors)
         program.serve(service)
 
-    metrics.load()
-    gc.collect()
-    gc.freeze()
+    if not options.asleep:  # who is forked from a seed: that has done so
+        metrics.load()
+        gc.collect()
+        gc.freeze()
     runner = None
     if options.runner >= 0:
         runner = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, fileno=options.runner)

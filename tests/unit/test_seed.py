@@ -20,12 +20,17 @@ from support.play import play
 
 #: Its children write what they were told into the door that they are given.
 PROGRAM = """
-import os, sys
+import os, random, sys
 from pyttpd import seed
 
 def main(arguments):
     door = int(arguments[-1].rpartition(":")[2])
-    os.write(door, f"{os.getpid()} {os.getppid()} {os.getsid(0)} {os.getcwd()} {' '.join(arguments)}".encode())
+    child = os.fork()
+    if child == 0:
+        os._exit(7)
+    forks = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    who = f"{os.getpid()} {os.getppid()} {os.getsid(0)} {os.getcwd()} {' '.join(arguments)}"
+    os.write(door, f"{who} {forks} {random.random()}".encode())
     return 3
 
 seed.run(main, "module", sys.argv[1:])
@@ -105,9 +110,11 @@ def test_a_keeper_is_the_child_of_who_asked(planted: tuple[socket.socket, int]) 
     assert said[:4] == [str(keeper), str(os.getpid()), str(keeper), "/"]
     assert said[4:9] == ["--name", "a", "--die-with", str(os.getpid()), "--door"]
     assert os.waitstatus_to_exitcode(os.waitpid(keeper, 0)[1]) == 3
-    other, _ = asked(sock, "--name", "b")
+    other, of_other = asked(sock, "--name", "b")
     assert other != keeper
     os.waitpid(other, 0)
+    assert said[-2] == of_other[-2] == "7"  # it can fork as anybody else
+    assert said[-1] != of_other[-1]  # Python knows of the fork: random numbers begin anew
 
 
 def test_a_seed_ends_with_its_pair(planted: tuple[socket.socket, int]) -> None:

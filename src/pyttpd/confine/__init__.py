@@ -109,20 +109,33 @@ def confine(policy: Policy, *, locks: frozenset[Lock] = ALL_LOCKS) -> Report:
     connect = policy.allow_connect and (tcp_by_landlock or policy.connects_late or bool(policy.reach))
     network = NetworkGuard.LANDLOCK if tcp_by_landlock else NetworkGuard.NONE
     if Lock.SECCOMP in locks:
-        switches = seccomp.Switches(
-            allow_exec=policy.allow_exec,
-            allow_fork=policy.allow_fork,
-            allow_connect=connect,
-            allow_bind=policy.allow_bind and tcp_by_landlock,
-            tcp=frozenset(address.family for address in policy.reach),
-            unix=policy.own_unix_sockets,
-        )
-        seccomp.install(switches)
+        seccomp.install(_switches(policy, connect=connect, tcp_by_landlock=tcp_by_landlock))
         if not tcp_by_landlock:
             late = NetworkGuard.PENDING if policy.connects_late else NetworkGuard.NONE
             network = late if connect else NetworkGuard.SECCOMP
     may_connect = connect if Lock.SECCOMP in locks else True
     return Report(abi, frozenset(stands), network, may_connect, missing, policy.reach)
+
+
+def prepare(policy: Policy) -> None:
+    """Make what confine() will need that looks the same in many processes, in the one that they are forked from.
+
+    For kernels whose Landlock judges TCP connections; on others it is made for nothing.
+    """
+    if abi := landlock.kernel_abi():
+        landlock.ruleset_attr(abi)
+    seccomp.assemble(_switches(policy, connect=policy.allow_connect, tcp_by_landlock=True), kernel.machine())
+
+
+def _switches(policy: Policy, *, connect: bool, tcp_by_landlock: bool) -> seccomp.Switches:
+    return seccomp.Switches(
+        allow_exec=policy.allow_exec,
+        allow_fork=policy.allow_fork,
+        allow_connect=connect,
+        allow_bind=policy.allow_bind and tcp_by_landlock,
+        tcp=frozenset(address.family for address in policy.reach),
+        unix=policy.own_unix_sockets,
+    )
 
 
 def seal(report: Report) -> Report:
@@ -165,6 +178,7 @@ __all__ = [
     "Policy",
     "Report",
     "confine",
+    "prepare",
     "python_paths",
     "role_policy",
     "seal",

@@ -235,6 +235,17 @@ def capability_sets() -> tuple[int, int, int, int]:
 
     Asks the kernel itself: /proc may not be there (capget would do for three; the bounding set is by prctl).
     """
+    bounding = 0
+    for capability in range(CAPABILITIES_TO_TRY):
+        try:
+            bounding |= prctl(PR_CAPBSET_READ, capability) << capability
+        except OSError:
+            break
+    return *_held_capabilities(), bounding
+
+
+def _held_capabilities() -> tuple[int, int, int]:
+    """Return the sets that a thread has, effective, permitted and inheritable (capget(2))."""
     header = ctypes.create_string_buffer(
         CAPABILITY_VERSION_3.to_bytes(4, "little") + (0).to_bytes(4, "little"), 8
     )
@@ -243,14 +254,7 @@ def capability_sets() -> tuple[int, int, int, int]:
         code = ctypes.get_errno()
         raise OSError(code, f"capget: {os.strerror(code)}")
     words = [int.from_bytes(data.raw[at : at + 4], "little") for at in range(0, 24, 4)]
-    effective, permitted, inheritable = (words[i] | words[i + 3] << 32 for i in range(3))
-    bounding = 0
-    for capability in range(CAPABILITIES_TO_TRY):
-        try:
-            bounding |= prctl(PR_CAPBSET_READ, capability) << capability
-        except OSError:
-            break
-    return effective, permitted, inheritable, bounding
+    return words[0] | words[3] << 32, words[1] | words[4] << 32, words[2] | words[5] << 32
 
 
 def drop_capabilities() -> None:
@@ -281,6 +285,6 @@ def drop_capabilities() -> None:
         CAPABILITY_VERSION_3.to_bytes(4, "little") + (0).to_bytes(4, "little"), 8
     )
     syscall("capset", header, ctypes.create_string_buffer(24))
-    effective, permitted, inheritable, _ = capability_sets()
+    effective, permitted, inheritable = _held_capabilities()
     if effective or permitted or inheritable:
         raise ConfineError(f"capabilities are left: {effective | permitted | inheritable:#x}")

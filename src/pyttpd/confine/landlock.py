@@ -19,6 +19,7 @@ import errno
 import os
 import stat
 import struct
+from functools import cache
 from typing import TYPE_CHECKING, Final
 
 from pyttpd.confine.kernel import ConfineError, syscall
@@ -74,7 +75,7 @@ class Scope(enum.IntFlag):
 
 _FS_OF_ABI_1: Final = Fs((1 << 13) - 1)
 #: Rights that a rule on something that is no directory may name; others make the kernel say EINVAL.
-_FS_OF_A_FILE: Final = Fs.EXECUTE | Fs.WRITE_FILE | Fs.READ_FILE | Fs.TRUNCATE | Fs.IOCTL_DEV
+_FS_OF_A_FILE: Final = int(Fs.EXECUTE | Fs.WRITE_FILE | Fs.READ_FILE | Fs.TRUNCATE | Fs.IOCTL_DEV)
 
 READ: Final = Fs.READ_FILE | Fs.READ_DIR
 RUN: Final = READ | Fs.EXECUTE
@@ -114,6 +115,11 @@ def handled_fs(abi: int) -> Fs:
     return handled
 
 
+@cache
+def _handled_fs(abi: int) -> int:
+    return int(handled_fs(abi))
+
+
 def handled_net(abi: int) -> Net:
     """Return the TCP rights that ABI `abi` can handle."""
     return Net.BIND_TCP | Net.CONNECT_TCP if abi >= NETWORK_ABI else Net(0)
@@ -124,6 +130,7 @@ def scopes(abi: int) -> Scope:
     return Scope.ABSTRACT_UNIX_SOCKET | Scope.SIGNAL if abi >= SCOPE_ABI else Scope(0)
 
 
+@cache
 def ruleset_attr(abi: int) -> bytes:
     """Return struct landlock_ruleset_attr as long as ABI `abi` knows it: files, then TCP, then scopes."""
     fields = [int(handled_fs(abi))]
@@ -143,7 +150,7 @@ def restrict(rules: Iterable[tuple[str, Fs]], abi: int, *, ports: Iterable[int] 
     Raises ConfineError when the kernel refuses. Source: landlock(7), linux/landlock.h.
     """
     attr = ruleset_attr(abi)
-    handled = handled_fs(abi)
+    handled = _handled_fs(abi)
     try:
         ruleset = syscall("landlock_create_ruleset", attr, len(attr), 0)
     except OSError as error:
@@ -151,7 +158,7 @@ def restrict(rules: Iterable[tuple[str, Fs]], abi: int, *, ports: Iterable[int] 
     missing: list[str] = []
     try:
         for path, rights in rules:
-            if not _add_path(ruleset, path, rights & handled):
+            if not _add_path(ruleset, path, int(rights) & handled):
                 missing.append(path)
         for port in ports:
             # struct landlock_net_port_attr: both in the host's byte order.
@@ -188,7 +195,7 @@ def keep_signals(abi: int) -> bool:
     return True
 
 
-def _add_path(ruleset: int, path: str, rights: Fs) -> bool:
+def _add_path(ruleset: int, path: str, rights: int) -> bool:
     try:
         fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
     except (FileNotFoundError, NotADirectoryError, PermissionError):

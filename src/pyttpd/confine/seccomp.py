@@ -21,6 +21,7 @@ import socket
 import struct
 from ctypes import create_string_buffer
 from dataclasses import dataclass
+from functools import cache
 from typing import Final
 
 from pyttpd.confine.kernel import (
@@ -353,8 +354,11 @@ def rules(switches: Switches) -> list[tuple[str, Block]]:
     return table
 
 
+@cache
 def assemble(switches: Switches, on: Machine) -> bytes:
-    """Return the filter as an array of struct sock_filter for the architecture `on`."""
+    """Return the filter as an array of struct sock_filter for the architecture `on`: made once, and kept for whoever is
+    forked. Nobody has more than a few kinds of children.
+    """
     program: list[Instruction] = [
         *_load(_AT_ARCH),
         # int 0x80 enters as i386, with other numbers: nothing of ours does that.

@@ -6,9 +6,9 @@ from functools import partial
 from pyttpd import seed, service
 from pyttpd.roles import Role
 
-from pyttpd_vhost.supervisor import serve
+from pyttpd_vhost.supervisor import serve, warm
 
 main = partial(service.main, service.Program(Role.VHOST, serve))
 if sys.argv[1:2] == [seed.OPTION]:
-    seed.run(main, "pyttpd_vhost", sys.argv[1:])
+    seed.run(main, "pyttpd_vhost", sys.argv[1:], warm)
 sys.exit(main(sys.argv[1:]))

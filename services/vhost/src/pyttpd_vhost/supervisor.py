@@ -35,7 +35,9 @@ from pyttpd.config.kinds import Mount
 from pyttpd.config.shares import VhostShare
 from pyttpd.rendezvous import LEFT
 from pyttpd.roles import Channel as Directory
+from pyttpd.roles import Role
 from pyttpd.service import Service
+from pyttpd.service import parse as parse_options
 from pyttpd.wire.errors import RemoteProtocolError
 from pyttpd.wire.messages import (
     STANDING_IS_ANSWERED,
@@ -122,6 +124,12 @@ def serve(service: Service) -> None:
     service.confine(stage_one_policy(service.options.tmp, service.options.allow))
     Supervisor(service, listeners)
     service.run()
+
+
+def warm() -> None:
+    """Make what all sleeping supervisors need, once, in the seed that they are forked from."""
+    parse_options(Role.VHOST, [])
+    confine.prepare(stage_one_policy("/tmp"))
 
 
 def may_sleep(share: VhostShare) -> bool:
