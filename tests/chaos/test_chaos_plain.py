@@ -17,6 +17,7 @@ import pytest
 from chaos import clients, schedule, sums
 from chaos.content import files
 from chaos.stage import NotWhole, Stage, crowd, report, table
+from support.tree import TENANTS as TWO_TENANTS
 from support.tree import Tree
 
 #: Long enough for all kinds of events.
@@ -35,29 +36,19 @@ SETTLED_WITHIN = 30.0
 GRACE = 20.0
 
 HOSTS = ("wsgi.localhost", "static.localhost")
-TENANTS = """
-[vhost.static]
-hosts = ["static.localhost"]
-uid = 20001
-kind = "static"
-root = "site"
-access_log = "off"
+TENANTS = (
+    re.sub("^root = .*$", r'\g<0>\naccess_log = "off"', TWO_TENANTS, flags=re.MULTILINE)
+    + """
 [vhost.static.pool]
 max_workers = 2
 max_requests = 500
 
-[vhost.wsgi]
-hosts = ["wsgi.localhost"]
-uid = 20002
-kind = "wsgi"
-root = "application"
-application = "app:application"
-access_log = "off"
 [vhost.wsgi.pool]
 max_workers = 3
 max_threads = 4
 max_requests = 300
 """
+)
 #: What the log says of all this at level error; everything else there is unexpected.
 EXPECTED = (
     "gives no sign of life",

@@ -7,25 +7,14 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pyttpd.head import FIELDS_LIMIT, REQUEST_LINE_LIMIT, Bounds, Refused
+from pyttpd.head import FIELDS_LIMIT, REQUEST_LINE_LIMIT, Bounds
 
 from conformance.heads import likely_heads, valid_heads
-from pyttpd_vhost.http.engine import Request
 from pyttpd_vhost.http.heads import HeadReader
 from pyttpd_vhost.http.llhttp import LlhttpEngine
+from support.heads import said
 
 LIMIT = 32768
-
-
-def said(reader: HeadReader, data: bytes) -> object:
-    """All that a reader says of `data`."""
-    try:
-        request = reader.read(data)
-    except Refused as refused:
-        return refused.status, refused.reason
-    if request is None:
-        return None
-    return {name: getattr(request, name) for name in Request.__slots__ if name not in ("known", "kept")}
 
 
 def behind_the_line(head: bytes) -> bytes:

@@ -24,6 +24,7 @@ from pathlib import Path
 import pytest
 
 from support.leaks import descendants
+from support.tree import TENANTS as TWO_TENANTS
 from support.tree import Tree
 
 pytestmark = [pytest.mark.root, pytest.mark.program("gcc")]
@@ -42,28 +43,20 @@ echo /etc/pyttpd-clock/clock.so >/etc/ld.so.preload
 exec "$@"' sh {python} "$@"
 """
 #: A worker that lived by the wall clock would be too old after a day: each of these limits is shorter.
-TENANTS = """
-[vhost.static]
-hosts = ["static.localhost"]
-uid = 20001
-kind = "static"
-root = "site"
+TENANTS = (
+    TWO_TENANTS
+    + """
 [vhost.static.pool]
 mode = "static"
 max_workers = 1
 max_age = 7200
 
-[vhost.wsgi]
-hosts = ["wsgi.localhost"]
-uid = 20002
-kind = "wsgi"
-root = "application"
-application = "app:application"
 [vhost.wsgi.pool]
 mode = "static"
 max_workers = 2
 max_age = 7200
 """
+)
 #: Keeps a connection for longer than the test takes; but not for a day.
 HTTP = "\n[vhost.wsgi.http]\nidle_timeout = 300\n"
 

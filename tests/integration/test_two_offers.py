@@ -11,18 +11,12 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from support.rawhttp import Client
-from support.tree import Tree
+from support.tree import TENANTS, Tree
 
 Plant = Callable[..., Tree]
 
 HOST = "wsgi.localhost"
-TENANT = """
-[vhost.wsgi]
-hosts = ["wsgi.localhost"]
-uid = 20002
-kind = "wsgi"
-root = "application"
-application = "app:application"
+POOL = """
 [vhost.wsgi.pool]
 mode = "static"
 max_workers = 2
@@ -102,7 +96,7 @@ def hold(tree: Tree, name: str, stack: contextlib.ExitStack) -> contextlib.ExitS
 def test_a_connection_that_is_offered_twice_is_read_once(
     plant: Plant, end: Callable[[socket.socket], object], expected: str
 ) -> None:
-    tree = plant(files={"application/app.py": APPLICATION}, tenants=TENANT)
+    tree = plant(files={"application/app.py": APPLICATION}, tenants=TENANTS + POOL)
     tree.expect(expected)
     for name in ("one", "two"):
         os.mkfifo(tree.folder / "application" / name)

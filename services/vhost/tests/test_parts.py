@@ -22,6 +22,7 @@ from pyttpd_vhost.http.llhttp import LlhttpEngine
 from pyttpd_vhost.http.response import Fields, Trailers, status_code
 from pyttpd_vhost.http.stream import Stream
 from pyttpd_vhost.site import Site
+from support.heads import said
 
 from .conftest import ListLog, close, make_share, serves
 
@@ -109,17 +110,6 @@ def warm(*known: bytes, engine: Engine | None = None) -> HeadReader:
     for data in (*known, *known):
         reader.read(data)
     return reader
-
-
-def said(reader: HeadReader, data: bytes) -> object:
-    """All that a reader says of `data`."""
-    try:
-        request = reader.read(data)
-    except Refused as refused:
-        return refused.status, refused.reason
-    if request is None:
-        return None
-    return {name: getattr(request, name) for name in Request.__slots__ if name not in ("known", "kept")}
 
 
 def test_fields_are_remembered() -> None:
