@@ -15,6 +15,7 @@ import pytest
 
 from pyttpd.wire import messages as m
 
+from pyttpd_vhost import worker
 from pyttpd_vhost.audit import Audit
 from pyttpd_vhost.http.connection import Connection
 from pyttpd_vhost.site import Site
@@ -290,6 +291,42 @@ def test_credit_says_how_many_threads_are_free(front: Fronts) -> None:
         ours.wait_for(lambda: 8 + 32 - 4 - 1 <= ours.workers[0].credit < 8 + 32)
     one = front(application, max_threads=200)
     one.wait_for(lambda: one.workers[0].credit == 64)  # more umaster doesn't take
+
+
+def test_a_quick_worker_has_more_credit_until_a_request_is_slow(
+    front: Fronts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def app(environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
+        if environ["PATH_INFO"] == "/slow":
+            worker.QUICK = 0.0  # in the worker's process: from now on nothing is quick
+        return application(environ, start_response)
+
+    monkeypatch.setattr(worker, "QUICK", 1000.0)
+    ours = front(app, slow_request=0, request_timeout=0)
+    played = ours.workers[0]
+    answers([ours.ask()])
+    ours.wait_for(lambda: played.credit == worker.CREDIT + worker.MORE_CREDIT)
+    answers([ours.ask("/slow")])
+    for _ in range(worker.MORE_CREDIT):
+        answers([ours.ask()])
+    # What is over is spent, and then it gives back no more than it gave at first.
+    for _ in range(3 * worker.CREDIT):
+        answers([ours.ask()])
+        ours.wait_for(lambda: worker.CREDIT - worker.CREDIT_PORTION < played.credit <= worker.CREDIT)
+
+
+def test_a_crowd_has_no_more_credit_than_threads(front: Fronts, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker, "QUICK", 1000.0)
+    ours = front(application, max_threads=2, slow_request=0, request_timeout=0)
+    played = ours.workers[0]
+    answers([ours.ask()])
+    ours.wait_for(lambda: played.credit == worker.CREDIT + 1 + worker.MORE_CREDIT)
+    with ours.ask("/for-ever"):
+        answers([ours.ask() for _ in range(worker.MORE_CREDIT)])  # too few for one to serve alone again
+        ours.wait_for(lambda: played.credit <= worker.CREDIT)
+    one = front(application, max_threads=200)
+    answers([one.ask()])
+    one.wait_for(lambda: 64 - worker.CREDIT_PORTION < one.workers[0].credit <= 64)
 
 
 @pytest.mark.parametrize("threads", [1, 4])

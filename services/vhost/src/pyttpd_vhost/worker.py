@@ -23,7 +23,8 @@ audits the requests (audit.py), and sees what busy threads can't:
                                       └── closed        └── readable ──> served        └── Settled ──> a sibling's
 
 Credit is what the worker can take: each connection given uses one up. It is given back when a thread looks for
-more, less one for each thread that is busy: so umaster sees by it who has threads free.
+more, less one for each thread that is busy: so umaster sees by it who has threads free. One that serves quickly and
+alone has MORE_CREDIT.
 
 In step with: wire/permits.py (Kind.WORKER), pyttpd_umaster.router.
 """
@@ -88,6 +89,9 @@ if TYPE_CHECKING:
 CREDIT = 8
 #: Credit is given back in portions, as long as umaster has enough of it left for us.
 CREDIT_PORTION = 4
+#: So many more while requests are quick (QUICK), so that the next packet is there when one is served. It lies in our
+#: channel untaken, so it isn't lost with us; behind a slow request it would wait, so then it isn't given back.
+MORE_CREDIT = 8
 #: umaster's bound for one worker (pyttpd_umaster.router.MAX_CREDIT).
 MAX_CREDIT = 64
 BEAT_INTERVAL = 1.0
@@ -160,12 +164,14 @@ class Worker(Loop):
         self._came: list[tuple[socket.SocketType, str, Dispatch]] = []
         self._spent = 0
         # Connections that we may have: what the application opens comes out of the same limit.
-        self._room = max(1, (soft_descriptor_limit() - RESERVE) * 3 // 4 - CREDIT)
+        self._room = max(1, (soft_descriptor_limit() - RESERVE) * 3 // 4 - CREDIT - MORE_CREDIT)
         self._channel: Channel | None = None
         self._lock = threading.RLock()
         self._wake = threading.Event()
         self._crew = Crew(site, most=pool.max_threads, idle_after=pool.thread_idle)
         self._credit = min(MAX_CREDIT, CREDIT + pool.max_threads - 1)
+        self._more_credit = min(MORE_CREDIT, MAX_CREDIT - self._credit)
+        self._more = False  # umaster has that, or is about to have it
         self._portion = CREDIT_PORTION
         #: Who serves all that is ready by itself, if anybody: the leader, while there is no crowd.
         self._solo: Server | None = None
@@ -218,6 +224,7 @@ class Worker(Loop):
             aside.begin(self)
             self._crew.sites.append(aside.site)
             self._credit = min(self._credit, aside.most)
+            self._more_credit = 0
             self._portion = min(CREDIT_PORTION, self._credit)
             self._aside = aside
         signal.signal(signal.SIGTERM, self._on_term)
@@ -322,9 +329,8 @@ class Worker(Loop):
                 elif (callback := callbacks.get(fd)) is not None:
                     with self._lock:
                         callback(event)
-                    for one in iter(self._next_fresh, None):
-                        home.turn = object()
-                        self._serve(me, one, one.connection.on_readable)
+                    if self._fresh:
+                        self._serve_fresh(me)
                 else:
                     self._parking.ignore(fd, self._crew.served())
             if lines and (self.now >= send_lines_at or len(lines) >= BATCH):
@@ -389,6 +395,23 @@ class Worker(Loop):
             return self._fresh.popleft()
         except IndexError:
             return None
+
+    def _serve_fresh(self, me: Server) -> None:
+        """Serve all of that, and see how quick we are."""
+        began, count = time.monotonic(), 0
+        for one in iter(self._next_fresh, None):
+            self._site.turn = object()
+            self._serve(me, one, one.connection.on_readable)
+            count += 1
+        if count:
+            self._lend(time.monotonic() - began < count * QUICK)
+
+    def _lend(self, more: bool) -> None:
+        """Let umaster have MORE_CREDIT, or no longer: then it isn't given back once it is spent."""
+        if more is not self._more:
+            with self._lock:
+                self._more = more
+                self._spent += self._more_credit if more else -self._more_credit
 
     def _serve(self, me: Server, one: Parked, turn: Callable[[], Want]) -> None:
         """Let `one`, which is out of `_parked`, have its turn in this thread."""
@@ -523,7 +546,7 @@ class Worker(Loop):
             # What the old umaster has given us and we haven't read stays with the listener, which offers it again.
             self._channel.close()
             self._offers.retry_all()
-        self._spent = 0
+        self._spent, self._more = 0, False
         channel = self._channel = Channel(
             socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, fileno=fd),
             Kind.WORKER,
@@ -820,6 +843,7 @@ class Worker(Loop):
         idle = crew.idle
         self._solo = None
         self._quick = 0
+        self._lend(False)
         crew.depose()
         started = crew.recruit(count + len(self._fresh) - idle, self._be_another)
         self._waits.forget()
