@@ -14,7 +14,9 @@ see who have a descriptor of it. Everybody sets one of them, and *then* looks at
 
 Two who do so at the same moment don't both find what they want, wherever they are interrupted. They may both find that
 it is the other's: so who sees a claim looks again after UNCLAIMED_WITHIN (`SecondLook`), when a claim that failed is
-gone. Both options mean nothing on a connection that stands.
+gone. (One that fails in the same microseconds in which the next worker claims takes that claim back with its own. It
+matters only if umaster dies before it has heard of the next one's Taken, and that one hasn't read by then, which
+listeners look at as well.) Both options mean nothing on a connection that stands.
 
 In step with: `wire.messages` (Route, Dispatch, Pass), pyttpd_init.sockets (`fix_mark`).
 """
