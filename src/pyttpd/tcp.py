@@ -61,6 +61,9 @@ class Marked(Protocol):
 
     mark: int
 
+    @property
+    def sock(self) -> socket.SocketType: ...
+
 
 T = TypeVar("T", bound=Marked)
 
@@ -100,8 +103,9 @@ def offer(sock: socket.SocketType) -> int:
     return new
 
 
-def recall(one: Marked, sock: socket.SocketType) -> Whose:
-    """Let no offer of `one`, whose connection is `sock`, count any more; `one.mark` is the new mark then."""
+def recall(one: Marked) -> Whose:
+    """Let no offer of `one` count any more; `one.mark` is the new mark then."""
+    sock = one.sock
     try:
         if mark(sock) != one.mark:
             return Whose.THEIRS  # who had claimed it has offered it on
@@ -135,11 +139,9 @@ class SecondLook(Generic[T]):
 
     def __init__(
         self,
-        sock_of: Callable[[T], socket.SocketType],
         end: Callable[[T, bool], None],
         later: Callable[[float, Callable[[], None]], object],
     ) -> None:
-        self._sock_of = sock_of
         self._end = end
         self._later = later
         self._again: set[T] = set()
@@ -152,7 +154,7 @@ class SecondLook(Generic[T]):
 
     def look(self, one: T) -> None:
         """Recall `one`, and find out whether it is ours."""
-        found = recall(one, self._sock_of(one))
+        found = recall(one)
         if found is Whose.CLAIMED:
             self._again.add(one)
             self._later(UNCLAIMED_WITHIN, partial(self._look_again, one))
@@ -166,7 +168,7 @@ class SecondLook(Generic[T]):
     def _look_again(self, one: T) -> None:
         if one in self._again:
             self._again.discard(one)
-            self._end(one, recall(one, self._sock_of(one)) is Whose.OURS)
+            self._end(one, recall(one) is Whose.OURS)
 
 
 def cookie(fd: int) -> int:

@@ -93,27 +93,27 @@ class One:
 def test_an_offer_is_claimed_for_its_mark(free: One) -> None:
     offered = free.mark
     assert tcp.claim(free.sock, offered)
-    assert tcp.recall(free, free.sock) is tcp.Whose.CLAIMED
+    assert tcp.recall(free) is tcp.Whose.CLAIMED
 
 
 def test_an_offer_that_was_recalled_counts_no_longer_and_the_next_one_does(free: One) -> None:
     before = free.mark
-    assert tcp.recall(free, free.sock) is tcp.Whose.OURS
+    assert tcp.recall(free) is tcp.Whose.OURS
     assert free.mark == tcp.mark(free.sock) != before
     assert not tcp.claim(free.sock, before)
     assert tcp.claim(free.sock, free.mark)
-    assert tcp.recall(free, free.sock) is tcp.Whose.CLAIMED
+    assert tcp.recall(free) is tcp.Whose.CLAIMED
 
 
 def test_a_claim_that_failed_is_gone(free: One) -> None:
     before = free.mark
-    tcp.recall(free, free.sock)
+    tcp.recall(free)
     assert not tcp.claim(free.sock, before)
-    assert tcp.recall(free, free.sock) is tcp.Whose.OURS
+    assert tcp.recall(free) is tcp.Whose.OURS
 
 
 def test_whoever_does_not_say_for_which_mark_has_it(free: One) -> None:
-    tcp.recall(free, free.sock)
+    tcp.recall(free)
     assert tcp.claim(free.sock, 0)
 
 
@@ -122,14 +122,14 @@ def test_what_its_claimant_has_offered_on_is_not_whose_it_was_before(free: One) 
     assert tcp.claim(free.sock, first.mark)
     free.mark = tcp.offer(free.sock)  # the second one's
     for _ in range(2):
-        assert tcp.recall(first, free.sock) is tcp.Whose.THEIRS
-    assert tcp.recall(free, free.sock) is tcp.Whose.OURS
+        assert tcp.recall(first) is tcp.Whose.THEIRS
+    assert tcp.recall(free) is tcp.Whose.OURS
 
 
 def test_marks_begin_anew_and_are_never_what_they_were(free: One) -> None:
     for _ in range(300):
         before = free.mark
-        assert tcp.recall(free, free.sock) is tcp.Whose.OURS
+        assert tcp.recall(free) is tcp.Whose.OURS
         assert free.mark == tcp.mark(free.sock) != before
         assert 1 <= free.mark <= 127
 
@@ -138,7 +138,8 @@ def test_what_is_no_connection_is_nobodys() -> None:
     unix, other = socket.socketpair()
     with unix, other, connection() as (server, _):
         one = One(server)
-        assert tcp.recall(one, unix) is tcp.Whose.THEIRS
+        one.sock = unix
+        assert tcp.recall(one) is tcp.Whose.THEIRS
 
 
 def test_who_claims_and_who_recalls_never_both_have_it(free: One) -> None:
@@ -154,10 +155,10 @@ def test_who_claims_and_who_recalls_never_both_have_it(free: One) -> None:
             os._exit(int(tcp.claim(free.sock, offered)))
         os.close(start)
         os.close(begin)
-        found = tcp.recall(free, free.sock)
+        found = tcp.recall(free)
         claimed = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 1
         assert not (claimed and found is tcp.Whose.OURS)
-        again = tcp.recall(free, free.sock)
+        again = tcp.recall(free)
         assert again is (tcp.Whose.CLAIMED if claimed else tcp.Whose.OURS)  # a second look tells for sure
         both_yielded += not claimed and found is tcp.Whose.CLAIMED
         free.mark = tcp.offer(free.sock)
@@ -166,7 +167,6 @@ def test_who_claims_and_who_recalls_never_both_have_it(free: One) -> None:
 
 def looks(answers: list[tuple[One, bool]], later: list[Callable[[], None]]) -> tcp.SecondLook[One]:
     return tcp.SecondLook(
-        lambda one: one.sock,
         lambda one, ours: answers.append((one, ours)),
         lambda _seconds, what: later.append(what),
     )

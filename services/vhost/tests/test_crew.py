@@ -287,7 +287,7 @@ def test_what_comes_after_the_end_is_closed_unclaimed() -> None:
         worker.stop()
         given = os.dup(sock.fileno())
         worker._from_umaster(worker._control, Dispatch(1, Address("127.0.0.1", 1), HOST), given)
-        assert tcp.recall(one, sock) is tcp.Whose.OURS
+        assert tcp.recall(one) is tcp.Whose.OURS
         with pytest.raises(OSError, match="Bad file"):
             os.fstat(given)
     assert not worker._has_connections()
@@ -309,7 +309,7 @@ def test_one_connection_that_two_workers_are_given_is_taken_by_one_of_them() -> 
         for number in (1, 2):
             offer = Dispatch(7, Address("127.0.0.1", 1), HOST, one.mark)
             if number == 1:
-                assert tcp.recall(one, sock) is tcp.Whose.OURS
+                assert tcp.recall(one) is tcp.Whose.OURS
             ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             umaster, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             for each in (ours, umaster):
@@ -366,7 +366,7 @@ def test_what_it_cannot_say_taken_of_a_worker_closes_unread_and_unclaimed(hears:
         channel.receive(1)
         assert [tcp.consumed(each) for each in copies] == [0, 0]
         whose = tcp.Whose.CLAIMED if hears else tcp.Whose.OURS
-        assert [tcp.recall(each, each.sock) for each in offered] == [whose] * 2
+        assert [tcp.recall(each) for each in offered] == [whose] * 2
         if hears:
             said = umaster.recv(4 * MAX_FRAME)
             half = len(said) // 2

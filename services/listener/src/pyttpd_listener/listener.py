@@ -165,7 +165,7 @@ class Listener:
         self._crowds: dict[bytes, dict[Connection, None]] = {}
         self._stressed = False
         self._offered: dict[int, Connection] = {}
-        self._doubtful = tcp.SecondLook(_sock_of, self._offer_again, self._loop.call_later)
+        self._doubtful = tcp.SecondLook(self._offer_again, self._loop.call_later)
         self._umaster: Channel | None = None
         self._window = 0
         self._leaving_umaster = False
@@ -549,7 +549,7 @@ class Listener:
 
     def _answer(self, connection: Connection, status: int) -> None:
         """Answer by ourselves, and linger."""
-        if connection.state in _OFFERS and tcp.recall(connection, connection.sock) is not tcp.Whose.OURS:
+        if connection.state in _OFFERS and tcp.recall(connection) is not tcp.Whose.OURS:
             self._drop(connection)
             return
         self.answers[status] = self.answers.get(status, 0) + 1
@@ -710,10 +710,6 @@ class Listener:
         for status, count in sorted(self.answers.items()):
             answers.add_metric([str(status)], count)
         yield answers
-
-
-def _sock_of(connection: Connection) -> socket.socket:
-    return connection.sock
 
 
 def _is_unread(connection: Connection) -> bool:

@@ -13,7 +13,6 @@ Rules:
 
 from __future__ import annotations
 
-import socket
 import time
 from collections.abc import Callable, Iterator
 
@@ -42,7 +41,7 @@ class Offers:
         self._parking = parking
         self._give_back = give_back
         self._offered: dict[int, Parked] = {}
-        self._doubtful = tcp.SecondLook(_sock_of, self._end, later)
+        self._doubtful = tcp.SecondLook(self._end, later)
         self._next_id = 0
         self._pause_until = 0.0
         self.passed = 0
@@ -62,7 +61,7 @@ class Offers:
         """Offer `one`, which is idle (or fresh) and out of `parked`."""
         self._parking.forget(one)
         self._next_id += 1
-        one.mark = tcp.offer(one.connection.sock)
+        one.mark = tcp.offer(one.sock)
         one.connection.uncount()
         self._offered[self._next_id] = one
         if channel is None or not channel.send(
@@ -113,7 +112,3 @@ class Offers:
             self._give_back(one)
         else:
             one.connection.detach().close()
-
-
-def _sock_of(one: Parked) -> socket.SocketType:
-    return one.connection.sock

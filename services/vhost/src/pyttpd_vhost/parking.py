@@ -46,6 +46,10 @@ class Parked:
         self.fd = fd
         self.want: Want | None = None
 
+    @property
+    def sock(self) -> socket.SocketType:
+        return self.connection.sock
+
 
 class Parking:
     """See the module's text. `epoll` is the loop's, and stays its."""
