@@ -33,8 +33,9 @@ HELLO = {"127.0.0.1": b"Hello, world!"}
 #: them have them: when they have just been started, and when they have been through a case.
 FIRST_WARM_UP, WARM_UP = 2.0, 1.0
 #: A round at the common rate lasts so long (s), and longer where it is so low that fewer than so many are asked: of
-#: all rounds' answers together ten or more are beyond p99 then.
-AT_COMMON_RATE, ASKED = 0.4, 200
+#: all rounds' answers together ten or more are beyond p99 then. But not longer than that: somebody who hardly answers,
+#: as on a busy machine, keeps nobody for minutes.
+AT_COMMON_RATE, ASKED, LONGEST = 0.4, 200, 2.0
 FAULTS = (SystemExit, OSError, WrongAnswer, HTTPException, subprocess.SubprocessError)
 
 
@@ -196,7 +197,7 @@ def measure(case: Case, options: Options, turns: Turns, *, common_rate: bool) ->
             raise WrongAnswer("not one answer in any round")
 
     def timed(one: One) -> None:
-        seconds = max(AT_COMMON_RATE, ASKED / rate)
+        seconds = min(LONGEST, max(AT_COMMON_RATE, ASKED / rate))
         found = constant_rate(one.target, rate, seconds, case.connections, close=case.close)
         one.figures.common = rate
         one.figures.errors += found.errors

@@ -184,6 +184,6 @@ def constant_rate(
         client.run(rate, seconds, connections)
     finally:
         os.sched_setaffinity(0, before)
-    if len(client.took) < 100:
-        raise WrongAnswer(f"{target.url}: {len(client.took)} answers at {rate:.0f}/s")
+    if len(client.took) < max(2, rate * seconds / 2):
+        raise WrongAnswer(f"{target.url}: {len(client.took)} answers at {rate:.0f}/s in {seconds:.1f} s")
     return Latency(client.took, client.errors)
