@@ -39,6 +39,7 @@ _TCP_INFO_SIZE = 136
 _BYTES = struct.Struct("@Q")
 _COUNT = struct.Struct("@i")
 _NONE = bytes(_COUNT.size)
+_BACKLOG_AT = 24
 _BYTES_ACKED_AT = 120
 _BYTES_RECEIVED_AT = 128
 #: States (net/tcp_states.h) after the other side's FIN, which tcpi_bytes_received counts as a byte.
@@ -169,6 +170,25 @@ class SecondLook(Generic[T]):
         if one in self._again:
             self._again.discard(one)
             self._end(one, recall(one) is Whose.OURS)
+
+
+def backlog(listener: socket.socket) -> int:
+    """Return how many connections wait to be accepted (of a listening socket, tcpi_unacked)."""
+    (count,) = _COUNT.unpack_from(
+        listener.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _BACKLOG_AT + _COUNT.size), _BACKLOG_AT
+    )
+    return int(count)
+
+
+def accept(listener: socket.socket) -> tuple[socket.SocketType, tuple[str, int]]:
+    """Accept a connection; the caller owns it. Raises OSError.
+
+    socket.accept() makes an object of the class around this one, asks for family, type and protocol by enumerations,
+    and sets it blocking: that takes as long as the system call. Who has this one says MSG_DONTWAIT with each call.
+    """
+    fd, address = listener._accept()  # type: ignore[attr-defined]  # noqa: SLF001
+    # Family and type are only names here.
+    return socket.SocketType(socket.AF_INET, socket.SOCK_STREAM, 0, fd), address
 
 
 def cookie(fd: int) -> int:

@@ -205,3 +205,15 @@ def test_what_is_forgotten_has_no_end(free: One) -> None:
     look.clear()
     later.pop()()
     assert ends == []
+
+
+def test_who_waits_to_be_accepted_is_counted() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        assert tcp.backlog(listener) == 0
+        with (
+            socket.create_connection(listener.getsockname()),
+            socket.create_connection(listener.getsockname()),
+        ):
+            assert tcp.backlog(listener) == 2
+            listener.accept()[0].close()
+            assert tcp.backlog(listener) == 1

@@ -114,6 +114,7 @@ def test_each_gets_its_own_sockets(bank: Bank) -> None:
     with socket.socket(fileno=listener.record.fds[0]) as sock:
         assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
         assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+        assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT) == 1
         with socket.create_connection(sock.getsockname()):
             pass
         sock.detach()

@@ -88,6 +88,8 @@ def bind(plan: Plan) -> socket.socket:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         # Urgent data stays in line: otherwise a peek and a read would see different bytes, and counts of them differ.
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
+        # The listener hears of a client when its first bytes are there, and of one that says nothing a second later.
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, 1)
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         tcp.fix_mark(sock)  # before anybody comes

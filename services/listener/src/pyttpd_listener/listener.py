@@ -58,8 +58,7 @@ from pyttpd_listener import proxy_protocol
 from pyttpd_listener.answers import answer
 
 _PEEK_EVENTS = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLET
-#: Connections accepted in a turn, so that a flood of new ones can't keep the others waiting. As with channels, asking
-#: once more than there are costs a system call and an exception: how many are asked for follows how many there were.
+#: Connections accepted in a turn, so that a flood of new ones can't keep the others waiting.
 MAX_ACCEPTS = 64
 #: What a client may still send after our answer until we close hard: more than sites take by default (body_limit, 10
 #: MiB), since who uploads to a busy one sends all of it before it reads the 503. It costs us a few milliseconds.
@@ -82,6 +81,7 @@ STRESS_FROM, STRESS_UNTIL = 0.75, 0.5
 # Said with each call on a connection that has been offered: whoever it was given to shares its O_NONBLOCK with us.
 _SEND = int(socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT)
 _RECEIVE = int(socket.MSG_DONTWAIT)
+_PEEK = int(socket.MSG_PEEK | socket.MSG_DONTWAIT)
 #: Where a tenant's metrics are on the shared port.
 _METRICS_TARGET = re.compile(rb"/metrics/([a-z][a-z0-9-]{0,31})\Z")
 
@@ -118,7 +118,7 @@ class Connection:
         "state",
     )
 
-    def __init__(self, sock: socket.socket, client: Client, id_: int, mark: int) -> None:
+    def __init__(self, sock: socket.SocketType, client: Client, id_: int, mark: int) -> None:
         self.sock = sock
         # For which our offer counts.
         self.mark = mark
@@ -150,7 +150,6 @@ class Listener:
         self._sockets: list[socket.socket] = []
         self._sealed = False
         self._accepting = False
-        self._burst = 1
         self._buffer = bytearray(65536)
         self._view = memoryview(self._buffer)
         self._next_id = 0
@@ -258,43 +257,45 @@ class Listener:
     # ---- accepting and peeking ----
 
     def _accept(self, listener: socket.socket) -> None:
+        """Let in who has come, all before the first is looked at: meanwhile heads arrive."""
         assert self._share is not None
-        burst, self._burst = self._burst, 1
-        for _ in range(burst):
+        fresh = []
+        for _ in range(min(tcp.backlog(listener), MAX_ACCEPTS)):
             full = self._full
             oldest = self._dispensable() if full else None
             if full and oldest is None:
                 self.times_full += 1
                 self._stop_accepting()
-                return
+                break
             try:
-                sock, address = listener.accept()
+                sock, address = tcp.accept(listener)
             except BlockingIOError:
-                return
+                break  # a sibling was quicker
             except OSError as error:
                 # ECONNABORTED and the like: that client left. EMFILE can't be: the budget is below it.
                 self._log.debug("accept", error=error.strerror)
-                return
+                break
+            client = Client(address[0], address[1])
             if self._proxies is not None and address[0] not in self._proxies:
-                self._log_proxy_refused(Client(address[0], address[1]), "untrusted")
+                self._log_proxy_refused(client, "untrusted")
                 sock.close()
                 continue
             if oldest is not None:  # not before somebody is there to make room for
                 self._evict(oldest, "full")
             self.accepted += 1
             self._budget.take()
-            sock.setblocking(False)
             self._next_id += 1
-            connection = Connection(sock, Client(address[0], address[1]), self._next_id, self._fresh_mark)
+            connection = Connection(sock, client, self._next_id, self._fresh_mark)
             if self._proxies is not None:
                 connection.state = State.PREFACE
+            fresh.append(connection)
+        for connection in fresh:
             # Most clients' first bytes are there already: then epoll never hears of the connection.
             if not self._peek(connection):
                 self._peeking.start(connection, self._loop.now)
-                self._loop.add(sock.fileno(), _PEEK_EVENTS, partial(self._on_peekable, connection))
+                self._loop.add(connection.sock.fileno(), _PEEK_EVENTS, partial(self._on_peekable, connection))
                 if connection.state is State.PEEKING:
                     self._join(connection)
-        self._burst = min(2 * burst, MAX_ACCEPTS)
 
     def _on_peekable(self, connection: Connection, events: int) -> None:
         before = connection.state
@@ -310,10 +311,12 @@ class Listener:
     def _take_preface(self, connection: Connection) -> bool | None:
         """Look for a whole PROXY header, and take it away. None: done; else as `_peek`."""
         try:
-            size = connection.sock.recv_into(self._view, proxy_protocol.MAX_HEADER, socket.MSG_PEEK)
+            size = connection.sock.recv_into(self._view, proxy_protocol.MAX_HEADER, _PEEK)
             header = proxy_protocol.parse(bytes(self._view[:size])) if size else None
             if header is not None:
-                connection.sock.recv_into(self._view, header.size)  # it is there: we have just seen it
+                connection.sock.recv_into(
+                    self._view, header.size, _RECEIVE
+                )  # it is there: we have just seen it
         except BlockingIOError:
             return False
         except proxy_protocol.Malformed as error:
@@ -339,7 +342,7 @@ class Listener:
             return done
         limit = self._share.head_limit
         try:
-            size = connection.sock.recv_into(self._view, limit, socket.MSG_PEEK)
+            size = connection.sock.recv_into(self._view, limit, _PEEK)
         except BlockingIOError:
             return False
         except OSError:
@@ -720,9 +723,9 @@ def _is_unread(connection: Connection) -> bool:
         return False
 
 
-def _has_sent(sock: socket.socket) -> bool:
+def _has_sent(sock: socket.SocketType) -> bool:
     try:
-        return bool(sock.recv(1, socket.MSG_PEEK))
+        return bool(sock.recv(1, _PEEK))
     except OSError:
         return False
 
