@@ -92,6 +92,7 @@ def test_who_comes_next_finds_the_sockets_and_what_waits_in_them(pair: Pair) -> 
     first.sockets = {plan(port): bind(plan(port))}
     first.lay()
     with connect(port) as client:
+        client.sendall(b"y")  # who says nothing isn't shown yet
         close(first)  # nobody holds it now
         second = holding(pair, plan(port, backlog=9))
         second.find()

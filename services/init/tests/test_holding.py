@@ -98,6 +98,7 @@ def test_another_owner_of_an_address_gets_the_same_socket(hold: Callable[..., Ho
     old = plan(free_port())
     held = hold(old)
     with socket.create_connection(("127.0.0.1", old.port)) as waits:
+        waits.sendall(b"x")  # who says nothing isn't shown yet
         new = plan(old.port, "renamed", uid=10011, backlog=64)
         held.prepare(Outcome("d", more=[new]))
         held.adopt()

@@ -227,7 +227,8 @@ def test_how_full_the_accept_queues_are(bank: Bank) -> None:
     queues = AcceptQueues(list(bank.init.held.sockets))
     plan = next(plan for plan in bank.init.held.sockets if plan.use == "listen" and plan.name == "http")
     try:
-        with socket.create_connection((plan.host, plan.port)):
+        with socket.create_connection((plan.host, plan.port)) as client:
+            client.sendall(b"x")  # who says nothing isn't shown yet
             found = {name: (waiting, most) for name, waiting, most in queues.read()}
     finally:
         queues._diag.close()

@@ -68,8 +68,9 @@ _LINGER_CHUNK = 65536
 #: it may have its end, or has doubled: 60 KB take half a millisecond, and a client may send byte by byte.
 CHEAP_HEAD = 1024
 _HEAD_END = b"\n\r\n"
-#: A socket that isn't ours any more is accepted from for so long (s): who has begun to connect comes through.
-WITHDRAW_AFTER = 1.0
+#: A socket that isn't ours any more is accepted from for so long (s): who has begun to connect comes through, also
+#: those who say nothing, whom the kernel shows us after a second.
+WITHDRAW_AFTER = 2.0
 #: When draining, a connection that still hasn't sent its head is closed after so long (s).
 DRAIN_HEAD_TIMEOUT = 1.0
 SWEEP_INTERVAL = 0.25
