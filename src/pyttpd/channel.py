@@ -33,7 +33,7 @@ from pyttpd.log import Log
 from pyttpd.loop import READ, WRITE, Budget, Loop
 from pyttpd.wire import packets
 from pyttpd.wire.errors import LocalProtocolError, RemoteProtocolError
-from pyttpd.wire.messages import BY_CLASS, GREETING_VERSION, VERSION, Message, encode
+from pyttpd.wire.messages import BY_CLASS, GREETING_VERSION, VERSION, Message, MessageType, encode
 from pyttpd.wire.permits import PERMITS, Kind, Phase, Side, first_phase
 
 #: Frames after which no other packet is taken from one channel in a turn, so that a peer that floods can't keep others
@@ -200,7 +200,8 @@ class Channel:
     def _send(self, messages: Sequence[Message], fds: Sequence[int] | None) -> int:
         if self.closed:
             return 0
-        frames = [self._frame(message, fds is not None) for message in messages]
+        with_fd = fds is not None
+        frames = [self._frame(message, with_fd) for message in messages]
         sent = 0
         for some in packets.pack(frames, several=self._several):
             packet = some[0] if len(some) == 1 else b"".join(some)
@@ -361,8 +362,10 @@ class Channel:
             for message in messages:
                 if self.closed:
                     break
-                self._permit(message)
-                wanted = BY_CLASS[type(message)].descriptor
+                cls = type(message)
+                if self._recv_permits.get(cls) is not self._recv_phase:
+                    self._permit(cls)
+                wanted = BY_CLASS[cls].descriptor
                 if wanted is None:
                     self.on_message(self, message, None)
                 elif given == len(fds):
@@ -371,7 +374,7 @@ class Channel:
                     fd = fds[given]
                     if not fdpass.check(fd, wanted):
                         raise RemoteProtocolError(
-                            "descriptors", f"{type(message).__name__} with something else than {wanted.value}"
+                            "descriptors", f"{cls.__name__} with something else than {wanted.value}"
                         )
                     given += 1
                     self.on_message(self, message, fd)
@@ -384,12 +387,11 @@ class Channel:
             self.on_packet(self)
         return count
 
-    def _permit(self, message: Message) -> None:
-        after = self._recv_permits.get(type(message))
+    def _permit(self, cls: MessageType) -> None:
+        """See whether the peer may say this now, and which phase that leads to."""
+        after = self._recv_permits.get(cls)
         if after is None:
-            raise RemoteProtocolError(
-                "not-permitted", f"{type(message).__name__} in {self._recv_phase.value}"
-            )
+            raise RemoteProtocolError("not-permitted", f"{cls.__name__} in {self._recv_phase.value}")
         if after is not self._recv_phase:
             self._recv_phase = after
             self._recv_permits = PERMITS[self.kind, _OTHER_SIDE[self.side], after]

@@ -31,8 +31,11 @@ _SEND = int(socket.MSG_NOSIGNAL) | DONT_WAIT
 _RECEIVE = int(socket.MSG_CMSG_CLOEXEC) | DONT_WAIT
 
 _RIGHTS, _SOCKET = int(socket.SCM_RIGHTS), int(socket.SOL_SOCKET)
+_INET, _STREAM = int(socket.AF_INET), int(socket.SOCK_STREAM)
+_TCP, _TCP_INFO = int(socket.IPPROTO_TCP), int(socket.TCP_INFO)
+_Socket = socket.SocketType
 _SCM_PIDFD = 4  # linux/socket.h; since Linux 6.5
-_TCP_LISTEN = 10  # include/net/tcp_states.h
+_TCP_LISTEN = b"\x0a"  # include/net/tcp_states.h
 
 
 def send_fd(sock: socket.socket, data: bytes, fd: int) -> None:
@@ -136,11 +139,11 @@ def _close(fds: list[int]) -> None:
             os.close(fd)
 
 
-def _state(sock: socket.SocketType) -> int:
-    """Return the state of a TCP socket: struct tcp_info's first byte, for one system call where type, protocol, domain
-    and SO_ACCEPTCONN took four. Who isn't TCP (or MPTCP) has no such option: OSError.
+def _is_listener(sock: socket.SocketType) -> bool:
+    """Say whether a TCP socket is a listening one, by its state: struct tcp_info's first byte, for one system call
+    where type, protocol, domain and SO_ACCEPTCONN took four. Who isn't TCP (or MPTCP) has no such option: OSError.
     """
-    return sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0]
+    return sock.getsockopt(_TCP, _TCP_INFO, 1) == _TCP_LISTEN
 
 
 def _is_channel(sock: socket.SocketType) -> bool:
@@ -169,14 +172,14 @@ def check(fd: int, kind: DescriptorKind) -> bool:
     try:
         # Family and type are given so that the constructor asks the kernel little; they are only names here. What is no
         # socket at all it refuses. socket.socket itself is a class around this one, which takes four times as long.
-        sock = socket.SocketType(socket.AF_INET, socket.SOCK_STREAM, 0, fd)
+        sock = _Socket(_INET, _STREAM, 0, fd)
     except OSError:
         return False
     try:
         if kind is _CONNECTION:
-            return _state(sock) != _TCP_LISTEN
+            return not _is_listener(sock)
         if kind is _LISTENER:
-            return _state(sock) == _TCP_LISTEN
+            return _is_listener(sock)
         return _is_channel(sock)
     except OSError:
         return False

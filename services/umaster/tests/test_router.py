@@ -963,6 +963,67 @@ def test_leaving_gives_back_what_is_queued_and_what_still_comes(world: World) ->
     assert world.router.travelling == 0
 
 
+def test_few_that_are_settled_can_wait(world: World) -> None:
+    source, worker = world.listener(), world.worker(world.supervisor(), credit=2)
+    ids = [world.offer(source), world.offer(source)]
+    first, second = dispatched(worker)
+    world.router.taken(worker, first, world.now)
+    assert world.router.flush(hold=True)
+    assert said_by(source.channel).take() == []
+    world.router.taken(worker, second, world.now)
+    assert world.router.flush(hold=True)
+    assert not world.router.flush()
+    assert said_by(source.channel).take() == [Settled(tuple(ids))]
+    assert not world.router.flush(hold=True)
+
+
+def test_what_is_settled_does_not_wait_with_an_answer(world: World) -> None:
+    source, worker = world.listener(), world.worker(world.supervisor(), credit=1)
+    id_ = world.offer(source)
+    world.router.taken(worker, dispatched(worker)[0], world.now)
+    unknown = world.offer(source, "nobody.example")
+    assert not world.router.flush(hold=True)
+    assert said_by(source.channel).take() == [Settled((id_,)), Refuse(unknown, 421)]
+
+
+@pytest.mark.parametrize("room", [1, 16, 31])
+def test_a_listener_that_may_have_few_connections_hears_of_each(world: World, room: int) -> None:
+    source, worker = world.listener(room), world.worker(world.supervisor(), credit=1)
+    id_ = world.offer(source)
+    world.router.taken(worker, dispatched(worker)[0], world.now)
+    assert not world.router.flush(hold=True)
+    assert said_by(source.channel).take() == [Settled((id_,))]
+
+
+def test_a_worker_hears_at_once_that_a_sibling_has_what_it_passed_on(world: World) -> None:
+    supervisor = world.supervisor()
+    passes, takes = world.worker(supervisor), world.worker(supervisor, 2, credit=1)
+    id_ = world.pass_on(passes)
+    world.router.taken(takes, dispatched(takes)[0], world.now)
+    assert not world.router.flush(hold=True)
+    assert said_by(passes.channel).take() == [Settled((id_,))]
+
+
+def test_many_settled_do_not_wait() -> None:
+    world = World(handovers=200)
+    source, worker = world.listener(), world.worker(world.supervisor(), credit=MAX_CREDIT)
+    ids = [world.offer(source) for _ in range(MAX_BATCH)]
+    for given in dispatched(worker):
+        world.router.taken(worker, given, world.now)
+    assert not world.router.flush(hold=True)
+    assert said_by(source.channel).take() == [Settled(tuple(ids))]
+    world.end()
+
+
+def test_who_is_gone_holds_nothing(world: World) -> None:
+    source, worker = world.listener(), world.worker(world.supervisor(), credit=1)
+    world.offer(source)
+    world.router.taken(worker, dispatched(worker)[0], world.now)
+    source.channel.close()
+    world.router.source_gone(source)
+    assert not world.router.flush(hold=True)
+
+
 def test_many_settled_travel_in_few_frames() -> None:
     world = World(handovers=200)
     source, supervisor = world.listener(), world.supervisor()

@@ -748,25 +748,18 @@ def encode(message: Message, version: int | None = None) -> bytes:
     """Return the frame of `message` (header and body) as `version` has it (None: the newest; the greeting's for a
     greeting); the descriptor, if it takes one, travels beside it.
     """
-    row = BY_CLASS[type(message)]
-    body = row.pack(message)
-    if len(body) > MAX_BODY:
-        raise LocalProtocolError(f"{row.cls.__name__} of {len(body)} bytes")
+    code, cls, pack, _, descriptor, about_one = BY_CLASS[type(message)]
+    body = pack(message)
+    length = len(body)
+    if length > MAX_BODY:
+        raise LocalProtocolError(f"{cls.__name__} of {length} bytes")
     if version is None:
-        version = GREETING_VERSION if row.code in _GREETINGS else VERSION
-    if version < OFFERS_HAVE_MARKS and row.code in _OFFERS:
+        version = GREETING_VERSION if code in _GREETINGS else VERSION
+    if version < OFFERS_HAVE_MARKS and code in _OFFERS:
         body = body[:CLIENT_SIZE] + body[CLIENT_SIZE + 1 :]
-    return (
-        HEADER.pack(
-            version,
-            row.code,
-            HAS_DESCRIPTOR if row.descriptor else 0,
-            0,
-            len(body),
-            message.id if row.about_one else 0,  # type: ignore[union-attr]
-        )
-        + body
-    )
+        length = len(body)
+    flags = HAS_DESCRIPTOR if descriptor is not None else 0
+    return HEADER.pack(version, code, flags, 0, length, message.id if about_one else 0) + body  # type: ignore[union-attr]
 
 
 def decode(frame: bytes, spoken: int | None = None) -> Message:
@@ -797,15 +790,16 @@ def decode_from(packet: bytes, start: int, spoken: int) -> tuple[Message, int]:
     row = BY_CODE.get(code)
     if row is None:
         raise RemoteProtocolError("unknown-type", f"type {code}")
+    _, cls, _, unpack, descriptor, about_one = row
     end = begin + length
     if end > len(packet) or length > MAX_BODY:
         raise RemoteProtocolError("bad-length", f"{length} bytes announced, {len(packet) - begin} sent")
-    if reserved or flags != (HAS_DESCRIPTOR if row.descriptor else 0) or (id_ and not row.about_one):
+    if reserved or flags != (HAS_DESCRIPTOR if descriptor is not None else 0) or (id_ and not about_one):
         raise RemoteProtocolError(
-            "bad-field", f"flags {flags}, reserved {reserved}, id {id_} in {row.cls.__name__}"
+            "bad-field", f"flags {flags}, reserved {reserved}, id {id_} in {cls.__name__}"
         )
     body = packet[begin:end]
     if spoken < OFFERS_HAVE_MARKS and code in _OFFERS:
         body = body[:CLIENT_SIZE] + b"\0" + body[CLIENT_SIZE:]
-    message: Message = row.unpack(id_, body)
+    message: Message = unpack(id_, body)
     return message, end

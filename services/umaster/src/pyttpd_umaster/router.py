@@ -126,8 +126,9 @@ class Nobody:
 class Source:
     """Who has offered connections: a listener's or a worker's channel. `open` is what has not ended, by its id.
 
-    `settled` and `answers` are what it is to hear at the end of this turn (`Router.flush`); `room` is how many it may
-    have open before it lets nobody in any more; `queues`: what it offers may wait for a worker.
+    `settled` and `answers` are what it is to hear at the end of this turn (`Router.flush`), of `settled` also later, as
+    long as there are fewer than `batch`; `room` is how many it may have open before it lets nobody in any more;
+    `queues`: what it offers may wait for a worker.
     """
 
     __slots__ = ("answers", "channel", "name", "open", "queues", "room", "settled")
@@ -140,6 +141,13 @@ class Source:
         self.open: dict[int, Offer] = {}
         self.settled: list[int] = []
         self.answers: list[Message] = []
+
+    @property
+    def batch(self) -> int:
+        """So many that are settled it hears of at once. A worker waits for each; and a listener that may have few
+        connections lets nobody in meanwhile.
+        """
+        return min(MAX_BATCH, self.room // 16) if self.queues else 1
 
     @property
     def slow_bound(self) -> int:
@@ -536,9 +544,10 @@ class Router:
         return used >= limit // 2 and of_pool >= max(MIN_SHARE, int(limit * VHOST_SHARE))
 
     def _may_travel(self, pool: Pool) -> bool:
-        limit = min(self._budget.limit, MAX_TRAVELLING)
-        return pool.handovers < pool.peer.handovers and not self._over_share(
-            self._travelling, pool.handovers, limit
+        handovers = pool.handovers
+        return handovers < pool.peer.handovers and (
+            handovers < MIN_SHARE
+            or not self._over_share(self._travelling, handovers, min(self._budget.limit, MAX_TRAVELLING))
         )
 
     def _enqueue(self, pool: Pool, offer: Offer) -> None:
@@ -574,7 +583,7 @@ class Router:
     @property
     def crowded(self) -> bool:
         """Whether queues have all that they may: who offers has to wait."""
-        return self._queued >= max(1, int(self._free * QUEUE_SHARE))
+        return self._queued > 0 and self._queued >= int(self._free * QUEUE_SHARE)
 
     @property
     def _slow_bound(self) -> int:
@@ -851,18 +860,24 @@ class Router:
                 worker.channel.fault("takes-nothing", "its supervisor did not bury it")
         return found
 
-    def flush(self) -> None:
+    def flush(self, *, hold: bool = False) -> bool:
         """Send what this turn has come to: to workers what they were assigned, and to sources what was settled and how
-        other offers have ended.
+        other offers have ended. `hold`: who has only few to hear of that are settled hears of them later; returns
+        whether there are any.
 
         A worker or source that turns out to be gone may add to what others are to hear, so this goes on until there is
         nothing.
         """
+        held: set[Source] = set()
         while self._assigned or self._unsent:
             self.send_assigned()
             if not self._unsent:
                 break
             source = self._unsent.pop()
+            few = not source.answers and len(source.settled) < source.batch
+            if hold and few and not source.channel.closed:
+                held.add(source)
+                continue
             settled, source.settled = source.settled, []
             answers, source.answers = source.answers, []
             source.channel.send_all(
@@ -874,9 +889,11 @@ class Router:
                     *answers,
                 ]
             )
+        self._unsent = held & self._sources
         told, self._to_tell = self._to_tell, {}
         for supervisor, demand in told.items():
             supervisor.channel.send(demand)
+        return bool(held)
 
     def give_back(self) -> None:
         """We are leaving: what is queued, or was on its way to us, is to be offered to our successor."""

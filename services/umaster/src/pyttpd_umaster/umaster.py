@@ -47,6 +47,9 @@ SLICE = 0.004
 MAX_BEHIND, MIN_BEHIND = 32_768, 64
 #: That a vhost has no room for another worker is said once in so long (s).
 TOLD_FOR = 600.0
+#: A listener hears so late (s) at the most that a connection is settled, unless there are many: it only closes its copy
+#: then, and each time that it is told takes the processor from who serves.
+SETTLE_WITHIN = 0.005
 #: When leaving, what has been dispatched gets so long (s) to be taken; then its listeners decide.
 LEAVE_TIMEOUT = 5.0
 
@@ -66,6 +69,7 @@ class Umaster:
         self._service = service
         self._loop = service.loop
         self._log = service.log
+        self._budget = service.budget
         self._router = Router(service.budget)
         self._share: UmasterShare | None = None
         self._has_map = False
@@ -86,7 +90,8 @@ class Umaster:
         service.on_drain(self._drain)
         service.fetch_sockets(self._collect, self._no_listener)
         self._subscription = service.fetch_shares(self._on_share)
-        self._loop.after_turn += (self._router.flush, self._resume)
+        self._settling = False
+        self._loop.after_turn += (self._flush, self._resume)
         self._loop.call_later(SWEEP_INTERVAL, self._sweep)
 
     # ---- configuration ----
@@ -197,20 +202,20 @@ class Umaster:
         self._offer(channel, message, fd, metrics=True)
 
     def _offer(self, channel: Channel, message: Message, fd: int | None, *, metrics: bool) -> None:
+        if type(message) is not Route:
+            return  # Goodbye: what it has open is settled as ever; then it closes
         source = channel.owner
         assert isinstance(source, Source)
-        match message:
-            case Route(id_, client, authority, mark):
-                assert fd is not None
-                if channel.paused and self._service.budget.exhausted:
-                    self._send_back(channel, id_, fd)
-                    return
-                self._router.route(
-                    source, id_, client, authority, fd, metrics=metrics, now=self._loop.now, mark=mark
-                )
-                self._check_room(channel)
-            case Goodbye():
-                pass  # what it has open is settled as ever; then it closes
+        assert fd is not None
+        id_, client, authority, mark = message
+        if channel.paused and self._budget.exhausted:
+            self._send_back(channel, id_, fd)
+            return
+        self._router.route(
+            source, id_, client, authority, fd, metrics=metrics, now=self._loop.now, mark=mark
+        )
+        if self._budget.exhausted or self._router.crowded:
+            self._check_room(channel)
 
     def _send_back(self, channel: Channel, id_: int, fd: int) -> None:
         """What comes in a packet behind the offer that took our last descriptor is offered again, and waits then. Where
@@ -238,7 +243,7 @@ class Umaster:
         """Whoever has sent us a descriptor waits if there is no room for another; what it would send stays with it,
         unharmed.
         """
-        if self._service.budget.exhausted:
+        if self._budget.exhausted:
             self._router.send_assigned()  # which makes room for as many
         if not channel.paused and not self._has_room(channel):
             channel.pause()
@@ -251,11 +256,11 @@ class Umaster:
         A worker and a supervisor are heard when queues are full: what they say makes room in these, and what a worker
         passes on never queues.
         """
-        return not (self._service.budget.exhausted or (channel.peer == "listener" and self._router.crowded))
+        return not (self._budget.exhausted or (channel.peer == "listener" and self._router.crowded))
 
     def _resume(self) -> None:
         """Whoever waits may go on, if there is room."""
-        if self._paused and not self._service.budget.exhausted:
+        if self._paused and not self._budget.exhausted:
             paused, self._paused = self._paused, []
             for channel in paused:
                 if self._has_room(channel):
@@ -360,8 +365,8 @@ class Umaster:
         worker = channel.owner
         assert isinstance(worker, WorkerState)
         match message:
-            case Taken(id_):
-                self._router.taken(worker, id_, self._loop.now)
+            case Taken():
+                self._router.taken(worker, message.id, self._loop.now)
             case Credit(0):
                 raise RemoteProtocolError("bad-field", "a credit of nothing")  # could be said without end
             case Credit(more):
@@ -371,7 +376,7 @@ class Umaster:
                 if channel.backlog > max(MIN_BEHIND, MAX_BEHIND // max(1, len(worker.pool.workers))):
                     os.close(fd)
                     raise RemoteProtocolError("does-not-read", f"{channel.backlog} answers wait")
-                if channel.paused and self._service.budget.exhausted:
+                if channel.paused and self._budget.exhausted:
                     self._send_back(channel, id_, fd)
                     return
                 self._router.pass_on(worker, id_, client, authority, fd, self._loop.now, mark)
@@ -390,6 +395,15 @@ class Umaster:
         self._router.worker_gone(channel.owner)
 
     # ---- time ----
+
+    def _flush(self) -> None:
+        if self._router.flush(hold=not self._service.draining) and not self._settling:
+            self._settling = True
+            self._loop.call_later(SETTLE_WITHIN, self._settle)
+
+    def _settle(self) -> None:
+        self._settling = False
+        self._router.flush()
 
     def _sweep(self) -> None:
         for worker in self._router.sweep(self._loop.now):
