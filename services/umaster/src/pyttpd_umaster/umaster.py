@@ -211,9 +211,7 @@ class Umaster:
         if channel.paused and self._budget.exhausted:
             self._send_back(channel, id_, fd)
             return
-        self._router.route(
-            source, id_, client, authority, fd, metrics=metrics, now=self._loop.now, mark=mark
-        )
+        self._router.route(source, id_, client, authority, fd, metrics=metrics, now=self._loop.now, mark=mark)
         if self._budget.exhausted or self._router.crowded:
             self._check_room(channel)
 
