@@ -69,6 +69,8 @@ class Scripts:
         self._rules = rules
         #: Regular files that were found below the root: the folders on the way, and what they are known by.
         self._known: dict[bytes, tuple[list[bytes], tuple[int, int, int]]] = {}
+        #: Of these, by the request's path, the scripts before which no other name could be one's.
+        self._plain: dict[bytes, Script] = {}
 
     def close(self) -> None:
         """Give the descriptor back."""
@@ -76,15 +78,24 @@ class Scripts:
 
     def find(self, path: bytes) -> Script | File | Moved | None:
         """Return what a request's `path` (below the mount, normal: http/paths.py) means; None: nothing is there."""
+        plain = self._plain.get(path)
+        if plain is not None and self._is_file(plain.path):
+            return plain
         components = path[1:].split(b"/")
         at: list[bytes] = []
+        first = True
         for number, component in enumerate(components):
             if is_hidden(component, number):
                 break
             at.append(component)
-            if component.endswith(self._rules.suffixes) and self._is_file(b"/".join(at)):
-                rest = components[number + 1 :]
-                return Script(b"/".join(at), b"".join([b"/" + name for name in rest]))
+            if component.endswith(self._rules.suffixes):
+                if self._is_file(b"/".join(at)):
+                    rest = components[number + 1 :]
+                    script = Script(b"/".join(at), b"".join([b"/" + name for name in rest]))
+                    if first and not rest and script.path in self._known:
+                        self._plain[path] = script
+                    return script
+                first = False
         else:
             found = self._folder(path)
             if found is not None:
@@ -131,6 +142,7 @@ class Scripts:
             if self._is_still(path, folders, identity(status)):
                 if len(self._known) >= _MAX_REMEMBERED:
                     self._known.clear()
+                    self._plain.clear()
                 self._known[path] = folders, identity(status)
         return True
 

@@ -32,7 +32,7 @@ from pyttpd_vhost.kinds.gateway.faults import BackendError, Fault
 from pyttpd_vhost.kinds.gateway.kind import GatewayKind
 from pyttpd_vhost.kinds.gateway.relay import Codec, Relay
 from pyttpd_vhost.kinds.gateway.scripts import File, Moved, Rules, Script, Scripts
-from pyttpd_vhost.kinds.gateway.variables import OF_CONNECTION, of_connection
+from pyttpd_vhost.kinds.gateway.variables import of_connection
 from pyttpd_vhost.kinds.static.programs import Programs
 
 if TYPE_CHECKING:
@@ -79,8 +79,6 @@ class SocketKind(GatewayKind):
             "REDIRECT_STATUS": "200",
             **{name: value.encode().decode("latin-1") for name, value in options.params.items()},
         }
-        #: Of the connection's variables, what the configuration says otherwise.
-        self._not_told = [name for name in OF_CONNECTION if name in self._params]
 
     def close(self) -> None:
         """Give all descriptors back (tests; a worker's end with it)."""
@@ -124,7 +122,7 @@ class SocketKind(GatewayKind):
     def _variables(self, request: Request, exchange: Exchange, script: Script | None, body: Source) -> bytes:
         """Return all variables, as they are sent."""
         mine = of_connection(exchange)
-        for name in self._not_told:
+        for name in mine.keys() & self._params.keys():
             del mine[name]
         kept = request.kept if exchange.origin is None and not request.length else None
         known: tuple[Script | None, bytes] | None = None if kept is None else kept.get(self)

@@ -169,13 +169,10 @@ class Variables:
                 variables[key] = value
 
 
-#: The variables that tell one connection from another.
-OF_CONNECTION = ("REMOTE_ADDR", "REMOTE_PORT", "SERVER_ADDR")
-
-
 def of_connection(exchange: Exchange) -> dict[str, str]:
-    """Return these."""
-    return dict(zip(OF_CONNECTION, (*exchange.client, exchange.server_address), strict=True))
+    """Return the variables that tell one connection from another."""
+    address, port = exchange.client
+    return {"REMOTE_ADDR": address, "REMOTE_PORT": port, "SERVER_ADDR": exchange.server_address}
 
 
 class MetaVariables(Variables):
