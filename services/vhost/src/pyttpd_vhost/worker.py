@@ -228,9 +228,8 @@ class Worker(Loop):
             self._portion = min(CREDIT_PORTION, self._credit)
             self._aside = aside
         signal.signal(signal.SIGTERM, self._on_term)
-        # Before the watcher is there, whose first turn takes as long as the way of the first connection to us.
-        self._control.send(Ready())
         threading.Thread(target=self._be_watcher, name="watcher", daemon=True).start()
+        self._control.send(Ready())
         try:
             if aside is None:
                 self._serve_as_one(self._crew.main)
