@@ -29,7 +29,7 @@ from dataclasses import dataclass, field
 from functools import cache, partial
 from typing import TYPE_CHECKING, NoReturn
 
-from pyttpd import __version__, confine, keeper, metrics, privileges
+from pyttpd import __version__, confine, keeper, metrics, privileges, turns
 from pyttpd.address import Address
 from pyttpd.address import parse as parse_address
 from pyttpd.channel import Channel, Faults
@@ -397,14 +397,14 @@ class Service:
         self.log.debug("confined", locks=self._report)
 
     def give_way(self) -> None:
-        """Take the core from nobody when we are woken up (SCHED_BATCH, sched(7)): what wakes us comes in numbers then.
+        """Take the core from nobody who hasn't had his turn when we are woken up: what wakes us comes in numbers then.
 
         On a core that is busy, roles that only hand on would otherwise take turns with who serves for every single
         connection. We wait until that sleeps or has had its share (some milliseconds), and find several. Where a core
         is idle nothing changes. It takes no privilege; where even that is forbidden, we are slower and nothing else.
         """
         with contextlib.suppress(OSError):
-            os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+            turns.take_long_turns()
 
     @property
     def signals_scoped(self) -> bool:
