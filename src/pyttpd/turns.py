@@ -8,6 +8,7 @@ where nobody can say how long turns are to be.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import struct
 from ctypes import create_string_buffer
@@ -30,11 +31,13 @@ def length(pid: int = 0) -> int:
 
 def take_long_turns() -> None:
     """Have turns of LONG from now on, this thread and what it forks; else be SCHED_BATCH. Raises OSError."""
-    size, policy, flags, nice, priority, _, deadline, period = _attributes(0)
-    asked = _ATTRIBUTES.pack(size, policy, flags, nice, priority, LONG, deadline, period)
-    syscall("sched_setattr", 0, asked, 0)
-    if length() != LONG:
-        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+    with contextlib.suppress(OSError):  # a kernel, or an engine's filter, that doesn't know the call
+        size, policy, flags, nice, priority, _, deadline, period = _attributes(0)
+        asked = _ATTRIBUTES.pack(size, policy, flags, nice, priority, LONG, deadline, period)
+        syscall("sched_setattr", 0, asked, 0)
+        if length() == LONG:
+            return
+    os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
 
 
 def _attributes(pid: int) -> tuple[int, ...]:
