@@ -407,8 +407,10 @@ class Worker(Loop):
 
     def _lend(self, more: bool) -> None:
         """Let umaster have MORE_CREDIT, or no longer: then it isn't given back once it is spent."""
-        if more is not self._more:
-            with self._lock:
+        if more is self._more:
+            return
+        with self._lock:
+            if more is not self._more:  # the watcher may have been here meanwhile
                 self._more = more
                 self._spent += self._more_credit if more else -self._more_credit
 
