@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -13,6 +14,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
+from pyttpd import keeper
+from pyttpd.health import HealthFile
+from pyttpd.log import Log
 
 from support.leaks import descendants, state
 
@@ -338,3 +343,19 @@ def test_a_role_dies_with_its_keeper(keep: Callable[[str], Kept]) -> None:
     while state(kept.lives[0]) not in "XZ":
         assert time.monotonic() < deadline
         time.sleep(0.01)
+
+
+def test_a_role_that_sleeps_wakes_its_keeper_not_the_clock() -> None:
+    """Thousands may sleep: keeper and role are up once for each beat, and silence is noticed as ever."""
+
+    def kept(*, sleeps: bool) -> float:
+        become = (lambda _beat, _renewing: sys.exit()) if sleeps else None
+        keep = keeper.Keeper(lambda _beat: None, Log("vhost"), HealthFile(""), 1.0, 0.0, become=become)
+        keep._start_at = None
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            keep.children.append(keeper.Child(1, ours, 100.0, 100.0, float("inf")))
+            return keep._wait(100.0)
+
+    assert kept(sleeps=False) == pytest.approx(keeper.BEAT_INTERVAL, abs=0.01)
+    assert keeper.ASLEEP_BEATS * keeper.BEAT_INTERVAL < kept(sleeps=True) < keeper.BEAT_LIMIT / 2
