@@ -180,7 +180,8 @@ class Relay:
         events = waiter.poll(min(LOOK, self._patience) * 1000)
         waiter.unregister(client)
         self._spent = monotonic() - began
-        if events != [(reading, _READABLE)]:
+        # with an end behind it, if the connection isn't kept
+        if len(events) != 1 or events[0][0] != reading or not events[0][1] & _READABLE:
             self._silent = 0.0 if events else self._spent
             return False
         try:
