@@ -19,6 +19,8 @@ _RATE = re.compile(r"Requests/sec:\s+([\d.]+)")
 _TOTAL = re.compile(r"(\d+) requests in ")
 #: On a busy machine the signal may come before wrk has begun, and it says nothing then.
 ATTEMPTS = 3
+#: With fewer right answers than so many, or than half of all, nothing is said of how long they took at a constant rate.
+ENOUGH = 100
 #: A thread of wrk's keeps its connections; so each of these stays with one host.
 HOST_BY_THREAD = """
 local hosts, threads = { %s }, 0
@@ -184,6 +186,6 @@ def constant_rate(
         client.run(rate, seconds, connections)
     finally:
         os.sched_setaffinity(0, before)
-    if len(client.took) < max(2, rate * seconds / 2):
+    if len(client.took) < max(2, min(ENOUGH, rate * seconds / 2)):
         raise WrongAnswer(f"{target.url}: {len(client.took)} answers at {rate:.0f}/s in {seconds:.1f} s")
     return Latency(client.took, client.errors)
