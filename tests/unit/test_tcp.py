@@ -207,6 +207,18 @@ def test_what_is_forgotten_has_no_end(free: One) -> None:
     assert ends == []
 
 
+def test_a_new_connection_is_not_claimed_although_its_listening_socket_defers() -> None:
+    """The claim is kept in what init has set on the listening socket; a connection doesn't inherit it."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, 1)
+        with socket.create_connection(listener.getsockname()) as client:
+            client.sendall(b"x")
+            accepted, _ = tcp.accept(listener)
+            one = One(accepted)
+            assert tcp.recall(one) is tcp.Whose.OURS
+            accepted.close()
+
+
 def test_who_waits_to_be_accepted_is_counted() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         assert tcp.backlog(listener) == 0

@@ -284,7 +284,7 @@ def test_when_all_threads_are_busy_connections_go_to_a_free_sibling(front: Front
 
 def test_credit_says_how_many_threads_are_free(front: Fronts) -> None:
     ours = front(application, max_threads=33, slow_request=0, request_timeout=0)
-    ours.wait_for(lambda: ours.workers[0].credit == 8 + 32)
+    ours.wait_for(lambda: ours.workers[0].credit == 8 + 32 + worker.MORE_CREDIT)
     with ours.ask("/for-ever"):
         ours.wait_for(lambda: ours.row().busy_threads == 1)
         answers([ours.ask() for _ in range(16)])
@@ -304,8 +304,10 @@ def test_a_quick_worker_has_more_credit_until_a_request_is_slow(
     monkeypatch.setattr(worker, "QUICK", 1000.0)
     ours = front(app, slow_request=0, request_timeout=0)
     played = ours.workers[0]
-    answers([ours.ask()])
     ours.wait_for(lambda: played.credit == worker.CREDIT + worker.MORE_CREDIT)
+    for _ in range(3 * worker.CREDIT):
+        answers([ours.ask()])
+        ours.wait_for(lambda: played.credit > worker.CREDIT + worker.MORE_CREDIT - worker.CREDIT_PORTION)
     answers([ours.ask("/slow")])
     for _ in range(worker.MORE_CREDIT):
         answers([ours.ask()])
@@ -319,7 +321,6 @@ def test_a_crowd_has_no_more_credit_than_threads(front: Fronts, monkeypatch: pyt
     monkeypatch.setattr(worker, "QUICK", 1000.0)
     ours = front(application, max_threads=2, slow_request=0, request_timeout=0)
     played = ours.workers[0]
-    answers([ours.ask()])
     ours.wait_for(lambda: played.credit == worker.CREDIT + 1 + worker.MORE_CREDIT)
     with ours.ask("/for-ever"):
         answers([ours.ask() for _ in range(worker.MORE_CREDIT)])  # too few for one to serve alone again

@@ -89,8 +89,8 @@ if TYPE_CHECKING:
 CREDIT = 8
 #: Credit is given back in portions, as long as umaster has enough of it left for us.
 CREDIT_PORTION = 4
-#: So many more while requests are quick (QUICK), so that the next packet is there when one is served. It lies in our
-#: channel untaken, so it isn't lost with us; behind a slow request it would wait, so then it isn't given back.
+#: So many more as long as requests are quick (QUICK), so that the next packet is there when one is served. It lies in
+#: our channel untaken, so it isn't lost with us; behind a slow request it would wait, so then it isn't given back.
 MORE_CREDIT = 8
 #: umaster's bound for one worker (pyttpd_umaster.router.MAX_CREDIT).
 MAX_CREDIT = 64
@@ -171,7 +171,8 @@ class Worker(Loop):
         self._crew = Crew(site, most=pool.max_threads, idle_after=pool.thread_idle)
         self._credit = min(MAX_CREDIT, CREDIT + pool.max_threads - 1)
         self._more_credit = min(MORE_CREDIT, MAX_CREDIT - self._credit)
-        self._more = False  # umaster has that, or is about to have it
+        # Umaster has that, or is about to have it: from the beginning, as it gives to who has the most credit.
+        self._more = True
         self._portion = CREDIT_PORTION
         #: Who serves all that is ready by itself, if anybody: the leader, while there is no crowd.
         self._solo: Server | None = None
@@ -547,7 +548,7 @@ class Worker(Loop):
             # What the old umaster has given us and we haven't read stays with the listener, which offers it again.
             self._channel.close()
             self._offers.retry_all()
-        self._spent, self._more = 0, False
+        self._spent, self._more = 0, True
         channel = self._channel = Channel(
             socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, fileno=fd),
             Kind.WORKER,
@@ -566,7 +567,7 @@ class Worker(Loop):
         if self._leaving:
             channel.send(Goodbye("leaving"))
         else:
-            channel.send(Credit(self._credit))
+            channel.send(Credit(self._credit + self._more_credit))
 
     def _from_umaster(self, channel: Channel, message: Message, fd: int | None) -> None:
         if type(message) is Dispatch:
