@@ -85,7 +85,7 @@ def test_after_a_reset_it_still_answers_or_says_that_it_can_not() -> None:
 class One:
     """A connection that was offered for its mark."""
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket.SocketType) -> None:
         self.sock = sock
         self.mark = tcp.mark(sock)
 
