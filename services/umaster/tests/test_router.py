@@ -264,6 +264,16 @@ def test_a_worker_that_is_gone_before_it_took_is_a_retry(world: World) -> None:
     assert world.heard(source) == [Retry(first), Retry(second)]
 
 
+def test_what_a_worker_was_given_does_not_go_to_the_names_next_owner(world: World) -> None:
+    """The worker is the tenant's: it may have kept a copy, and read what the next tenant's client says."""
+    source, worker = world.listener(), world.worker(world.supervisor(), credit=2)
+    moved, stays = world.offer(source), world.offer(source, "x.a.example")
+    assert len(dispatched(worker)) == 2
+    world.router.set_map(HostMap(2, {"a.example": "b"}, {"a.example": "a"}, None))
+    world.router.worker_gone(worker)
+    assert world.heard(source) == [Refuse(moved, 421), Retry(stays)]
+
+
 def test_a_buried_worker_is_a_retry_and_its_channel_is_closed(world: World) -> None:
     source, supervisor = world.listener(), world.supervisor()
     worker = world.worker(supervisor, credit=1)

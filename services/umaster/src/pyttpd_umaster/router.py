@@ -817,9 +817,17 @@ class Router:
         self._travelling -= len(worker.given)
         for offer in worker.given.values():
             pool.handovers -= 1
-            self._end(offer, message(offer.source_id))
+            still = self._is_still_for(pool, offer)
+            self._end(offer, message(offer.source_id) if still else Refuse(offer.source_id, 421))
         worker.given.clear()
         self.source_gone(worker.source)
+
+    def _is_still_for(self, pool: Pool, offer: Offer) -> bool:
+        """Say whether a listener's offer would get to `pool` again. Where its name is another vhost's by now it must
+        not be made again: who has had it may have kept a copy, and would read along.
+        """
+        listeners = offer.source.queues and pool.work == "requests"
+        return not listeners or self._map.find(offer.authority) == pool.peer.name
 
     def buried(self, supervisor: Supervisor, number: int) -> None:
         """The supervisor has reaped worker `number`: nobody reads what it was given."""
