@@ -22,11 +22,14 @@ signal.signal(signal.SIGTERM, signal.SIG_IGN)
 open(sys.argv[1], "w").write(str(os.getpid()))
 time.sleep(1000)
 """
+#: Who runs the tests may ignore the signals: nohup, or a shell without job control whatever it runs by "&".
 RUN = """
-import subprocess, sys, time
+import signal, subprocess, sys, time
 from pathlib import Path
 from suite import household
 
+for number in household.SIGNALS:
+    signal.signal(number, signal.SIG_DFL)
 household.GRACE = 0.3
 note, how = sys.argv[1:3]
 with household.kept():
