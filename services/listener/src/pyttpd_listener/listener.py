@@ -315,9 +315,8 @@ class Listener:
             size = connection.sock.recv_into(self._view, proxy_protocol.MAX_HEADER, _PEEK)
             header = proxy_protocol.parse(bytes(self._view[:size])) if size else None
             if header is not None:
-                connection.sock.recv_into(
-                    self._view, header.size, _RECEIVE
-                )  # it is there: we have just seen it
+                # It is there: we have just seen it.
+                connection.sock.recv_into(self._view, header.size, _RECEIVE)
         except BlockingIOError:
             return False
         except proxy_protocol.Malformed as error:
