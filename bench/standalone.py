@@ -2,14 +2,17 @@
 loop.
 
     python bench/standalone.py [--kind wsgi] [--app hello:app] [--path bench] [--root .] [--port 8000] [--engine h11]
+                               [--access-log FILE]
 
 What the tree is compared with (suite/peers.py), and a quick way to look at an application. Not for production: no
-confinement, one process, no access log.
+confinement, one process. Its access log has the lines that a tree's has, and is written when a worker of a tree would
+hand its lines over: there is nobody who would look at them, so it writes them itself.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import select
 import socket
 import threading
@@ -21,6 +24,7 @@ from pyttpd.config.shares import HttpSettings, LogSettings, PoolSettings, Tenant
 from pyttpd.log import Log
 from pyttpd.wire.messages import Client
 
+from pyttpd_vhost.access import BATCH, INTERVAL, Combined
 from pyttpd_vhost.aside import Aside
 from pyttpd_vhost.http.connection import Connection, Want
 from pyttpd_vhost.parking import Parked
@@ -68,6 +72,19 @@ def make_site(
     return site
 
 
+class ToFile(Combined):
+    """An access log that its worker writes to a file, whose end it is."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__("bench", socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET))  # isn't used
+        self._fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
+
+    def _sent(self, record: bytes) -> bool:
+        if os.write(self._fd, record) != len(record):
+            raise SystemExit("standalone: the access log can't be written")
+        return True
+
+
 def serve(listener: socket.socket, site: Site, authority: str) -> None:
     """Accept and serve until killed."""
     epoll = select.epoll()
@@ -91,9 +108,12 @@ def turn(
 ) -> None:
     """The epoll loop."""
     listening = listener.fileno()
-    tick = time.monotonic() + TICK
+    now = time.monotonic()
+    tick = now + TICK
+    lines = [] if site.access is None else site.access.lines
+    send_lines_at = 0.0
     while True:
-        events = epoll.poll(TICK)
+        events = epoll.poll(max(0.0, send_lines_at - now) if lines else TICK)
         site.turn = object()
         for fd, _ in events:
             if fd == listening:
@@ -112,6 +132,9 @@ def turn(
             if want is not waiting[fd]:
                 settle(epoll, connections, waiting, fd, want, site.aside)
         now = time.monotonic()
+        if lines and (now >= send_lines_at or len(lines) >= BATCH):  # as Worker._serve_alone does
+            site.flush()
+            send_lines_at = now + INTERVAL
         if now >= tick:
             tick = now + TICK
             for fd in [fd for fd, connection in connections.items() if connection.deadline <= now]:
@@ -175,10 +198,13 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=8000)
     parser.add_argument("--engine", default="llhttp", choices=("llhttp", "h11"))
     parser.add_argument("--event-loop", default="asyncio", choices=("asyncio", "uvloop"))
+    parser.add_argument("--access-log", type=Path)
     arguments = parser.parse_args()
     site = make_site(
         arguments.kind, arguments.app, arguments.path, arguments.root, arguments.engine, arguments.event_loop
     )
+    if arguments.access_log is not None:
+        site.access = ToFile(arguments.access_log)
     listener = socket.create_server(("127.0.0.1", arguments.port), backlog=1024)
     listener.setblocking(False)
     serve(listener, site, "127.0.0.1")

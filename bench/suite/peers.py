@@ -171,6 +171,7 @@ def worker_alone(setting: Setting) -> list[list[str]]:
         "--port",
         str(setting.port),
     ]
+    command += ["--access-log", f"{setting.folder}/access.log"] if setting.log else []
     return [command]
 
 
