@@ -258,7 +258,7 @@ scripts = [".php", ".phtml"]
 index = ["index.php"]
 front_controller = "index.php"
 files = false
-keep_connections = 1
+keep_connections = 0
 [[vhost.shop-two.mount]]
 path = "/scgi"
 kind = "scgi"
@@ -294,7 +294,7 @@ def test_everything_that_can_be_written(folder: Path) -> None:
         index=("index.php",),
         front_controller="index.php",
         files=False,
-        keep_connections=1,
+        keep_connections=0,
     )
     config = load(folder, generation=7)
     assert config == load(folder / "pyttpd.toml", generation=7)

@@ -67,8 +67,28 @@ class ScriptOptions(AskedOptions):
         """
         if self.keep_connections is not None:
             return self.keep_connections
+        return self._fitting(workers, threads)
+
+    def _fitting(self, workers: int, threads: int) -> int:
         share = self.processes // workers if self.command and self.mode == "static" else 0
         return share if share >= threads else 0
+
+    def misfits(self, workers: int, threads: int) -> list[tuple[str, str]]:
+        """See `ProcessOptions.misfits`.
+
+        Of `scripts` a process runs one at a time. With more kept than fit, or fewer than a worker's threads may need, a
+        request would wait for a process that an idle connection has, maybe for ever. (Where others run the processes
+        nobody here knows how many there are.)
+        """
+        keep, most = self.keep_connections, self._fitting(workers, threads)
+        if not keep or not self.command or not self.scripts or threads <= keep <= most:
+            return []
+        few = f"processes = {self.processes}, pool.max_workers = {workers} and pool.max_threads = {threads}"
+        right = "0" if not most else f"0 or {most}" if most == threads else f"0, or from {threads} to {most}"
+        if self.mode != "static":
+            right, few = "0", f'mode = "{self.mode}"'
+        why = "a request would wait for a process that an idle connection has"
+        return [("keep_connections", f"must be {right}, with {few}: {why}")]
 
 
 def _count_or_none(value: object, where: str) -> int | None:

@@ -181,7 +181,7 @@ SCRIPT_KEYS = (
         Kind.INTEGER,
         None,
         "Idle connections to the application that each worker keeps. A process that serves one request at a time, "
-        "as PHP's do, is taken by one.",
+        "as PHP's do, is taken by one; so with `command` and `scripts` it is 0, or what is said of the default.",
         "connections",
         limits.KEPT,
         default_text='with `command` and `mode = "static"`: `processes` divided by `pool.max_workers`, rounded down, '

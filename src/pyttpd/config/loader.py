@@ -872,6 +872,10 @@ def _check_options(record: Record, errors: _Errors) -> None:
             object.__setattr__(options, name, values.get(name))
         for key, wrong in options.contradictions():
             errors.at(record.source, path, key, wrong)
+        pool = record.tables.get("pool", {})
+        if "max_workers" in pool and "max_threads" in pool:
+            for key, wrong in options.misfits(pool["max_workers"], pool["max_threads"]):
+                errors.at(record.source, path, key, wrong)
 
 
 def _compare_hosts(vhosts: list[Record], errors: _Errors) -> None:

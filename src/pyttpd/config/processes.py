@@ -49,6 +49,10 @@ class ProcessOptions:
             found.append(("max_memory", f"must be 0 or at least {limits.MIN_MEMORY} bytes"))
         return found
 
+    def misfits(self, workers: int, threads: int) -> list[tuple[str, str]]:
+        """Return what can't be meant with so many workers, and so many threads in each; as `contradictions`."""
+        return []
+
 
 def argument(value: object, where: str) -> str:
     """Check one word of a command (see checks.py)."""
