@@ -27,6 +27,7 @@ _MAX_CAUSES = 16
 class Complaints:
     """Of one line's application. The part of logging.Logger that uvicorn's protocols use."""
 
+    __slots__ = ("_line",)
     level = logging.INFO
 
     def __init__(self, line: Line) -> None:

@@ -1,9 +1,9 @@
-"""A client's requests, one after the other: uvicorn's HttpToolsProtocol without its parser.
+"""A client's requests, one after the other: what HttpToolsProtocol is in uvicorn.
 
 Theory of operation. The worker's threads have read the first head; the next ones are read here, by the same reader
 (http/heads.py), which is stricter than llhttp alone, and quicker. What isn't a whole head, isn't a request that may be
 served, or isn't this application's goes back to the threads unread (aside.py), as does a connection that has been
-idle for a moment (KEEP), and one that is to end.
+idle for a moment (eventloop.KEEP), and one that is to end.
 
     waiting ── room for one more request ──> serving ── answered ──> sending, if the client hasn't taken all ──> idle
       └── too long: 503                                                                                           │
@@ -15,14 +15,17 @@ Rules:
 - A body is read ahead up to uvicorn's HIGH_WATER_LIMIT, and then as the application takes it.
 - A body that is malformed, too large or too slow, is answered for that, whatever the application says, as in every
   kind.
+- There may be thousands, most of them idle. So nothing of a request is kept behind it, what only some need is made
+  when it is needed, and what has ended doesn't refer to itself by way of others: it would wait for the garbage
+  collector, and what a process has had at the most it keeps.
 """
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Any
 
-from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT, FlowControl
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 
 from pyttpd.head import Refused
 
@@ -42,8 +45,6 @@ if TYPE_CHECKING:
     from pyttpd_vhost.kinds.asgi.eventloop import Application
     from pyttpd_vhost.kinds.asgi.line import Line
 
-#: An idle connection stays for so long (s): giving it back and getting it again costs as much as a request.
-KEEP = 0.5
 #: How long (s) a request waits for another one's end when there are `max_concurrency` already.
 ROOM_TIMEOUT = 10.0
 
@@ -72,31 +73,46 @@ class CycleTransport:
         """See above."""
 
 
-class Conversation(HttpToolsProtocol):
-    """See the module's text. `app`: the application that the first request is for."""
+class Conversation:
+    """See the module's text. `app`: the application that the first request is for.
 
-    line: Line
-    exchange: Exchange
+    Its cycles know it as uvicorn's FlowControl, too.
+    """
+
+    __slots__ = (
+        "_app",
+        "_body",
+        "_came",
+        "_cycle",
+        "_pace",
+        "_room",
+        "_stream",
+        "_waited",
+        "_whole",
+        "cycles",
+        "exchange",
+        "line",
+        "logger",
+        "read_paused",
+        "write_paused",
+    )
 
     def __init__(self, line: Line, app: Application) -> None:
-        super().__init__(
-            config=app.config, server_state=app.state, app_state=app.lifespan_state, _loop=line.owner.loop
-        )
         self.line = line
-        self.exchange = line.exchange
-        self.logger = Complaints(line)  # type: ignore[assignment]  # the part of it that is used
-        self.flow = FlowControl(line)
-        self.transport = line
-        self.cycles: Any = CycleTransport(line)  # the part of a transport that is used
+        self.exchange: Exchange = line.exchange
+        self.logger = Complaints(line)
+        self.cycles = CycleTransport(line)
+        self.read_paused = False
+        self.write_paused = False
+        self._room: asyncio.Event | None = None  # what the application's send() waits for
         self._app = app
         self._stream = line.stream
         self._body: LoopBody | None = None
-        self._pace = Pace()
+        self._pace: Pace | None = None
         self._came = 0
         self._cycle: Cycle | None = None
         self._whole = False  # all of the answer is given to the stream
         self._waited: float | None = None
-        self._still = 0.0
 
     # From the line
 
@@ -148,16 +164,50 @@ class Conversation(HttpToolsProtocol):
         return self._cycle is None and self._waited is None and not self._whole
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """The client has gone."""
+        """The client has gone: the application is told, whatever it waits for."""
         if self._waited is not None:
             self._app.waiting.remove(self)
             self._waited = None
-        super().connection_lost(exc)
+        self._hear_no_more()
+        self._cycle = None
+        self.resume_writing()
 
     def leave(self) -> None:
         """The worker retires."""
         if self.idle and not self._stream.ahead:
             self.line.give_back(idle=True)
+
+    # What its cycles wait for
+
+    def pause_reading(self) -> None:
+        """There is enough of the body for now."""
+        if not self.read_paused:
+            self.read_paused = True
+            self.line.pause_reading()
+
+    def resume_reading(self) -> None:
+        """The application takes what there is of the body."""
+        if self.read_paused:
+            self.read_paused = False
+            self.line.resume_reading()
+
+    def pause_writing(self) -> None:
+        """The client has enough to take for now."""
+        self.write_paused = True
+
+    def resume_writing(self) -> None:
+        """It has taken it, or has gone."""
+        self.write_paused = False
+        if self._room is not None:
+            self._room.set()
+            self._room = None
+
+    async def drain(self) -> None:
+        """Wait for that."""
+        if self.write_paused:
+            if self._room is None:
+                self._room = asyncio.Event()
+            await self._room.wait()
 
     # A request
 
@@ -179,6 +229,7 @@ class Conversation(HttpToolsProtocol):
         stream.ahead = data[request.end :]
         body = self._new_body(request) if request.length else None
         connection.begin(request, body)
+        self.line.owner.wake(self.line)
         self._begin(request, body)
 
     def _new_body(self, request: Request) -> LoopBody:
@@ -208,11 +259,11 @@ class Conversation(HttpToolsProtocol):
 
     def _run(self, request: Request, body: LoopBody | None) -> None:
         app = self._app
-        scope = app.scopes.of(request, self.exchange, self.line.server, self.app_state)
+        scope = app.scopes.of(request, self.exchange, self.line.server, app.lifespan_state)
         if app.websockets and asked_for(request):
             self._become_websocket(scope)
             return
-        cycle = self._cycle = self.cycle = Cycle(self, scope, expect=request.expect)
+        cycle = self._cycle = Cycle(self, scope, expect=request.expect)
         self._body = body
         if body is None:
             cycle.more_body = False
@@ -221,12 +272,9 @@ class Conversation(HttpToolsProtocol):
             self._pace = Pace()
             self._came = 0
             self._pull()
-        self._start_asgi_task(cycle, app.call)
-
-    def _start_asgi_task(self, cycle: Any, app: Any) -> None:
-        task = cycle.task = self.loop.create_task(cycle.run_asgi(app))
-        self.tasks.add(task)
-        task.add_done_callback(self.tasks.discard)
+        task = cycle.task = self.line.owner.loop.create_task(cycle.run_asgi(app.call))
+        app.tasks.add(task)
+        task.add_done_callback(app.tasks.discard)
 
     def _become_websocket(self, scope: dict[str, Any]) -> None:
         line = self.line
@@ -264,7 +312,7 @@ class Conversation(HttpToolsProtocol):
         elif self._came != before:
             cycle.waiting_for_100_continue = False
             if len(cycle.body) > HIGH_WATER_LIMIT:
-                self.flow.pause_reading()
+                self.pause_reading()
         else:
             return
         cycle.message_event.set()
@@ -288,6 +336,8 @@ class Conversation(HttpToolsProtocol):
         self._whole = True
         if not self._stream.pending:
             self._answered()
+        else:
+            self.line.sent()
 
     def unfinished(self, cycle: Cycle) -> None:
         """The application has returned, or failed, and the answer isn't whole."""
@@ -312,21 +362,20 @@ class Conversation(HttpToolsProtocol):
             return
         exchange, body, stream = self.exchange, self._body, self._stream
         line.connection.answered()
-        self._cycle = self._body = None
+        self._cycle = self._body = self._pace = None
         self._whole = False
-        self._still = 0.0
-        if self.flow.read_paused:
-            self.flow.resume_reading()
+        self.resume_reading()
         if not exchange.keep:
             announced = not exchange.request.keep_alive and not stream.ahead and (body is None or body.done)
             line.give_back(idle=False, announced=announced)
         elif stream.ahead:
-            self.loop.call_soon(self._next)
+            line.owner.loop.call_soon(self._next)
             line.hold(held=False)
         elif line.owner.leaving:
             line.give_back(idle=True)
         else:
             line.hold(held=False)
+            line.owner.rest(line)
 
     # Time
 
@@ -344,22 +393,19 @@ class Conversation(HttpToolsProtocol):
             if not self._waits_for_client():
                 cycle.age += seconds
                 self._watch_application(cycle)
-        else:
-            self._still += seconds
-            if self._still >= KEEP and not self._stream.ahead:
-                self.line.give_back(idle=True)
 
     def _waits_for_client(self) -> bool:
-        if self.flow.write_paused:
+        if self.write_paused:
             return True
         body = self._body
-        return body is not None and not body.done and body.failed is None and not self.flow.read_paused
+        return body is not None and not body.done and body.failed is None and not self.read_paused
 
     def _watch_body(self, seconds: float) -> None:
         body = self._body
-        if body is None or body.done or body.failed is not None or self.flow.read_paused:
+        if body is None or body.done or body.failed is not None or self.read_paused:
             return
         patience, pace = self.line.owner.site.patience, self._pace
+        assert pace is not None
         if self._cycle is not None and self._cycle.waiting_for_100_continue:
             return  # it waits for us
         pace.add(seconds, self._came, patience.body_rate)

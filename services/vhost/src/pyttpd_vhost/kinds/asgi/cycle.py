@@ -44,10 +44,10 @@ class Cycle(RequestResponseCycle):
     def __init__(self, conversation: Conversation, scope: Scope, *, expect: bool) -> None:
         super().__init__(
             scope=scope,  # type: ignore[arg-type]  # uvicorn's scopes are TypedDicts
-            transport=conversation.cycles,
-            flow=conversation.flow,
-            logger=conversation.logger,
-            access_logger=conversation.logger,
+            transport=conversation.cycles,  # type: ignore[arg-type]  # the part of it that is used; so with the others
+            flow=conversation,  # type: ignore[arg-type]
+            logger=conversation.logger,  # type: ignore[arg-type]
+            access_logger=conversation.logger,  # type: ignore[arg-type]
             access_log=False,
             default_headers=[],
             message_event=asyncio.Event(),
@@ -78,8 +78,8 @@ class Cycle(RequestResponseCycle):
     async def send(self, message: Any) -> None:
         """Take a message from the application."""
         conversation = self._conversation
-        if self.flow.write_paused:
-            await self.flow.drain()
+        if conversation.write_paused:
+            await conversation.drain()
         kind = message["type"]
         if conversation.line.ended and not self.response_complete:
             raise ClientDisconnected

@@ -26,6 +26,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from uvicorn.config import Config
@@ -50,6 +51,10 @@ if TYPE_CHECKING:
 
 #: How often (s) lines are looked at: half of what clients are looked at elsewhere, and of what idle ones stay.
 LOOK = 0.25
+#: An idle connection stays for so long (s): giving it back and getting it again costs as much as a request.
+KEEP = 0.5
+#: So many idle ones are given back at a time: then others have their turn, who would wait for thousands else.
+A_FEW = 32
 #: An application may take so long (s) to start, as to be imported (evictor.LOAD_TIMEOUT), less what telling takes.
 STARTUP_TIMEOUT = 55.0
 #: Of the worker's grace, what is left for the application's shutdown when everything else was cut off; at most (s).
@@ -212,6 +217,8 @@ class EventLoop:
         self._home = site
         self._host: Host = None  # type: ignore[assignment]
         self._lines: dict[Line, None] = {}
+        #: Those of them that are between two requests, and since when; in this order.
+        self._idle: dict[Line, float] = {}
         #: Connections on their way into the loop. (A dictionary, since single steps of it are atomic.)
         self._coming: dict[Parked, None] = {}
         self._crowded = False
@@ -334,16 +341,24 @@ class EventLoop:
             return  # it was taken away meanwhile
         app = one.connection.taker
         assert isinstance(app, Application)
-        line = Line(self, one, lambda line: Conversation(line, app))
+        line = Line(self, one)
         self._lines[line] = None
+        talk = line.talk = Conversation(line, app)
         line.open()
-        talk = line.talk
-        assert isinstance(talk, Conversation)
         talk.start()
+
+    def rest(self, line: Line) -> None:
+        """`line` is between two requests from now on."""
+        self._idle[line] = time.monotonic()
+
+    def wake(self, line: Line) -> None:
+        """`line` has a request."""
+        self._idle.pop(line, None)
 
     def give_back(self, line: Line, want: Want) -> None:
         """`line` has ended: its connection is the worker's again."""
         self._lines.pop(line, None)
+        self._idle.pop(line, None)
         line.connection.move(self._home)
         self._host.settle(line.one, want)
         if self.site.access is not None and not self._flushing:
@@ -382,13 +397,23 @@ class EventLoop:
         self.loop.call_later(LOOK, self._sweep)
         now = time.monotonic()
         seconds, self._swept = now - self._swept, now
-        for line in list(self._lines):
+        for line in [line for line in self._lines if line not in self._idle]:
             if not line.ended:
                 line.sweep(seconds)
+        self._let_go()
         if self.leaving and now >= self._cut_at:
             for task in [task for app in self.applications for task in app.tasks if not task.cancelling()]:
                 task.cancel()
         self.site.flush()
+
+    def _let_go(self) -> None:
+        """Give back who has been idle for a while."""
+        latest = time.monotonic() - KEEP
+        due = [line for line, since in islice(self._idle.items(), A_FEW) if since <= latest]
+        for line in due:
+            line.give_back(idle=True)
+        if len(due) == A_FEW:
+            self.loop.call_soon(self._let_go)
 
     def slow(self, request: Request, task: Any, age: float) -> None:
         """A request takes long."""

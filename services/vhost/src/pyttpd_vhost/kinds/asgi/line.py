@@ -9,13 +9,13 @@ Rules:
 - Reading stops while the protocol has paused it, while it is held (something has come that isn't due yet), and while a
   client that doesn't take what it gets has more than HIGH bytes coming: its pings are answered, too.
 - How long a client may take to read is the vhost's patience (http/patience.py), looked at every LOOK.
-- A line ends once: given back (`give_back`), or lost (`lose`). Then it touches the socket no more.
+- Who has sent anything says so (`sent`); what the socket hasn't taken is finished then.
+- A line ends once: given back (`give_back`), or lost (`lose`). Then it touches the socket no more, and has no talk.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
 from pyttpd_vhost.http.errors import ClientGone
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 #: Bytes pending above which an application's send() waits, and below which it goes on (asyncio's own marks).
 HIGH, LOW = 65536, 16384
+#: asyncio.Transport makes a dictionary for each unless it gets one.
+_NO_EXTRA: dict[str, Any] = {}
 
 
 class Talk(Protocol):
@@ -43,15 +45,36 @@ class Talk(Protocol):
 
 
 class Line(asyncio.Transport):
-    """See the module's text. `one` is what the worker knows the connection as."""
+    """See the module's text. `one` is what the worker knows the connection as. Who makes it gives it its `talk`."""
 
-    def __init__(self, owner: EventLoop, one: Parked, talk: Callable[[Line], Talk]) -> None:
-        super().__init__()
+    __slots__ = (
+        "_fd",
+        "_held",
+        "_loop",
+        "_paused",
+        "_reading",
+        "_server",
+        "_write_paused",
+        "_writing",
+        "connection",
+        "counts",
+        "ended",
+        "exchange",
+        "one",
+        "owner",
+        "sock",
+        "stream",
+        "talk",
+    )
+    talk: Talk
+
+    def __init__(self, owner: EventLoop, one: Parked) -> None:
+        super().__init__(_NO_EXTRA)
         self.owner = owner
         self.one = one
         self.connection = one.connection
         self.sock = one.connection.sock
-        self.stream = LoopStream(self.sock, owner.site, self._pending)
+        self.stream = LoopStream(self.sock, owner.site)
         self.exchange = self.connection.lend(self.stream, owner.site)
         self.ended = False
         #: What `write` sends is a part of the answer.
@@ -63,7 +86,7 @@ class Line(asyncio.Transport):
         self._paused = False
         self._held = False
         self._write_paused = False
-        self.talk: Talk = talk(self)
+        self._writing = False
 
     @property
     def server(self) -> tuple[str, int | None]:
@@ -157,14 +180,15 @@ class Line(asyncio.Transport):
 
     # Writing
 
-    def _pending(self) -> None:
-        """The socket doesn't take all."""
-        self.stream.watch()
-        self._loop.add_writer(self._fd, self._writable)
-
     def sent(self) -> None:
-        """Something was sent: see whether it is too much for now."""
-        if not self._write_paused and self.stream.pending and self.stream.size > HIGH:
+        """Something was sent: see to what the socket hasn't taken, and whether it is too much for now."""
+        if not self.stream.pending:
+            return
+        if not self._writing:
+            self._writing = True
+            self.stream.watch()
+            self._loop.add_writer(self._fd, self._writable)
+        if not self._write_paused and self.stream.size > HIGH:
             self._write_paused = True
             self._watch()
             self.talk.pause_writing()
@@ -176,6 +200,7 @@ class Line(asyncio.Transport):
             self.lose(gone)
             return
         if done:
+            self._writing = False
             self._loop.remove_writer(self._fd)
             self.stream.begin()
         if self._write_paused and (done or self.stream.size <= LOW):
@@ -203,18 +228,20 @@ class Line(asyncio.Transport):
         """Give the connection back to the worker's threads; see `Connection.come_back`."""
         if self._leave():
             self.owner.give_back(self, self.connection.come_back(idle=idle, announced=announced))
+            del self.talk  # which refers to us
 
     def lose(self, gone: ClientGone) -> None:
         """The client has gone, or has to go."""
         if self._leave():
             self.owner.give_back(self, self.connection.lost(gone))
             self.talk.connection_lost(gone)
+            del self.talk
 
     def _leave(self) -> bool:
         if self.ended:
             return False
         self.ended = True
         self._watch()
-        if self.stream.pending:
+        if self._writing:
             self._loop.remove_writer(self._fd)
         return True

@@ -1,4 +1,4 @@
-"""A client's socket in an event loop: nothing here waits, what the socket doesn't take is finished by the loop.
+"""A client's socket in an event loop: nothing here waits, what the socket doesn't take is finished by the line.
 
 Rules:
 - What is sent while something is pending queues up behind it. How much that may be is who sends' affair: it is told by
@@ -8,29 +8,20 @@ Rules:
 
 from __future__ import annotations
 
-import socket
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 from pyttpd_vhost.http.body import Body
 from pyttpd_vhost.http.errors import ClientGone, RequestError
 from pyttpd_vhost.http.stream import JOIN_LIMIT, Stream, _rest
-
-if TYPE_CHECKING:
-    from pyttpd_vhost.site import Site
 
 #: Pieces given to one sendmsg(2): the system takes 1024 (IOV_MAX), and a socket's buffer is full long before.
 PIECES = 64
 
 
 class LoopStream(Stream):
-    """`Stream` without waiting: `on_pending` is called when something is left for `flush`."""
+    """`Stream` without waiting: who has sent something sees by `pending` whether anything is left for `flush`."""
 
-    __slots__ = ("_on_pending",)
-
-    def __init__(self, sock: socket.SocketType, site: Site, on_pending: Callable[[], None]) -> None:
-        super().__init__(sock, site)
-        self._on_pending = on_pending
+    __slots__ = ()
 
     @property
     def size(self) -> int:
@@ -41,19 +32,15 @@ class LoopStream(Stream):
         """See `Stream.send_whole`; something may be pending."""
         if self._pending:
             self._queue((data,))
-            return
-        super().send_whole(data, flags)
-        if self._pending:
-            self._on_pending()
+        else:
+            super().send_whole(data, flags)
 
     def send_last(self, parts: tuple[bytes, ...]) -> None:
         """See `Stream.send_last`; something may be pending."""
         if self._pending:
             self._queue(parts)
-            return
-        super().send_last(parts)
-        if self._pending:
-            self._on_pending()
+        else:
+            super().send_last(parts)
 
     def write(self, parts: tuple[bytes, ...]) -> None:
         """See `Stream.write`; doesn't wait."""
