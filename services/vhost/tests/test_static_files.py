@@ -428,6 +428,23 @@ def test_a_file_that_is_written_to_while_it_is_sent(
     assert one.site.stats.gone == 1
 
 
+def test_a_file_that_was_written_to_in_this_turn_is_not_sent_with_the_head_of_the_old(
+    root: Path, serving: Callable[..., Serving], calm: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = serving()
+    for _ in range(3):
+        assert one.ask("/big.bin").body == BIG
+    with (root / "big.bin").open("r+b") as file:
+        overwritten(file)
+    monkeypatch.setattr(cache.Cache, "valid", lambda *_: True)  # as the turn's first request has found it
+    one.sock.sendall(b"GET /big.bin HTTP/1.1\r\nHost: a.test\r\n\r\n")
+    got = b""
+    while data := one.sock.recv(1 << 20):
+        got += data
+    assert got.endswith(b"\r\n\r\n")
+    assert one.site.stats.gone == 1
+
+
 def test_a_file_that_grows_while_it_is_sent(root: Path, serving: Callable[..., Serving]) -> None:
     large = root / "large.bin"
     large.write_bytes(bytes(range(256)) * 100_000)
@@ -787,20 +804,24 @@ def test_odd_times(root: Path, serving: Callable[..., Serving], seconds: int) ->
     assert one.ask("/small.txt", f"If-Modified-Since: {modified}\r\n").status == 304
 
 
-def test_one_answer_in_all_ways(root: Path, serving: Callable[..., Serving], calm: None) -> None:
+@pytest.mark.parametrize(("name", "content"), [("small.txt", SMALL), ("big.bin", BIG)])
+def test_one_answer_in_all_ways(
+    serving: Callable[..., Serving], calm: None, name: str, content: bytes
+) -> None:
     """New, kept, remembered, to 1.0, before a close: the same head, but for Connection and Date."""
     one = serving()
     heads = set()
     for headers in ["", "", "", "", "X: y\r\n", "Connection: close\r\n"]:
-        answer = one.ask("/small.txt", headers)
-        assert answer.body == SMALL
+        answer = one.ask(f"/{name}", headers)
+        assert answer.body == content
         heads.add(
             tuple(sorted([field for field in answer.headers if field[0] not in ("Date", "Connection")]))
         )
     assert one.client.at_end()
     with one.servers[0].connect() as sock:
-        sock.sendall(b"GET /small.txt HTTP/1.0\r\nHost: a.test\r\n\r\n")
+        sock.sendall(f"GET /{name} HTTP/1.0\r\nHost: a.test\r\n\r\n".encode())
         answer = Client(sock).answer()
+        assert answer.body == content
         heads.add(
             tuple(sorted([field for field in answer.headers if field[0] not in ("Date", "Connection")]))
         )

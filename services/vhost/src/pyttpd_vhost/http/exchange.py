@@ -18,7 +18,6 @@ Rules:
 from __future__ import annotations
 
 import enum
-import socket
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -26,7 +25,7 @@ from pyttpd_vhost.http.body import Body
 from pyttpd_vhost.http.engine import Request
 from pyttpd_vhost.http.errors import ResponseError
 from pyttpd_vhost.http.response import CLOSE, KEEP_ALIVE, STATUS, Fields, Prepared, Trailers, date_line
-from pyttpd_vhost.http.stream import JOIN_LIMIT, OpenFile, Part, Stream
+from pyttpd_vhost.http.stream import JOIN_LIMIT, MORE, OpenFile, Part, Stream
 
 if TYPE_CHECKING:
     from pyttpd_vhost.http.proxies import Origin
@@ -59,9 +58,6 @@ _LENGTH, _CHUNKED, _CLOSE, _NO_BODY = Framing
 
 #: Stands for the request between two requests.
 _NO_REQUEST: Request = object.__new__(Request)
-
-#: What is sent waits for what comes next, here the FIN: one packet instead of two through both ends' TCP.
-_MORE = int(socket.MSG_MORE)
 
 LAST_CHUNK = b"0\r\n\r\n"
 
@@ -201,7 +197,7 @@ class Exchange:
         self.code = code
         self.head_size = len(head)
         if length <= JOIN_LIMIT:
-            self._stream.send_whole(head + content, _MORE if last and not self.keep else 0)
+            self._stream.send_whole(head + content, MORE if last and not self.keep else 0)
         else:
             self._stream.begin()
             self._stream.send_last((head, content))
@@ -215,7 +211,11 @@ class Exchange:
         self.state = _DONE
         self.code = answer.code
         self.head_size = answer.head_size
-        self._stream.send_whole(answer.dated(date_line()))
+        if answer.file is None:
+            self._stream.send_whole(answer.dated(date_line()))
+        else:
+            self._stream.begin()
+            self._stream.send_parts(answer.dated(date_line()), answer.file)
 
     def send_file(self, status: str, code: int, fields: Fields, fd: int, offset: int, count: int) -> None:
         """Send a whole response whose body is `count` bytes of the file `fd` from `offset`.

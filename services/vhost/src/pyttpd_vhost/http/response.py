@@ -11,9 +11,13 @@ import re
 import time
 from collections.abc import Iterable
 from http import HTTPStatus
+from typing import TYPE_CHECKING
 
 from pyttpd_vhost.http.dates import http_date
 from pyttpd_vhost.http.errors import ResponseError
+
+if TYPE_CHECKING:
+    from pyttpd_vhost.http.stream import Part
 
 STATUS: dict[int, str] = {status.value: f"{status.value} {status.phrase}" for status in HTTPStatus}
 
@@ -177,11 +181,14 @@ def date_line() -> str:
 class Prepared:
     """A whole answer with its framing, ready but for the date. Made once, sent often, by any thread."""
 
-    __slots__ = ("_content", "_head", "_made", "code", "head_size")
+    __slots__ = ("_content", "_head", "_made", "code", "file", "head_size")
 
-    def __init__(self, code: int, head: str, content: bytes) -> None:
-        """`head`: the status line and the header lines, each with its CRLF, without Date and the empty line."""
+    def __init__(self, code: int, head: str, content: bytes, file: tuple[Part] | None = None) -> None:
+        """`head`: the status line and the header lines, each with its CRLF, without Date and the empty line. With
+        `file` that is the content, and nothing is in `content`.
+        """
         self.code = code
+        self.file = file
         self._head = head
         self._content = content
         self.head_size = len(head) + len(date_line()) + 2  # bytes: the empty line, too
@@ -189,7 +196,7 @@ class Prepared:
         self._made = ("", b"")
 
     def dated(self, date: str) -> bytes:
-        """Return all of it with `date_line()`'s line."""
+        """Return all of it but `file`, with `date_line()`'s line."""
         made = self._made
         if made[0] is not date:
             made = self._made = (date, f"{self._head}{date}\r\n".encode("latin-1") + self._content)

@@ -45,6 +45,10 @@ JOIN_LIMIT = 16384
 #: (10,000 of them: 2.5 GB).
 TAIL_LIMIT = 256 * 1024
 
+#: Of send(2): what is sent waits for what comes next, a file's first bytes or the FIN, and shares its packet: one
+#: instead of two through both ends' TCP.
+MORE = int(socket.MSG_MORE)
+
 #: Bytes in the socket's send queue, not yet acknowledged (tcp(7), linux/sockios.h).
 _SIOCOUTQ = 0x5411
 
@@ -185,9 +189,13 @@ class Stream:
 
         Nothing may be pending before. Raises ClientGone.
         """
-        self._pending = (head,)
-        self._parts = list(reversed(parts))
-        self._next_part()
+        if len(parts) == 1:  # the file, as nearly always
+            self._file, self._file_at, self._file_left = parts[0]  # type: ignore[assignment]  # it is no bytes
+            self.send_whole(head, MORE)
+        else:
+            self._pending = (head,)
+            self._parts = list(reversed(parts))
+            self._next_part()
         self.flush()
 
     def _next_part(self) -> None:
@@ -210,8 +218,7 @@ class Stream:
         try:
             while True:
                 if self._pending:
-                    # what a file follows waits for its first bytes and shares their packet (tcp(7), TCP_CORK)
-                    more = 0 if self._file is None else socket.MSG_MORE
+                    more = 0 if self._file is None else MORE
                     count = self.sock.sendmsg(self._pending, (), more)
                     self.sent += count
                     self._pending = _rest(self._pending, count)

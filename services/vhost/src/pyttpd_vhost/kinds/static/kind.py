@@ -287,12 +287,12 @@ class StaticKind:
 
 def _deciding(request: Request) -> tuple[bytes | None, dict[bytes, bytes]]:
     """Return what decides what is answered: Accept-Encoding, and the conditions and the range with their names."""
-    known = request.known
-    if known is None:
+    kept = request.kept if request.known is None else request.known.kept
+    if kept is None:
         return gather(request.fields)
-    found: tuple[bytes | None, dict[bytes, bytes]] | None = known.kept.get(_deciding)
+    found: tuple[bytes | None, dict[bytes, bytes]] | None = kept.get(_deciding)
     if found is None:
-        found = known.kept[_deciding] = gather(request.fields)
+        found = kept[_deciding] = gather(request.fields)
     return found
 
 
