@@ -514,6 +514,8 @@ class Supervisor:
                 worker.state = State.SERVING
                 self._nursery.ready(worker)
                 self._nursery.serves()
+                took = round(worker.ready - worker.born, 6)
+                self._log.debug("worker is ready", worker=worker.number, seconds=took)
                 opened = self._open
                 self._turn()  # umaster hears that we stand well before it hears of the worker
                 if opened:
