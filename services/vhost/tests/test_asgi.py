@@ -350,6 +350,23 @@ def test_bodies_of_all_sizes(serve: Serve) -> None:
     client.sock.close()
 
 
+@pytest.mark.parametrize("at_once", [True, False])
+def test_a_body_behind_a_request_that_is_being_answered(serve: Serve, at_once: bool) -> None:
+    """More of it comes between the answer to the one and the start of the other."""
+    server = serve(length)
+    body = bytes(1_000_000)
+    for _ in range(10):
+        with server.connect() as sock:
+            client = Client(sock)
+            sender = threading.Thread(
+                target=lambda parts, sock=sock: [sock.sendall(part) for part in parts],
+                args=([GET + post(body) + GET] if at_once else [GET, post(body), GET],),
+            )
+            sender.start()
+            assert [client.answer().body for _ in range(3)] == [b"0", b"1000000", b"0"]
+            sender.join()
+
+
 def test_a_body_waits_for_who_reads_it(serve: Serve) -> None:
     """A client can't fill our memory with what the application doesn't take."""
     go = threading.Event()

@@ -229,6 +229,7 @@ class Conversation:
         stream.ahead = data[request.end :]
         body = self._new_body(request) if request.length else None
         connection.begin(request, body)
+        self.line.hold(held=False)  # here, and not before: what came in between has held it again
         self.line.owner.wake(self.line)
         self._begin(request, body)
 
@@ -370,7 +371,6 @@ class Conversation:
             line.give_back(idle=False, announced=announced)
         elif stream.ahead:
             line.owner.loop.call_soon(self._next)
-            line.hold(held=False)
         elif line.owner.leaving:
             line.give_back(idle=True)
         else:
