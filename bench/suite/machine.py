@@ -27,9 +27,10 @@ def children() -> dict[int, list[int]]:
     return found
 
 
-def family(*pids: int) -> list[int]:
-    """`pids` and all below them."""
-    below, found, parents = [*pids], [], children()
+def family(*pids: int, parents: dict[int, list[int]] | None = None) -> list[int]:
+    """`pids` and all below them. Who asks for many says what `children` has found."""
+    below, found = [*pids], list[int]()
+    parents = children() if parents is None else parents
     while below:
         found.append(below.pop())
         below += parents.get(found[-1], [])

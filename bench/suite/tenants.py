@@ -178,12 +178,12 @@ def bare(count: int) -> tuple[float, float]:
 
 def tenants_processes(runner: int) -> dict[str, list[int]]:
     """The processes of each tenant, its keeper first."""
-    found = {}
-    for pid in children().get(runner, []):
+    found, parents = {}, children()
+    for pid in parents.get(runner, []):
         with contextlib.suppress(OSError):
             name = Path(f"/proc/{pid}/comm").read_text().strip()
             if name.startswith("v:"):
-                found[name[2:]] = family(pid)
+                found[name[2:]] = family(pid, parents=parents)
     return found
 
 
@@ -297,17 +297,19 @@ def measure(options: Options) -> list[Row]:
                         ours,
                         (processor_time(runner) - spent) / visited * 1000,
                     )
-            woken = [private_memory(family(families[f"t{each}"][0])) for each in chosen["WSGI"]]
+            parents = children()
+            woken = [
+                private_memory(family(families[f"t{each}"][0], parents=parents)) for each in chosen["WSGI"]
+            ]
             note(woken_private, ours, statistics.median(woken) / MEGABYTE)
         with cheap(ASKED // 2, options) as servers:
-            note(
-                asleep,
-                UWSGI,
-                statistics.median(proportional(family(pid)) for pid in servers.values()) / MEGABYTE,
-            )
+            parents = children()
+            of_each = [proportional(family(pid, parents=parents)) for pid in servers.values()]
+            note(asleep, UWSGI, statistics.median(of_each) / MEGABYTE)
             answers = [first_byte(port, "127.0.0.1") * 1000 for port in servers]
             note(first_wsgi, UWSGI, statistics.median(answers))
-            private = [private_memory(family(pid)) / MEGABYTE for pid in servers.values()]
+            parents = children()
+            private = [private_memory(family(pid, parents=parents)) / MEGABYTE for pid in servers.values()]
             note(woken_private, UWSGI, statistics.median(private))
         print(
             f"    round {number + 1}: "
