@@ -23,6 +23,10 @@ class Options:
     pin: bool = True
     log: bool = True
 
+    def turn(self, number: int) -> float:
+        """How long (s) a turn of round `number` lasts, where the first one, 0, warms up and isn't counted."""
+        return self.seconds if number else self.seconds / 2
+
 
 @dataclass(frozen=True, slots=True)
 class Limit:

@@ -45,7 +45,7 @@ def measure(options: Options) -> list[Row]:
             for name, (target, pids) in servers.items():
                 processes = named(pids)
                 before = {role: running_time(each) for role, each in processes.items()}
-                load = wrk(target, options.seconds, CONNECTIONS, close=True, pin=options.pin)
+                load = wrk(target, options.turn(number), CONNECTIONS, close=True, pin=options.pin)
                 used = {role: running_time(each) - before[role] for role, each in processes.items()}
                 target.check()
                 if load.errors:

@@ -138,7 +138,9 @@ def measure(options: Options) -> list[Row]:
                     network, target, pids = servers[name]
                     before = processor_time(*pids)
                     with inside(network):
-                        load = wrk(target, options.seconds, CONNECTIONS, close=figure == NEW, pin=options.pin)
+                        load = wrk(
+                            target, options.turn(number), CONNECTIONS, close=figure == NEW, pin=options.pin
+                        )
                         target.check()
                     used = processor_time(*pids) - before
                     if load.errors:

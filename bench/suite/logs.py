@@ -68,7 +68,7 @@ def measure(options: Options) -> list[Row]:
         for number in range(options.rounds + 1):  # the first round warms up
             for name, (target, pids) in servers.items():
                 before = processor_time(*pids)
-                load = wrk(target, options.seconds, CONNECTIONS, close=False, pin=options.pin)
+                load = wrk(target, options.turn(number), CONNECTIONS, close=False, pin=options.pin)
                 used = processor_time(*pids) - before
                 target.check()
                 if load.errors:

@@ -140,7 +140,9 @@ def measure(options: Options) -> list[Row]:
                 umaster, listener = roles["pyttpd-umaster"], roles["l:http"]
                 before = running_time(umaster), running_time(listener)
                 script = LUA % (number, trees[name] - 1)
-                load = wrk(target, options.seconds, CONNECTIONS, close=True, pin=options.pin, script=script)
+                load = wrk(
+                    target, options.turn(number), CONNECTIONS, close=True, pin=options.pin, script=script
+                )
                 if load.errors:
                     raise WrongAnswer(f"{name}: {load.errors} wrong answers")
                 used = running_time(umaster) - before[0], running_time(listener) - before[1]

@@ -35,7 +35,7 @@ BIRTHS = 60
 AGED = "max_workers = 2, max_age = 0.01, hard_age = 60"
 SINGLE = "max_workers = 1, max_requests = 1"
 #: First answers in a round: a supervisor takes half a second until it replaces who has given one.
-ANSWERS = 2
+ANSWERS = 1
 READY = Limit(most=10.0)
 BARE = "a bare fork of as large a Python"
 KINDS = {"files": 'kind = "static"', "WSGI": 'kind = "wsgi"\napplication = "hello:app"'}

@@ -28,13 +28,13 @@ from suite.machine import children, family, free_ports, private_memory, processo
 #: How many, unless PYTTPD_BENCH_TENANTS says otherwise: a quick look takes fewer.
 TENANTS = int(os.environ.get("PYTTPD_BENCH_TENANTS", "1000"))
 #: So many different ones are asked for the first time, and again.
-ASKED = 50
+ASKED = 30
 #: A tree of 1,000 takes half a minute with all that is asked of it, so there are two of them.
 ROUNDS = 2
 #: How long (s) the tree has until all are there, and until it has ended.
 PATIENCE = 240.0
 #: What they cost while they sleep is measured for so long (s).
-NAP = 5.0
+NAP = 3.0
 #: What uWSGI says when it has loaded the application.
 LOADED = b"WSGI app 0 "
 BARE, UWSGI = "bare interpreters", "uWSGI, one each, --cheap"
