@@ -23,7 +23,7 @@ from pyttpd.wire.messages import Client as Address
 
 from pyttpd_vhost.audit import Audit, stack, tracebacks
 from pyttpd_vhost.crew import Crew, Server
-from pyttpd_vhost.http.connection import Connection, Want
+from pyttpd_vhost.http.connection import Connection, State, Want
 from pyttpd_vhost.http.engine import Request
 from pyttpd_vhost.http.exchange import Exchange
 from pyttpd_vhost.http.response import Fields
@@ -32,7 +32,7 @@ from pyttpd_vhost.parking import Parked, Parking
 from pyttpd_vhost.scoreboard import Scoreboard
 from pyttpd_vhost.site import Site
 from pyttpd_vhost.waits import Processor, Usage, Waits
-from pyttpd_vhost.worker import Worker
+from pyttpd_vhost.worker import SWEEP_INTERVAL, SWEEP_WITHIN, Worker
 
 from .conftest import HOST, Client, ListLog, make_share
 
@@ -420,6 +420,42 @@ def test_a_sweep_that_takes_a_while_loses_nobody() -> None:
     worker._control.close()
     worker.close()
     for end in (*ends, ours, *(one.connection.sock for one in (first, *new))):
+        end.close()
+
+
+def test_a_sweep_lets_those_go_first_who_want_something(monkeypatch: pytest.MonkeyPatch) -> None:
+    """But all are looked at in the end, however many come in between."""
+    monkeypatch.setattr("pyttpd_vhost.worker.SWEEP_PART", 2)
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    site, log = Site(make_share(), ListLog()), Log("vhost", "test")
+    worker = Worker(site, theirs, Scoreboard(1), 0, 1, log)
+    me = worker._crew.main
+    ends: list[socket.socket] = []
+    for _ in range(7):
+        client, sock = socket.socketpair()
+        sock.setblocking(False)
+        ends += client, sock
+        connection = Connection(sock, ("127.0.0.1", 1), HOST, site)
+        worker._parking.settle(Parked(connection, Address("127.0.0.1", 1), HOST, sock.fileno()), Want.READ)
+    (first, *_) = worker._parked.values()
+    ends[0].send(b"GET ")  # it is ready to be read, all the time
+    began = worker.now = time.monotonic()
+    parts = []
+    while not worker._sweep_at:
+        worker._sweep(me)
+        parts.append(len(worker._unswept))
+    assert parts == [5, 3, 1, 0]
+
+    for worker.now in (began + 1000, began + 1000 + SWEEP_WITHIN):
+        worker._sweep(me)
+    assert not worker._unswept
+    others = [one.connection.state for one in worker._parked.values() if one is not first]
+    assert others == [State.IDLE] * 6  # they were waited for in their heads before
+    assert first.connection.state is State.LINGER
+    assert worker._sweep_at == worker.now + SWEEP_INTERVAL
+    worker._control.close()
+    worker.close()
+    for end in (*ends, ours):
         end.close()
 
 

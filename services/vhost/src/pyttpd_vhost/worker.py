@@ -98,6 +98,9 @@ BEAT_INTERVAL = 1.0
 #: When nobody has looked for what comes for so long (s), others' connections are passed on.
 PASS_AFTER = 0.05
 SWEEP_INTERVAL = 0.5
+#: So many parked connections are looked at in one go; then, for so long (s), whoever wants something comes first. But
+#: all have been looked at after so long (s).
+SWEEP_PART, SWEEP_PAUSE, SWEEP_WITHIN = 1024, 0.001, 0.1
 #: Bytes that a worker holds of heads and short bodies that aren't whole, of all its connections. Beyond it those go
 #: that have sent the most, until half is left: with two workers, and what comes between two sweeps, that fits into the
 #: memory that compose gives a tenant.
@@ -185,6 +188,10 @@ class Worker(Loop):
         #: When whoever looked last for what comes has found something; 0.0: somebody is looking.
         self._busy_since = 0.0
         self._sweep_at = 0.0
+        #: Of a sweep that isn't over: who is to be looked at yet, until when, and the bytes that the others hold.
+        self._unswept: list[Parked] = []
+        self._sweep_by = 0.0
+        self._held = 0
         self._leaving = False
         self._aside: Aside | None = None
         self._elsewhere = 0  # connections that it has
@@ -488,7 +495,6 @@ class Worker(Loop):
             with self._lock:
                 self._run_timers()
         if self.now >= self._sweep_at:
-            self._sweep_at = self.now + (LEAVING_INTERVAL if self._leaving else SWEEP_INTERVAL)
             self._sweep(me)
 
     def _give_credit(self, me: Server | None) -> None:
@@ -511,17 +517,30 @@ class Worker(Loop):
                 self._spent -= due
 
     def _sweep(self, me: Server) -> None:
-        now = self.now
-        held = 0
-        for one in list(self._parked.values()):
-            if one.connection.deadline <= now and self._parking.take(one):
-                self._serve(me, one, one.connection.on_timeout)
-            elif one.want is None and self._parking.take(one):
-                self._settle(me, one, Want.WRITE)  # see parking.py; it is writable, and goes on from there
-            else:
-                held += one.connection.held
-        if held > HELD_LIMIT:
-            self._let_go(me, held)
+        """See to those whose time is over. With thousands that takes a while, so who comes in between is served first,
+        and the next turn goes on.
+        """
+        now, unswept = self.now, self._unswept
+        if not unswept:
+            unswept += self._parked.values()
+            self._held, self._sweep_by = 0, now + SWEEP_WITHIN
+        while True:
+            part = unswept[-SWEEP_PART:]
+            del unswept[-SWEEP_PART:]
+            for one in part:
+                if one.connection.deadline <= now and self._parking.take(one):
+                    self._serve(me, one, one.connection.on_timeout)
+                elif one.want is None and self._parking.take(one):
+                    self._settle(me, one, Want.WRITE)  # see parking.py; it is writable: it goes on from there
+                else:
+                    self._held += one.connection.held
+            if not unswept:
+                break
+            if now < self._sweep_by and self._epoll.poll(SWEEP_PAUSE, 1):
+                return
+        self._sweep_at = now + (LEAVING_INTERVAL if self._leaving else SWEEP_INTERVAL)
+        if self._held > HELD_LIMIT:
+            self._let_go(me, self._held)
         if self._site.retiring and not self._leaving and len(self._parked) < self._room * 7 // 8:
             self._part(False)
         self._site.flush()
@@ -956,6 +975,7 @@ class Worker(Loop):
                 if self._aside is not None:
                     self._aside.fork(bury)
         self._parked.clear()
+        self._unswept.clear()
         self._offers.clear()
         self._fresh.clear()
         self._callbacks.clear()
