@@ -23,7 +23,7 @@ from pathlib import Path
 from suite import household, machine, report
 from suite.cases import CASES, Case, measured
 from suite.figures import Figures, Options, Row, Study
-from suite.peers import HERE, Peer
+from suite.peers import BODY, HELLO, HERE, Peer
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +105,8 @@ def run(asked: argparse.Namespace, cases: dict[str, Case | Study], settings: dic
     began = time.monotonic()
     results = report.Results(machine.describe() | SOURCE | {"client": machine.version(["wrk", "-v"])}, {})
     results.about |= {"rounds": str(asked.rounds), "seconds of a peer in a round": f"{asked.seconds:g}"}
+    if BODY != HELLO:
+        results.about["bytes of a WSGI or ASGI answer"] = f"{len(BODY):,}"
     results.missing = everything()
     others = machine.Others()
     names = asked.case or list(cases)
@@ -118,7 +120,7 @@ def run(asked: argparse.Namespace, cases: dict[str, Case | Study], settings: dic
     def keep(name: str, figures: dict[str, Figures] | list[Row]) -> None:
         results.runs.setdefault(setting.name, {})[name] = figures
         part = place(setting.name, name)
-        results.missing = [each for each in results.missing if each != part or asked.peer]
+        results.missing = [each for each in results.missing if each != part or asked.peer or BODY != HELLO]
         write()
 
     def write() -> None:

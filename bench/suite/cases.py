@@ -28,7 +28,7 @@ from suite.machine import processor_time
 from suite.peers import SIZES, Peer, content, running
 
 #: Of whom what must come: what all cases have that don't say otherwise.
-HELLO = {"127.0.0.1": b"Hello, world!"}
+HELLO = {"127.0.0.1": peers.BODY}
 #: All peers of a case have load at the same time for so long first (s), so that those that start processes as they need
 #: them have them: when they have just been started, and when they have been through a case.
 FIRST_WARM_UP, WARM_UP = 2.0, 1.0

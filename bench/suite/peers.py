@@ -25,6 +25,10 @@ from suite.machine import SERVER_CORE, free_ports, wait_for_port
 
 HERE = Path(__file__).resolve().parent.parent
 PYTHON = sys.executable
+HELLO = b"Hello, world!"
+#: How many bytes the WSGI and ASGI applications of wrk's cases answer with.
+SIZE = int(os.environ.get("PYTTPD_BENCH_BODY", len(HELLO)))
+BODY = (HELLO * (SIZE // len(HELLO) + 1))[:SIZE]
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +150,10 @@ def applications(setting: Setting) -> Path:
     if not folder.exists():
         folder.mkdir(mode=0o755)
         for name in ("hello.py", "hello_asgi.py"):
-            shutil.copy(HERE / name, folder)
+            text = (HERE / name).read_text()
+            if BODY != HELLO:
+                text = text.replace('b"Hello, world!"', f"({HELLO!r} * {SIZE // len(HELLO) + 1})[:{SIZE}]")
+            (folder / name).write_text(text)
     return folder
 
 
