@@ -41,6 +41,10 @@ class Timer:
         self.callback = None
 
 
+def _leave_to_loop(_number: int, _frame: object) -> None:
+    """A signal's handler: the kernel doesn't do what it does by itself, and our end of the pipe has a byte."""
+
+
 class Loop:
     """An event loop. `now` is the time at which the current turn began."""
 
@@ -88,7 +92,7 @@ class Loop:
             signal.set_wakeup_fd(self._wakeup[1].fileno(), warn_on_full_buffer=False)
             self.add(self._wakeup[0].fileno(), READ, self._take_signals)
         self._signals[number] = callback
-        signal.signal(number, lambda *_: None)
+        signal.signal(number, _leave_to_loop)
 
     def _take_signals(self, _: int) -> None:
         assert self._wakeup is not None

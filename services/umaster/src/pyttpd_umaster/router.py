@@ -349,12 +349,11 @@ class Router:
         """The channel of a listener has closed: what it has queued stays, since it may have died with its copies."""
         for offer in [offer for offer in source.open.values() if offer.fd >= 0]:
             del source.open[offer.source_id]
+            offer.source = self._orphaned
             try:
                 offer.source_id = tcp.cookie(offer.fd)
             except OSError:
                 continue  # no socket that we could know again; it stays queued all the same
-            finally:
-                offer.source = self._orphaned
             self._orphaned.open[offer.source_id] = offer
         self.source_gone(source)
 

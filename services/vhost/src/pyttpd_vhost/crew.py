@@ -184,30 +184,36 @@ class Crew:
         started = 0
         before = threading.stack_size(STACK_SIZE)
         try:
-            while started < count and len(self.servers) < self.most:
-                with self._lock:
-                    if self._ended:
-                        break
-                    site = self._spare_sites.pop() if self._spare_sites else None
-                if site is None:
-                    site = self.main.site.for_thread()
-                    self.sites.append(site)
-                self._started += 1
-                server = Server(f"serving-{self._started}", site)
-                thread = threading.Thread(target=_body, args=(server, serve), name=server.name, daemon=True)
-                with self._lock:
-                    self.servers.append(server)
-                try:
-                    thread.start()
-                except RuntimeError:
-                    with self._lock:
-                        self.servers.remove(server)
-                        self._spare_sites.append(site)
-                    break  # the system has none to give: processes are limited, too
+            while started < count and len(self.servers) < self.most and self._start(serve):
                 started += 1
         finally:
             threading.stack_size(before)
         return started
+
+    def _start(self, serve: Callable[[Server], None]) -> bool:
+        """Start a thread that runs `serve`. False: not after the end, or the system has none to give: processes are
+        limited, too.
+        """
+        with self._lock:
+            if self._ended:
+                return False
+            site = self._spare_sites.pop() if self._spare_sites else None
+        if site is None:
+            site = self.main.site.for_thread()
+            self.sites.append(site)
+        self._started += 1
+        server = Server(f"serving-{self._started}", site)
+        thread = threading.Thread(target=_body, args=(server, serve), name=server.name, daemon=True)
+        with self._lock:
+            self.servers.append(server)
+        try:
+            thread.start()
+        except RuntimeError:
+            with self._lock:
+                self.servers.remove(server)
+                self._spare_sites.append(site)
+            return False
+        return True
 
     def end(self) -> None:
         """Let nobody wait any longer."""

@@ -12,7 +12,7 @@ Rules:
 from __future__ import annotations
 
 from pyttpd_vhost.http.chunked import ChunkedDecoder, State
-from pyttpd_vhost.http.errors import ClientGone, RequestError
+from pyttpd_vhost.http.errors import ClientGone, NotThere, RequestError
 from pyttpd_vhost.http.patience import Pace
 from pyttpd_vhost.http.stream import BODY_READ, Stream
 
@@ -21,10 +21,6 @@ CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 #: How much of an unread body is read and dropped to save the connection, if it is already there: one socket
 #: buffer's worth.
 DRAIN_LIMIT = 65536
-
-
-class NotThere(RequestError):
-    """Nothing more of the body has come yet."""
 
 
 class Body:

@@ -16,6 +16,10 @@ class RequestError(OSError):
         self.reason = reason
 
 
+class NotThere(RequestError):
+    """Nothing more of the body has come yet."""
+
+
 class ClientGone(ConnectionError):
     """The client closed, reset, or was too slow in taking its response. Nobody is left to answer."""
 

@@ -57,7 +57,7 @@ _NOTHING, _BODY, _DROPPED, _DONE, _PARTED, _GIVEN = State
 _LENGTH, _CHUNKED, _CLOSE, _NO_BODY = Framing
 
 #: Stands for the request between two requests.
-_NO_REQUEST: Request = object.__new__(Request)
+_NO_REQUEST: Request = Request.__new__(Request)
 
 LAST_CHUNK = b"0\r\n\r\n"
 
