@@ -54,7 +54,6 @@ lock: ## write the hash-pinned locks anew (KEEP=1: only what the projects' depen
 	@KEEP=$(KEEP) .venv-lock/bin/python scripts/lock
 
 bench: ## measure pyttpd beside what people would use instead (BENCH=case: one only)
-	@scripts/venv bench
 	@scripts/bench
 
 bench-docs: ## put a run of `make bench` into docs/benchmarks.md and README (FROM=build/bench/results.json; without: the last one)
@@ -67,7 +66,6 @@ bench-micro: ## measure the parts of the hot path by themselves: scanner, codec,
 	@cd bench && ../.venv-bench/bin/python -m pytest -c micro/pytest.toml micro --benchmark-json=../build/bench/micro.json $(ONLY)
 
 profile: ## leave a flame graph of each role's processes under load in build/profile (BENCH=case: another than wsgi)
-	@scripts/venv bench
 	@scripts/bench profile
 
 soak: ## 60 seconds (SOAK=60) of load on workers that die all the time: no request may fail

@@ -10,7 +10,8 @@ What an image gets:
   of it.
 - The packages of the role's lock, by hash: from .cache/wheels/<role> if scripts/wheels has filled it (for
   builds that can reach no package index), else from the index that pip is configured for.
-- `pyttpd` and `pyttpd-<role>`, built from source by setuptools.
+- `pyttpd` and `pyttpd-<role>`, built from source by setuptools; for the roles that a connection passes, the modules on
+  its way as extension modules beside their sources (scripts/native.py).
 - The closure of shared objects, asked from the dynamic loader itself (ldd), and that loader, at the paths
   where it looks.
 - One line of passwd and group, so that getpwuid() of the role's own uid works.
@@ -72,6 +73,9 @@ KEPT_FOR = {
     ),
 }  # fmt: skip
 
+#: The roles that a connection passes. Those with privileges, and those that are asked once in a while, run as they are.
+COMPILED = ("listener", "umaster", "vhost")
+
 #: Where a tenant's container has its tmpfs. An engine gives those the mode of what lies below, and which uid a tenant
 #: will have is its operator's choice.
 FOR_ANY_UID = ("tmp", "run/health")
@@ -100,6 +104,8 @@ def main(argv: list[str] | None = None) -> None:
     copy_stdlib(out, leave_out=(*NOT_IN_ANY, *lean))
     install_locked(arguments.source, arguments.role, out / SITE)
     install_own(arguments.source, arguments.role, out / SITE)
+    if arguments.role in COMPILED:
+        compile_hot_path(arguments.source, out / SITE)
     if arguments.role == "master":
         write_command(out)
     if arguments.whole_stdlib:
@@ -144,7 +150,10 @@ def install_locked(source: Path, role: str, site: Path) -> None:
     lock = source / "services" / role / "requirements.lock"
     if not re.search(r"^[^#\s]", lock.read_text(), re.MULTILINE):
         return
-    wheels = source / ".cache/wheels" / role
+    install_by_hash(lock, source / ".cache/wheels" / role, site)
+
+
+def install_by_hash(lock: Path, wheels: Path, site: Path) -> None:
     here = sorted(wheels.glob("*.whl")) if wheels.is_dir() else []
     offline = ["--no-index", f"--find-links={wheels}"] if here else []
     pip("--require-hashes", "--only-binary=:all:", "--no-deps", *offline, f"--target={site}", "-r", str(lock))
@@ -170,6 +179,16 @@ def install_own(source: Path, role: str, site: Path) -> None:
     shutil.rmtree(site / "bin", ignore_errors=True)
     for note in site.glob("*.dist-info/direct_url.json"):
         note.unlink()
+
+
+def compile_hot_path(source: Path, site: Path) -> None:
+    tools = Path("/tmp/rootfs-native")
+    install_by_hash(source / "requirements/native.lock", source / ".cache/wheels/native", tools)
+    native = source / "scripts/native.py"
+    subprocess.run(
+        [sys.executable, str(native), str(site)], check=True, env={**os.environ, "PYTHONPATH": str(tools)}
+    )
+    shutil.rmtree(tools)
 
 
 def write_command(out: Path) -> None:
