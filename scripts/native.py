@@ -29,7 +29,8 @@ from pathlib import Path
 from mypyc.build import mypycify
 from setuptools import Extension, setup
 
-#: By package. What isn't here is either not on a connection's way, or can't be compiled.
+#: By package. What isn't here is either not on a connection's way, or can't be compiled. Who inherits from a class of
+#: these is here, too (tests/architecture/test_native.py): otherwise no object could be made of it.
 MODULES = {
     "pyttpd": (
         "channel",
@@ -51,13 +52,16 @@ MODULES = {
         "http.connection",
         "http.dates",
         "http.exchange",
+        "http.h11",
         "http.heads",
         "http.llhttp",
         "http.patience",
         "http.paths",
         "http.response",
         "http.stream",
+        "kinds.asgi.stream",
         "kinds.base",
+        "kinds.handoff.peeking",
         "kinds.wsgi",
         "logs",
         "offers",

@@ -54,9 +54,6 @@ class ChunkedDecoder:
 
     __slots__ = ("_excess", "_left", "_trailers_size", "state", "trailers")
 
-    #: Reads a size line: (data, from, to); group 1 is the size.
-    _match = staticmethod(SIZE_LINE.match)
-
     def __init__(self) -> None:
         self.state = State.SIZE
         #: Names as sent, values without blanks around them; complete when DONE.
@@ -64,6 +61,10 @@ class ChunkedDecoder:
         self._excess = 0
         self._left = 0
         self._trailers_size = 0
+
+    def _match(self, data: bytes, start: int, end: int) -> re.Match[bytes] | None:
+        """Read a size line; group 1 is the size."""
+        return SIZE_LINE.match(data, start, end)
 
     def feed(self, data: bytes, size: int) -> tuple[bytes, int]:
         """Return at most `size` (> 0) bytes of the body that `data` holds, and how many bytes of `data` that took.

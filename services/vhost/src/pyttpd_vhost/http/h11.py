@@ -18,7 +18,7 @@ import h11
 
 from pyttpd.head import Head, Refused
 
-from pyttpd_vhost.http.chunked import SIZE_LINE, ChunkedDecoder, State
+from pyttpd_vhost.http.chunked import ChunkedDecoder, State
 from pyttpd_vhost.http.engine import SPECIAL, Known, Request
 from pyttpd_vhost.http.errors import RequestError
 
@@ -82,8 +82,8 @@ class CheckedDecoder(ChunkedDecoder):
         #: Where lines with such blanks are in what is being fed.
         self._blank: list[tuple[int, int]] = []
 
-    def _match(self, data: bytes, start: int, end: int) -> re.Match[bytes] | None:  # type: ignore[override]
-        match = SIZE_LINE.match(data, start, end)
+    def _match(self, data: bytes, start: int, end: int) -> re.Match[bytes] | None:
+        match = super()._match(data, start, end)
         if match is not None and _BLANKS.search(data, start, match.end()):
             self._blank.append(match.span())
         return match
