@@ -79,7 +79,7 @@ chaos-sum: ## all runs of `make chaos` in build/chaos added up: a violation, or 
 	@PYTHONPATH=tests:src:services/init/src .venv-test/bin/python -m chaos.sums
 
 clean: ## remove what was made here (not the images)
-	rm -rf .venv .venv-test .venv-role .venv-lock .venv-bench .venv-apps build .cache .mypy_cache .ruff_cache .pytest_cache
+	rm -rf .venv .venv-* build .cache .mypy_cache .ruff_cache .pytest_cache
 	rm -rf .import_linter_cache .hypothesis .coverage
 	find . -name __pycache__ -prune -exec rm -rf {} +
 	find src services -name '*.egg-info' -prune -exec rm -rf {} +

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import ast
 import importlib
 import inspect
 import pkgutil
 from collections.abc import Iterator
-from pathlib import Path
 from types import ModuleType
 
-TOP = Path(__file__).resolve().parents[2]
+from support.native import compiled
+
 PACKAGES = (
     "pyttpd",
     "pyttpd_init",
@@ -20,15 +19,6 @@ PACKAGES = (
     "pyttpd_vhost",
     "pyttpd_ctl",
 )
-
-
-def compiled() -> set[str]:
-    """Return the modules that are compiled. (The script itself needs mypyc and setuptools to be imported.)"""
-    for node in ast.parse((TOP / "scripts/native.py").read_text()).body:
-        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "MODULES":
-            found: dict[str, tuple[str, ...]] = ast.literal_eval(node.value)
-            return {f"{package}.{module}" for package, modules in found.items() for module in modules}
-    raise AssertionError("scripts/native.py has no MODULES")
 
 
 def modules() -> Iterator[ModuleType]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import subprocess
 
 import pytest
@@ -10,6 +11,7 @@ from pyttpd import __version__
 from pyttpd.roles import ROLES, Role
 
 from support.images import IMAGES, SITE, Image, load, locked
+from support.native import compiled
 
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(600)]
 
@@ -27,6 +29,11 @@ SHELLS = {"sh", "bash", "dash", "ash", "busybox", "zsh", "ksh", "csh", "fish", "
 INSTALLERS = {"apt", "apt-get", "dpkg", "pip", "pip3", "rpm", "apk", "dnf", "easy_install", "uv"}
 #: Modules that install or load others from elsewhere.
 INSTALLING_PACKAGES = {"pip", "setuptools", "ensurepip", "pkg_resources", "wheel", "_distutils_hack"}
+
+#: The roles that a connection passes: the modules on its way are compiled. The others are Python only.
+COMPILED_ROLES = {"listener", "umaster", "vhost"}
+
+NATIVE = f".cpython-313-{platform.machine()}-linux-gnu.so"
 
 #: What compose covers with a tmpfs in tenants' containers, of the mode that lies below.
 MOUNT_POINTS = {"tmp", "run/health"}
@@ -114,9 +121,21 @@ def test_has_exactly_the_locked_distributions(image: Image) -> None:
 
 def test_has_no_package_that_no_distribution_brought(image: Image) -> None:
     packages = {path.removeprefix(SITE).partition("/")[0] for path in image.files if path.startswith(SITE)}
-    packages = {name for name in packages if not name.endswith(".dist-info")}
+    packages = {name for name in packages if not name.endswith((".dist-info", NATIVE))}
     expected = {name.replace("-", "_") for name in image.distributions()}
     assert packages == expected
+
+
+def test_has_the_hot_path_compiled_and_nothing_else_of_ours(image: Image) -> None:
+    ours = {"pyttpd", f"pyttpd_{image.role}"}
+    found = {
+        path.removeprefix(SITE).removesuffix(NATIVE).replace("/", ".")
+        for path in image.files
+        if path.startswith(f"{SITE}pyttpd") and path.endswith(NATIVE)
+    }
+    expected = {module for module in compiled() if module.partition(".")[0] in ours}
+    expected |= {f"{package}__mypyc" for package in ours}
+    assert found == (expected if image.role in COMPILED_ROLES else set())
 
 
 def test_is_byte_compiled(image: Image) -> None:
