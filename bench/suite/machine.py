@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import os
 import platform
 import socket
@@ -148,9 +149,21 @@ def describe() -> dict[str, str]:
         "cores": str(os.cpu_count()),
         "kernel": platform.release(),
         "python": platform.python_version(),
+        "pyttpd's hot path": hot_path(),
         "load before": f"{os.getloadavg()[0]:.2f}",
         "scheduler": scheduler(),
     }
+
+
+def hot_path() -> str:
+    """Whether it is compiled in this environment (scripts/native.py), as it is where it serves."""
+    found = importlib.util.find_spec("pyttpd.loop")
+    compiled = found is not None and str(found.origin).endswith(".so")
+    return (
+        "compiled, as in the images"
+        if compiled
+        else "not compiled: no C compiler, or no header files of Python"
+    )
 
 
 def scheduler() -> str:
