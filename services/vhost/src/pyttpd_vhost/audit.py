@@ -23,6 +23,7 @@ Rules:
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 import sys
 import threading
@@ -50,6 +51,8 @@ MAX_OTHER_FRAMES = 10
 MAX_OTHERS = 10
 #: Where the code of kinds is.
 _KINDS = kinds.__path__[0]
+#: What the main thread of a worker and its others begin in.
+_STARTERS = frozenset({f"{os.path.dirname(_KINDS)}/prototype.py", threading.__file__})
 #: A file's or function's name longer than this is cut.
 MAX_NAME = 120
 #: How long (s) a client that got 504 may take to close, as after any answer of ours.
@@ -287,5 +290,8 @@ def stack(frame: FrameType | None, most: int) -> list[str]:
 
 
 def _enters_application(code: CodeType) -> bool:
-    """Say whether this is a kind's `handle`, from which an application is called."""
-    return code.co_name == "handle" and code.co_filename.startswith(_KINDS)
+    """Say whether this is a kind's `handle`, from which an application is called; or, as that isn't seen where it is
+    compiled, who has started this thread.
+    """
+    in_kind = code.co_name == "handle" and code.co_filename.startswith(_KINDS)
+    return in_kind or code.co_filename in _STARTERS
