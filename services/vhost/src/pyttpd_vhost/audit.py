@@ -52,7 +52,7 @@ MAX_OTHERS = 10
 #: Where the code of kinds is.
 _KINDS = kinds.__path__[0]
 #: What the main thread of a worker and its others begin in.
-_STARTERS = frozenset({f"{os.path.dirname(_KINDS)}/prototype.py", threading.__file__})
+_STARTERS = ((f"{os.path.dirname(_KINDS)}/prototype.py", "_be_worker"), (threading.__file__, "run"))
 #: A file's or function's name longer than this is cut.
 MAX_NAME = 120
 #: How long (s) a client that got 504 may take to close, as after any answer of ours.
@@ -294,4 +294,4 @@ def _enters_application(code: CodeType) -> bool:
     compiled, who has started this thread.
     """
     in_kind = code.co_name == "handle" and code.co_filename.startswith(_KINDS)
-    return in_kind or code.co_filename in _STARTERS
+    return in_kind or (code.co_filename, code.co_name) in _STARTERS
