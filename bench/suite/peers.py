@@ -112,7 +112,7 @@ kind = "{kind}"
 root = "{root}"
 {application}
 access_log = "{log}"
-pool = {{ max_workers = {workers} }}
+pool = {{ max_workers = {workers}, max_threads = {threads} }}
 """
 
 
@@ -130,6 +130,7 @@ def tenant(
     root: Path | None = None,
     application: str = "",
     workers: int = 1,
+    threads: int = 1,
     number: int = 0,
 ) -> str:
     return TENANT.format(
@@ -141,6 +142,7 @@ def tenant(
         application=f'application = "{application}"' if application else "",
         log="combined" if setting.log else "off",
         workers=workers,
+        threads=threads,
     )
 
 

@@ -2,7 +2,8 @@
 
 The application answers with its uid, so a server that doesn't keep them apart isn't measured. A kept connection stays
 with its tenant. Everybody has what its documentation or Debian's package starts with: uWSGI two processes in each
-pool, php-fpm Debian's `pm` lines, mpm-itk Debian's prefork, a tenant of pyttpd two php-cgi and as many workers.
+pool, php-fpm Debian's `pm` lines, mpm-itk Debian's prefork, a tenant of pyttpd two php-cgi, and one worker
+of two threads, as docs/fastcgi.md advises.
 
 mod_wsgi is embedded in mpm-itk's processes, and all tenants' applications are imported before these become a tenant's:
 quicker than it would be among tenants who don't trust each other, since their code runs there under Apache's own user.
@@ -67,7 +68,7 @@ def pyttpd_wsgi(setting: Setting) -> list[list[str]]:
 def pyttpd_php(setting: Setting) -> list[list[str]]:
     tables = ""
     for number in TENANTS:
-        tables += tenant(setting, "fastcgi", root=site(setting, number, "php"), number=number, workers=2)
+        tables += tenant(setting, "fastcgi", root=site(setting, number, "php"), number=number, threads=2)
         tables += (
             f'[vhost.t{number}.fastcgi]\ncommand = ["php-cgi"]\nprocesses = 2\nscripts = [".php"]\n'
             'front_controller = "index.php"\n'

@@ -32,6 +32,7 @@ from pyttpd.log import Log
 from pyttpd.wire import messages as m
 from pyttpd.wire import packets
 
+from pyttpd_vhost.kinds.base import Kind
 from pyttpd_vhost.kinds.wsgi import Application, WsgiKind
 from pyttpd_vhost.scoreboard import Row, Scoreboard
 from pyttpd_vhost.site import Site
@@ -68,10 +69,11 @@ class Front:
 
     def __init__(
         self,
-        application: Application,
+        application: Application | None,
         log: Path,
         *,
         workers: int = 1,
+        kind: Callable[[Site], Kind] | None = None,
         http: HttpSettings | None = None,
         asgi: AsgiOptions | None = None,
         grace: float = 30.0,
@@ -79,6 +81,7 @@ class Front:
     ) -> None:
         share = make_share(pool=PoolSettings(**pool), http=http or HttpSettings(), grace=grace)
         self._asgi = asgi
+        self._kind = kind
         self.board = Scoreboard(workers)
         self._log = log
         self.workers: list[Played] = []
@@ -95,7 +98,7 @@ class Front:
         self._thread = threading.Thread(target=self._run)
         self._thread.start()
 
-    def _start(self, number: int, share: Any, application: Application) -> Played:
+    def _start(self, number: int, share: Any, application: Application | None) -> Played:
         control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         channel, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         slot = self.board.take()
@@ -111,7 +114,12 @@ class Front:
                 log = Log("vhost", "test")
                 log.level = "debug"
                 site = Site(share, log)
-                if self._asgi is None:
+                if self._kind is not None:
+                    site.kind = self._kind(site)
+                    site.places["/"].row = slot
+                elif application is None:
+                    raise AssertionError("neither a kind nor an application")
+                elif self._asgi is None:
                     site.kind = WsgiKind(application, site)
                 else:
                     from pyttpd_vhost.kinds.asgi import AsgiKind

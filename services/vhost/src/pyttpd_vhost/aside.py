@@ -1,4 +1,5 @@
-"""What serves connections beside a worker's threads, in a thread of its own: an event loop, for the kind asgi.
+"""What serves connections beside a worker's threads: an event loop in a thread of its own, for the kind asgi; or what
+the thread that leads gives turns, for the kinds fastcgi and scgi (kinds/gateway/switchboard.py).
 
 Theory of operation. The worker's threads own fresh and parked connections and read each first head. A kind that
 serves elsewhere gives the exchange away (`Exchange.give_away`); the worker takes the connection out of its epoll and
@@ -52,6 +53,8 @@ class Load(Protocol):
 class Aside(Protocol):
     """See the module's text. Made in the prototype, with the kind; begun in each worker."""
 
+    #: Readable when `turn` has something to do; -1: it has a thread of its own, for `run`.
+    fd: int
     #: It can take nothing more, or is stuck: what becomes readable is better served by a sibling.
     full: bool
     #: How many requests it takes at a time.
@@ -73,6 +76,19 @@ class Aside(Protocol):
 
     def run(self) -> None:
         """Serve, in the same thread, until `end`."""
+        ...
+
+    def turn(self) -> None:
+        """Without a thread of its own: do what can be done without waiting."""
+        ...
+
+    @property
+    def hurry(self) -> bool:
+        """`turn` is to be called every PASS_AFTER at least, whatever `fd` says."""
+        ...
+
+    def sweep(self, now: float) -> None:
+        """Without a thread of its own: look who takes too long; called every SWEEP_INTERVAL."""
         ...
 
     def take(self, one: Parked) -> None:

@@ -194,6 +194,8 @@ class Worker(Loop):
         self._held = 0
         self._leaving = False
         self._aside: Aside | None = None
+        #: The same, if it has no thread of its own: then who leads gives it its turns.
+        self._beside: Aside | None = None
         self._elsewhere = 0  # connections that it has
         self._looked_for_room = 0.0
         self._pass_idle_until = 0.0
@@ -235,11 +237,16 @@ class Worker(Loop):
             self._more_credit = 0
             self._portion = min(CREDIT_PORTION, self._credit)
             self._aside = aside
+            if aside.fd >= 0:
+                self._beside = aside
+                # Then only a long body takes a thread for long; all else that takes so long waits for the processor.
+                self._thread_wait = max(self._thread_wait, PASS_AFTER)
+                self._epoll.register(aside.fd, READ)
         signal.signal(signal.SIGTERM, self._on_term)
         threading.Thread(target=self._be_watcher, name="watcher", daemon=True).start()
         self._control.send(Ready())
         try:
-            if aside is None:
+            if aside is None or aside is self._beside:
                 self._serve_as_one(self._crew.main)
             else:
                 # It has this thread, and another one is the crew's main one.
@@ -310,11 +317,12 @@ class Worker(Loop):
         parked = self._parked
         callbacks = self._callbacks
         lines = () if self._site.access is None else self._site.access.lines
-        aside = self._aside
+        aside, beside = self._aside, self._beside
         send_lines_at = 0.0
         while self._solo is me:
             self._busy_since = 0.0
-            events = poll(max(0.0, send_lines_at - self.now) if lines else SWEEP_INTERVAL, EVENTS)
+            pause = PASS_AFTER if beside is not None and beside.hurry else SWEEP_INTERVAL
+            events = poll(max(0.0, send_lines_at - self.now) if lines else pause, EVENTS)
             self._busy_since = self.now = time.monotonic()
             home.turn = object()
             for fd, event in events:
@@ -338,8 +346,11 @@ class Worker(Loop):
                         callback(event)
                     if self._fresh:
                         self._serve_fresh(me)
-                else:
+                elif beside is None or fd != beside.fd:
                     self._parking.ignore(fd, self._crew.served())
+            if beside is not None:
+                me.one = None
+                beside.turn()
             if lines and (self.now >= send_lines_at or len(lines) >= BATCH):
                 self._site.flush()
                 send_lines_at = self.now + INTERVAL
@@ -361,9 +372,13 @@ class Worker(Loop):
                     break  # that has taken a while
             self._busy_since = 0.0
             me.taking = False
-            events = self._epoll.poll(SWEEP_INTERVAL, CROWD_EVENTS)
+            beside = self._beside
+            pause = PASS_AFTER if beside is not None and beside.hurry else SWEEP_INTERVAL
+            events = self._epoll.poll(pause, CROWD_EVENTS)
             me.take()
             self._busy_since = self.now = time.monotonic()
+            if beside is not None:
+                beside.turn()
             if not events:
                 # Nobody wants anything: the crowd is over, and the main thread comes first.
                 self._quick = CALM
@@ -379,11 +394,11 @@ class Worker(Loop):
                     found = one, event
                     break
                 callback = self._callbacks.get(fd)
-                if callback is None:
-                    self._parking.ignore(fd, self._crew.served())
-                else:
+                if callback is not None:
                     with self._lock:
                         callback(event)
+                elif beside is None or fd != beside.fd:
+                    self._parking.ignore(fd, self._crew.served())
             if found is not None:
                 return found
         return None
@@ -524,6 +539,8 @@ class Worker(Loop):
         if not unswept:
             unswept += self._parked.values()
             self._held, self._sweep_by = 0, now + SWEEP_WITHIN
+            if self._beside is not None:
+                self._beside.sweep(now)
         while True:
             part = unswept[-SWEEP_PART:]
             del unswept[-SWEEP_PART:]
@@ -822,7 +839,9 @@ class Worker(Loop):
                 stuck = any(
                     server.seen is not None and now - server.since >= self._thread_wait for server in servers
                 )
-                if late and (stuck or not at_work) and self._more_threads(late):
+                # What is given turns waits for nothing: with that, a turn that is long is kept from the processor.
+                waits = stuck or not (at_work or self._beside is not None)
+                if late and waits and self._more_threads(late):
                     return
             elif late := self._waits.longer_than(PASS_AFTER, now):
                 self._help(late)
@@ -850,12 +869,16 @@ class Worker(Loop):
                 ready[fd] = one, one.connection.served
             elif fd in self._callbacks:
                 ready[fd] = self._given
+            elif self._beside is not None and fd == self._beside.fd:
+                ready[fd] = self._busy_since  # who looks gives it a turn
         return ready
 
     def _more_threads(self, late: list[int]) -> bool:
         """Make a crowd, with a thread for each request in `late`, as far as there are threads to be had."""
         crew = self._crew
         count = sum(fd in self._parked for fd in late)
+        if self._beside is not None:
+            count += self._beside.fd in late
         room = crew.most - len(crew.servers) + crew.idle
         with self._lock:
             channel = self._channel
@@ -892,6 +915,8 @@ class Worker(Loop):
         `late` are the descriptors that have waited; None: nobody has looked for a while, all that is ready has.
         """
         busy_since = self._busy_since
+        if self._beside is not None:
+            self._beside.turn()  # not under our lock, which it takes under its own
         with self._lock:
             for fd, event in self._epoll.poll(0, EVENTS):
                 if late is None and self._busy_since != busy_since:
@@ -1008,9 +1033,9 @@ class Worker(Loop):
         at_work = float(busy)
         if self._aside is not None:
             load = self._aside.look(now)
-            # The loop counts as a thread; it is busy while it has anything in hand, an open WebSocket too.
-            threads += 1
-            busy += load.requests > 0
+            # A loop counts as a thread; it is busy while it has anything in hand, an open WebSocket too.
+            threads += self._beside is None
+            busy = min(threads, busy + (load.requests > 0))
             connections += load.connections
             self._elsewhere = load.connections
             waiting += load.waiting

@@ -215,6 +215,11 @@ class Place:
         return sock
 
     @property
+    def direct(self) -> bool:
+        """Whether the worker connects by itself: then connecting waits for nothing but a place in the queue."""
+        return self._client is None
+
+    @property
     def serving(self) -> int | None:
         """How many processes serve; None if nobody knows (they aren't ours)."""
         return self._usage.serving(self.pool) if self._usage is not None and self.pool is not None else None

@@ -397,13 +397,14 @@ class Connection:
         """Who was meant when the exchange was given away."""
         return self._exchange.taker
 
-    def lend(self, stream: Stream, site: Site) -> Exchange:
-        """Go on with another stream, which takes over what was read ahead, and with the site of who has it."""
-        stream.ahead = self._stream.ahead
-        self._stream = stream
+    def lend(self, stream: Stream | None, site: Site) -> Exchange:
+        """Go on with the site of who has it, and with another stream, if any, which takes over what was read ahead."""
+        if stream is not None:
+            stream.ahead = self._stream.ahead
+            self._stream = stream
         self.move(site)
         exchange = self._exchange
-        exchange.lend(stream)
+        exchange.lend(self._stream)
         return exchange
 
     def admit(self, request: Request) -> None:
@@ -435,6 +436,17 @@ class Connection:
         stats.bytes_sent += self._stream.sent
         stats.responses[self._exchange.code // 100] += 1
         self._note()
+
+    def wind_up(self) -> Want:
+        """An answer is given to the stream, and isn't sent yet, or was the last one: count it, and go on with that."""
+        stats = self._site.stats
+        stats.bytes_sent += self._stream.sent
+        stats.responses[self._exchange.code // 100] += 1
+        return self._wind_up(self._exchange.request, self._exchange.body)
+
+    def thrown(self, error: Exception) -> Want:
+        """Who has it has met what it doesn't handle, or nobody is left to answer."""
+        return self._thrown(error, self._exchange.request, self._exchange.body)
 
     def come_back(self, *, idle: bool, announced: bool = False) -> Want:
         """Be served here again. Idle: nothing of a further request was read; else the next turn goes on with what was,

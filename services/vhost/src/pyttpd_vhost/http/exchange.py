@@ -375,8 +375,7 @@ class Exchange:
             self._left -= len(data)
             parts = (head + data,) if len(data) <= JOIN_LIMIT else (head, data)
         elif framing is _CHUNKED and data:
-            size = head + b"%x\r\n" % len(data)
-            parts = (size + data + b"\r\n",) if len(data) <= JOIN_LIMIT else (size, data, b"\r\n")
+            parts = (head + b"%x\r\n" % len(data), data, b"\r\n")
         else:
             parts = (head, data)
         if not wait:

@@ -11,8 +11,8 @@ Both are pure functions of a head's bytes, and what comes is seldom new:
   request is remembered.
 
 What depends on the connection (whether the host is ours here) isn't part of a verdict and is asked every time. Nothing
-is remembered of a request with a body, nor of one behind which more has come already (but it may be one that is
-remembered); and only what comes a second time, since most comes once.
+is remembered of a request with a body, nor of one behind which more has come already; and only what comes a second
+time, since most comes once.
 """
 
 from __future__ import annotations
@@ -31,7 +31,6 @@ MAX_FIELDS = 2048
 MAX_MEMORY = 128
 
 _CR, _SLASH = b"\r/"
-_END = b"\r\n\r\n"
 
 
 class HeadReader:
@@ -57,10 +56,6 @@ class HeadReader:
         short = len(data) <= MAX_HEAD
         if short and (same := self._heads.get(data)) is not None:
             self.last = same
-            return same
-        end = data.find(_END) + len(_END)
-        if end < len(data) and end <= MAX_HEAD and (same := self._heads.get(data[:end])) is not None:
-            self.last = same  # others are pipelined behind it
             return same
         line_end = data.find(b"\n") + 1
         fields = data[line_end:] if len(data) - line_end <= MAX_FIELDS else b""

@@ -168,9 +168,6 @@ class Stream:
 
         Nothing may be pending before. Raises ClientGone.
         """
-        if len(parts) == 1:
-            self.send_whole(parts[0])
-            return
         try:
             count = self.sock.sendmsg(parts)
         except BlockingIOError:
@@ -254,11 +251,9 @@ class Stream:
 
     def write(self, parts: tuple[bytes, ...]) -> None:
         """Send `parts`, waiting for the client as long as it is quick enough. Raises ClientGone."""
-        if self._pending:
-            self.wait_sent()
+        self.wait_sent()
         self.send_last(parts)
-        if self._pending:
-            self.wait_sent()
+        self.wait_sent()
 
     def wait_sent(self, *, tail: int = 0) -> None:
         """Wait until at most `tail` bytes are pending. Raises ClientGone."""

@@ -278,6 +278,16 @@ class EventLoop:
                     "a task of the application's wanted to end the process", error=repr(error)
                 )
 
+    #: It has a thread of its own, so nobody gives it turns.
+    fd = -1
+    hurry = False
+
+    def turn(self) -> None:
+        """See `Aside.turn`."""
+
+    def sweep(self, now: float) -> None:
+        """See `Aside.sweep`."""
+
     def leave(self) -> None:
         """See `Aside.leave`."""
         self._call(self._leave)

@@ -22,7 +22,7 @@ class FastcgiKind(SocketKind):
 
     def first(self, encoded: bytes, length: int) -> bytes:
         """See `SocketKind.first`."""
-        return records.begin(encoded, keep=self._backend.keeps)
+        return records.begin(encoded, keep=self.backend.keeps)
 
     def abort(self, sock: socket.socket) -> None:
         """See `SocketKind.abort`."""

@@ -67,8 +67,8 @@ class Backend:
 
     def __init__(self, place: Place, *, keep: int, patience: float) -> None:
         self.place = place
-        self._keep = keep
-        self._patience = patience
+        self.most_kept = keep
+        self.patience = patience
         self._kept: list[Line] = []
         self._forks = -1
         self._lock = threading.Lock()
@@ -94,7 +94,7 @@ class Backend:
         with self._lock:
             while self._kept and now - self._kept[0].since >= KEEP_FOR:
                 self._kept.pop(0).close()
-            if len(self._kept) < self._keep and self._forks == _forks:
+            if len(self._kept) < self.most_kept and self._forks == _forks:
                 self._kept.append(line)
                 return
         line.close()
@@ -102,7 +102,7 @@ class Backend:
     @property
     def keeps(self) -> bool:
         """Whether connections are kept at all."""
-        return self._keep > 0
+        return self.most_kept > 0
 
     def close(self) -> None:
         """Give back what is kept."""
@@ -114,15 +114,17 @@ class Backend:
             line.close()
         self._kept.clear()
 
-    def connect(self) -> Line:
-        """Return a new connection; the caller owns it. Raises BackendError."""
+    def connect(self, patience: float) -> Line:
+        """Return a new connection, waiting up to `patience` s for a place in its queue; the caller owns it. Raises
+        BackendError.
+        """
         if self.place.fails:
             raise BackendError(Fault.UNREACHABLE, "its processes end as soon as they are started")
         try:
-            sock = self.place.connect(self._patience)
+            sock = self.place.connect(patience)
         except OSError as error:
             if error.errno == errno.EAGAIN:
-                raise BackendError(Fault.FULL, f"nobody took a connection for {self._patience:g} s") from None
+                raise BackendError(Fault.FULL, f"nobody took a connection for {self.patience:g} s") from None
             raise BackendError(
                 Fault.UNREACHABLE, f"{self.place.path}: {os.strerror(error.errno or errno.EINVAL)}"
             ) from None

@@ -157,6 +157,30 @@ class Spooled:
             self._file.close()
 
 
+class Whole:
+    """A body that is there already."""
+
+    __slots__ = ("_data", "done", "length", "whole")
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        self.length = len(data)
+        self.whole = True
+        self.done = False
+
+    def read(self) -> bytes | None:
+        self.done = True
+        return self._data
+
+    def waited(self, seconds: float) -> float:
+        return 0.0
+
+    def rewind(self) -> None:
+        self.done = False
+
+    def close(self) -> None: ...
+
+
 NOTHING = Nothing()
 
 

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 #: Local redirects in a row; Apache allows as many.
 MAX_REDIRECTS = 10
 
+#: Methods whose requests may be made twice (RFC 9110 section 9.2.2).
+IDEMPOTENT = frozenset({"GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"})
+
 #: The path and query of a local redirect: what may stand in a request's target.
 _TARGET = re.compile(r"/[!\"$-~]*")
 #: How the names of fields begin that are about a body.

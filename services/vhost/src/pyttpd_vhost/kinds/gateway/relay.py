@@ -8,6 +8,10 @@ doesn't stop the other direction. `Codec` knows how the application's protocol w
 Nearly always an application is told all at once, and says its whole answer at once (`_at_once`): that is done in as few
 steps as there are. Whatever comes otherwise is gone on with in full (`_pass_on`).
 
+Or a switchboard waits for many of them in one thread (switchboard.py). Then it calls, instead of `run`: `start`; `hear`
+when the application has said something, if it was told all; `pass_on_by` if that wasn't its whole answer, or took
+longer than a look; from then on `go_on` with what has happened, also with nothing every LOOK; and `finish` once `over`.
+
 Who is waited for pays for it:
     the client hasn't taken the answer        write_timeout, min_read_rate (http/stream.py)
     the client hasn't sent the body           read_timeout, min_body_rate: 408
@@ -104,11 +108,21 @@ class Wires:
         """The request's body is over. For pipes: close the writing end, and set `writing` to -1."""
 
 
+class Watcher(Protocol):
+    """What a relay asks for events: a `select.poll`, or what puts them into somebody's epoll, which has the same."""
+
+    def register(self, fd: int, eventmask: int, /) -> None: ...
+    def unregister(self, fd: int, /) -> None: ...
+
+
 class Relay:
     """See the module's text. `first` is sent before the body; `patience` (s) bounds the application's silence."""
 
     # How things stand at first, and in most requests at the end.
     _client = -1  # the client's descriptor, once it is watched
+    _poll: Watcher
+    _pending = _asks = False  # the client is waited for: to take the answer, to send the body
+    _began = 0.0  # since when that is so, or the application is waited for
     _silent = _spent = 0.0
     _answer: Answer | None = None
     _left: int | None = None  # of the answer's Content-Length
@@ -152,14 +166,26 @@ class Relay:
         RequestError, and ClientGone.
         """
         try:
-            if self._source.done:
-                self._out = b"".join((self._out, self._codec.body(b"")))
-            self._pump()
+            self.start()
             waiter = self._wires.waiter
             if waiter is None or not self.told or not self._at_once(waiter):
                 self._pass_on()
         finally:
-            self._errors.end()
+            self.close()
+        return self.finish()
+
+    def start(self) -> None:
+        """Tell the application what it takes now."""
+        if self._source.done:
+            self._out = b"".join((self._out, self._codec.body(b"")))
+        self._pump()
+
+    def close(self) -> None:
+        """It is over, well or not."""
+        self._errors.end()
+
+    def finish(self) -> str:
+        """End the answer; see `run`."""
         answer = self._answer
         if answer is None:
             raise self._parser.end()
@@ -184,8 +210,12 @@ class Relay:
         if len(events) != 1 or events[0][0] != reading or not events[0][1] & _READABLE:
             self._silent = 0.0 if events else self._spent
             return False
+        return self.hear()
+
+    def hear(self) -> bool:
+        """Take what the application says first; say whether that was its whole answer."""
         try:
-            data = os.read(reading, READ)
+            data = os.read(self._wires.reading, READ)
         except OSError:
             return False
         if not data:
@@ -201,14 +231,42 @@ class Relay:
 
     def _pass_on(self) -> None:
         """Pass on what comes, until the application has come to its end."""
+        self._poll = poll = select.poll()
+        self._begin_to_pass_on()
+        while not self.over:
+            left = self._expect()
+            events = poll.poll(left * 1000)
+            self._waited(moved=bool(events))
+            self._turn(events)
+
+    def pass_on_by(self, watcher: Watcher, *, silent: float, spent: float) -> None:
+        """Go on in full, with the events that `watcher` is asked for. The application has said nothing for `silent` s,
+        and has had the request for `spent` s.
+        """
+        self._silent, self._spent = silent, spent
+        self._poll = watcher
+        self._begin_to_pass_on()
+        if not self.over:
+            self._expect()
+
+    def go_on(self, events: list[tuple[int, int]]) -> None:
+        """So much has happened since the last time."""
+        self._waited(moved=bool(events))
+        self._turn(events)
+        if not self.over:
+            self._expect()
+
+    def _begin_to_pass_on(self) -> None:
         limit = self._exchange.site.share.pool.request_timeout
         #: What the application may take in all (s); 0: as long as it likes.
         self._limit = limit - min(MARGIN, limit * MARGIN_PART)
         self._moved = self._looked = monotonic()
         self._client = self._stream.sock.fileno()
-        self._poll = select.poll()
-        while not self.ended and not self._enough():
-            self._turn(self._wait())
+
+    @property
+    def over(self) -> bool:
+        """Nothing more is to be passed on: `finish` is next."""
+        return self.ended or self._enough()
 
     @property
     def at_a_boundary(self) -> bool:
@@ -227,8 +285,8 @@ class Relay:
 
     # ---- waiting ----
 
-    def _wait(self) -> list[tuple[int, int]]:
-        """Wait for whoever is next; return what has happened. Raises for who is too slow."""
+    def _expect(self) -> float:
+        """Ask for the events of whoever is next; return how long (s) to wait for them."""
         stream, wires = self._stream, self._wires
         pending = stream.pending
         asks = not self._out and not self._source.done
@@ -253,16 +311,19 @@ class Relay:
             self._watch(wires.reading, reading)
             self._watch(wires.writing, writing)
         self._watch(wires.errors, select.POLLIN)
-        began = monotonic()
+        self._pending, self._asks, self._began = pending, asks, monotonic()
         if pending or asks:
-            stream.waiting = began
-        events = self._poll.poll(max(0.0, left) * 1000)
+            stream.waiting = self._began
+        return max(0.0, left)
+
+    def _waited(self, *, moved: bool) -> None:
+        """That was waited for, since `_expect`. Raises for who is too slow."""
+        stream, pending, asks = self._stream, self._pending, self._asks
         now = monotonic()
         if pending or asks:
-            stream.waited += now - began
+            stream.waited += now - self._began
             stream.waiting = 0.0
-        self._charge(now, now - began, pending=pending, asks=asks, moved=bool(events))
-        return events
+        self._charge(now, now - self._began, pending=pending, asks=asks, moved=moved)
 
     def _watch(self, fd: int, events: int) -> None:
         """Ask for `events` of `fd` from now on; 0: not even for its end, which only the client's tells always."""
