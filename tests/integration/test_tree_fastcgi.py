@@ -133,10 +133,11 @@ def test_php_does_not_end_by_itself(plant: Plant) -> None:
 
 @pytest.mark.root
 @pytest.mark.program("php-cgi")
-def test_a_process_that_is_killed(plant: Plant) -> None:
+@pytest.mark.parametrize("workers", [2, 1])
+def test_a_process_that_is_killed(plant: Plant, workers: int) -> None:
     """Its request gets 502, the next one is served; the count outlives the worker that has made it."""
     tree = plant(
-        tenants=TENANT,
+        tenants=TENANT.replace("max_workers = 2", f"max_workers = {workers}"),
         files=FILES | {"web/die.php": "<?php exec('kill -9 ' . getmypid());"},
         hosts=(HOST,),
     )
@@ -148,6 +149,6 @@ def test_a_process_that_is_killed(plant: Plant) -> None:
         with contextlib.suppress(OSError):
             if Path(f"/proc/{pid}/comm").read_text().startswith("w"):
                 os.kill(pid, signal.SIGKILL)
-    tree.wait_for(lambda: tree.log().count("worker ended") == 2)
+    tree.wait_for(lambda: tree.log().count("worker ended") == workers)
     tree.wait_for(lambda: tree.get(HOST, "/").status == 200)
     assert faults(tree, "/", "died") == 1
