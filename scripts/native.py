@@ -15,7 +15,7 @@ What can't be compiled: classes made of bytes or of another built-in one; `break
 `try ... finally`. What holds then: a function checks its arguments' types when it is called (a fake that a test hands
 in must be of the right class), functions of a module call each other without looking them up (replacing one from
 outside has no effect on them), an object has the attributes that its class declares, and a generator expression is a
-list: all of it is made before the first of it is used.
+list: all of it is made before the first of it is used. A class's __new__ calls its __init__.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ MODULES = {
         "head",
         "loop",
         "tcp",
+        "wire.client",
         "wire.errors",
         "wire.messages",
         "wire.packets",

@@ -430,7 +430,7 @@ def _pack_offer(message: Route | Dispatch | Pass) -> bytes:
     authority = message.authority.encode("ascii")
     if not AUTHORITY.match(authority):
         raise LocalProtocolError(f"{message.authority!r} is not an authority")
-    return message.client + _BYTE[message.mark] + authority
+    return message.client.raw + _BYTE[message.mark] + authority
 
 
 def _unpack_offer(body: bytes) -> tuple[Client, str, int]:
