@@ -71,6 +71,11 @@ MODULES = {
         "worker",
     ),
 }
+#: What distributions build everything with, and not all Pythons hand on to extension modules.
+HARDENING = {
+    "CFLAGS": "-fstack-protector-strong -fstack-clash-protection -U_FORTIFY_SOURCE -D_FORTIFY_SOURCE=2",
+    "LDFLAGS": "-Wl,-z,relro,-z,now",
+}
 CONFIGURATION = "[mypy]\nfollow_imports = silent\nignore_missing_imports = True\n"
 
 
