@@ -18,7 +18,7 @@ from pyttpd.config.kinds import StaticOptions
 from pyttpd_vhost import openat2
 from pyttpd_vhost.http.errors import ClientGone
 from pyttpd_vhost.http.response import STATUS
-from pyttpd_vhost.http.stream import Stream
+from pyttpd_vhost.http.stream import OpenFile, Stream
 from pyttpd_vhost.kinds.static import StaticKind, cache, listing
 from pyttpd_vhost.kinds.static.files import READ_LIMIT
 from pyttpd_vhost.openat2 import Root
@@ -459,6 +459,27 @@ def test_a_file_that_grows_while_it_is_sent(root: Path, serving: Callable[..., S
             one.client.data += one.sock.recv(65536)
     assert one.client.answer().body == bytes(range(256)) * 100_000
     assert len(one.ask("/large.bin").body) == 25_600_012
+
+
+def test_a_file_that_is_about_to_grow_has_not_changed(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """write(2) tells the new time first, and the new size when it is done."""
+    path = root / "growing.log"
+    path.write_bytes(b"a" * 10_000)
+    opened = OpenFile(os.open(path, os.O_RDONLY), path.stat())
+    before = path.stat()
+    tick(path)
+    with path.open("ab") as file:
+        file.write(b"more")
+    after = path.stat()
+    between = os.stat_result((*after[:6], before.st_size, *after[7:10]), {"st_mtime_ns": after.st_mtime_ns})
+    said = [between, between]
+    fstat = os.fstat
+    monkeypatch.setattr(os, "fstat", lambda fd: said.pop() if said else fstat(fd))
+    assert not opened.changed()
+    assert not said
+    said += [between] * 100
+    path.write_bytes(b"b" * 10_000)
+    assert opened.changed()
 
 
 def test_a_file_that_is_replaced_while_it_is_sent_is_sent_to_its_end(

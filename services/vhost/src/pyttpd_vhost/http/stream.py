@@ -24,7 +24,7 @@ import select
 import socket
 import struct
 from collections.abc import Sequence
-from time import monotonic
+from time import monotonic, sleep
 from typing import TYPE_CHECKING
 
 from pyttpd_vhost.http.errors import ClientGone, RequestError
@@ -61,6 +61,10 @@ SENDFILE_BURST = 4
 
 #: What is compared of a file that has grown while it was sent: so many bytes of its beginning, and of its old end.
 SAMPLE = 4096
+#: write(2) gives a file another time first, and its size when it is done: one that has only another time is looked at
+#: so many times more, GROWING_FOR (s) apart.
+GROWING_LOOKS = 5
+GROWING_FOR = 0.001
 
 
 class OpenFile:
@@ -92,6 +96,12 @@ class OpenFile:
         stamp = status.st_mtime_ns, status.st_size
         if stamp == self._stamp:
             return False
+        looks = GROWING_LOOKS
+        while status.st_size == self._size and looks:
+            looks -= 1
+            sleep(GROWING_FOR)
+            status = os.fstat(self.fd)
+            stamp = status.st_mtime_ns, status.st_size
         if status.st_size <= self._size or self._look() != self._sample:
             return True
         self._stamp = stamp
