@@ -72,10 +72,13 @@ MODULES = {
     ),
 }
 #: What distributions build everything with, and not all Pythons hand on to extension modules.
-HARDENING = {
-    "CFLAGS": "-fstack-protector-strong -fstack-clash-protection -U_FORTIFY_SOURCE -D_FORTIFY_SOURCE=2",
-    "LDFLAGS": "-Wl,-z,relro,-z,now",
-}
+HARDENED = [
+    "-fstack-protector-strong",
+    "-fstack-clash-protection",
+    "-U_FORTIFY_SOURCE",
+    "-D_FORTIFY_SOURCE=2",
+]
+HARDENED_LINK = ["-Wl,-z,relro,-z,now"]
 CONFIGURATION = "[mypy]\nfollow_imports = silent\nignore_missing_imports = True\n"
 
 
@@ -102,12 +105,11 @@ def main() -> None:
         os.chdir(work)
         extensions = translate(list(where))
         if not arguments.check:
-            options = [
-                "--quiet",
-                "build_ext",
-                f"--parallel={len(os.sched_getaffinity(0))}",
-                "--build-lib=out",
-            ]
+            for extension in extensions:
+                # New lists: all extensions share theirs.
+                extension.extra_compile_args = [*extension.extra_compile_args, *HARDENED]
+                extension.extra_link_args = [*extension.extra_link_args, *HARDENED_LINK]
+            options = ["--quiet", "build_ext", "--build-lib=out"]
             setup(name="native", ext_modules=extensions, packages=[], script_args=options)
             for made in Path("out").rglob("*.so"):
                 shutil.copy2(made, where["pyttpd"] / made.relative_to("out"))
