@@ -21,6 +21,7 @@ Rules:
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
@@ -41,13 +42,14 @@ class Host(Protocol):
         ...
 
 
-class Load(Protocol):
+@dataclass(slots=True)
+class Load:
     """How much an `Aside` has to do, for the scoreboard and the pool's policy."""
 
-    connections: int
-    requests: int
-    waiting: int
-    busy: float
+    connections: int = 0
+    requests: int = 0
+    waiting: int = 0
+    busy: float = 0.0
 
 
 class Aside(Protocol):

@@ -25,7 +25,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +32,7 @@ from uvicorn.config import Config
 from uvicorn.lifespan.on import LifespanOn
 from uvicorn.server import ServerState
 
+from pyttpd_vhost.aside import Load
 from pyttpd_vhost.http.connection import Want
 from pyttpd_vhost.kinds.asgi.complaints import shown, stack
 from pyttpd_vhost.kinds.asgi.conversation import Conversation
@@ -77,16 +77,6 @@ class StartupError(Exception):
         super().__init__(next((line for line in reversed(lines) if line.strip()), "lifespan.startup failed"))
         if len(lines) > 1:
             self.add_note(said)
-
-
-@dataclass(slots=True)
-class Load:
-    """See `aside.Load`."""
-
-    connections: int = 0
-    requests: int = 0
-    waiting: int = 0
-    busy: float = 0.0
 
 
 class _Tasks(set[Any]):

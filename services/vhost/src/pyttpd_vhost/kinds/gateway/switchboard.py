@@ -30,13 +30,13 @@ import select
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from time import monotonic
 from typing import TYPE_CHECKING, NamedTuple
 
 from pyttpd.config.kinds import FastcgiOptions, ScgiOptions, StaticOptions
 from pyttpd.head import Refused
 
+from pyttpd_vhost.aside import Load
 from pyttpd_vhost.http.errors import ClientGone, RequestError
 from pyttpd_vhost.http.exchange import State
 from pyttpd_vhost.http.paths import BadPathError
@@ -79,16 +79,6 @@ def serves(share: VhostShare) -> bool:
     return share.pool.max_workers == 1 and all(
         isinstance(mount.options, FastcgiOptions | ScgiOptions | StaticOptions) for mount in share.mounts
     )
-
-
-@dataclass(slots=True)
-class Load:
-    """See `aside.Load`."""
-
-    connections: int = 0
-    requests: int = 0
-    waiting: int = 0
-    busy: float = 0.0
 
 
 class Given(NamedTuple):
